@@ -1,0 +1,121 @@
+//! Condition types and reasons, in the Gateway API's words where it has them.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// The hub took the Route in and holds an address for it.
+pub const ACCEPTED: &str = "Accepted";
+/// Every backend of the Route leads to at least one node that may serve it.
+pub const RESOLVED_REFS: &str = "ResolvedRefs";
+/// Every ready Envoy of the fleet acknowledged exactly this generation.
+pub const PROGRAMMED: &str = "Programmed";
+/// The tenant's clock and the hub's differ by more than a minute, and the like; on a Tenant.
+pub const CONNECTED: &str = "Connected";
+
+/// Why a condition has its status: the `CamelCase` word in `reason`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// `Accepted`: taken in.
+    Accepted,
+    /// `Accepted`: a field has a value that cannot be served.
+    Invalid,
+    /// `Accepted`: the tenant may use no pool.
+    NoPool,
+    /// `Accepted`: the pool asked for does not exist or is not the tenant's.
+    UnknownPool,
+    /// `Accepted`: the address asked for is in none of the tenant's pools.
+    AddressNotInPool,
+    /// `Accepted`: no address of the pool has all the ports free.
+    PoolExhausted,
+    /// `Accepted`: a port of the address that was asked for, or is held already, is taken.
+    PortTaken,
+    /// `Accepted`: the hub has no such tenant.
+    UnknownTenant,
+    /// `ResolvedRefs`: all backends lead somewhere.
+    ResolvedRefs,
+    /// `ResolvedRefs`: a backend has no ready endpoint in the tenant.
+    NoReadyEndpoints,
+    /// `ResolvedRefs`: the tenant's agent has told of no node.
+    NoNodes,
+    /// `ResolvedRefs`: a node's address is outside `Tenant.spec.nodeCIDRs` or never allowed.
+    NodeNotAllowed,
+    /// `Programmed`: every ready Envoy acknowledged this generation.
+    Programmed,
+    /// `Programmed`: some ready Envoy has not answered yet.
+    Pending,
+    /// `Programmed`: no Envoy of the fleet is ready.
+    NoEnvoy,
+    /// `Programmed`: Envoy refused the configuration; the message is Envoy's.
+    Rejected,
+    /// `Programmed`: nothing to program, since the Route is not accepted.
+    NotAccepted,
+}
+
+impl Reason {
+    /// The word in a condition's `reason`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "Accepted",
+            Self::Invalid => "Invalid",
+            Self::NoPool => "NoPool",
+            Self::UnknownPool => "UnknownPool",
+            Self::AddressNotInPool => "AddressNotInPool",
+            Self::PoolExhausted => "PoolExhausted",
+            Self::PortTaken => "PortTaken",
+            Self::UnknownTenant => "UnknownTenant",
+            Self::ResolvedRefs => "ResolvedRefs",
+            Self::NoReadyEndpoints => "NoReadyEndpoints",
+            Self::NoNodes => "NoNodes",
+            Self::NodeNotAllowed => "NodeNotAllowed",
+            Self::Programmed => "Programmed",
+            Self::Pending => "Pending",
+            Self::NoEnvoy => "NoEnvoy",
+            Self::Rejected => "Rejected",
+            Self::NotAccepted => "NotAccepted",
+        }
+    }
+}
+
+/// A verdict on one condition, before it has a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether the condition holds.
+    pub holds: bool,
+    /// Why.
+    pub reason: Reason,
+    /// What a person can act on.
+    pub message: String,
+}
+
+impl Verdict {
+    /// The condition holds.
+    pub fn yes(reason: Reason) -> Self {
+        Self { holds: true, reason, message: String::new() }
+    }
+
+    /// The condition does not hold, and what to do about it.
+    pub fn no(reason: Reason, message: impl Into<String>) -> Self {
+        Self { holds: false, reason, message: message.into() }
+    }
+
+    /// The verdict as a condition; `lastTransitionTime` moves only when the status does
+    /// (Kubernetes API conventions, "Typical status properties").
+    pub fn condition(
+        self,
+        kind: &str,
+        generation: i64,
+        old: &[Condition],
+        now: &Time,
+    ) -> Condition {
+        let status = if self.holds { "True" } else { "False" };
+        let same = old.iter().find(|c| c.type_ == kind && c.status == status);
+        Condition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            reason: self.reason.as_str().to_owned(),
+            message: self.message,
+            observed_generation: Some(generation),
+            last_transition_time: same
+                .map_or_else(|| now.clone(), |c| c.last_transition_time.clone()),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! The custom resources of Fairlead's hub (group `fairlead.dev/v1alpha1`), the names that are
+//! parsed once into types, and the condition types and reasons that a person reads.
+//!
+//! Invariants: a value of a name type is valid; a name that is rendered from several parts can be
+//! read back without ambiguity. Absent on purpose: any I/O and any decision.
+
+pub mod claim;
+pub mod condition;
+pub mod names;
+pub mod node_set;
+pub mod pool;
+pub mod route;
+pub mod tenant;
+
+pub use claim::{AddressClaim, AddressClaimSpec};
+pub use names::{NameError, RouteId, RouteName, TenantId};
+pub use node_set::{Node, NodeSet, NodeSetSpec};
+pub use pool::{AddressPool, AddressPoolSpec, AddressPoolStatus, Sharing};
+pub use route::{Route, RouteSpec, RouteStatus};
+pub use tenant::{Tenant, TenantSpec, TenantStatus};
+
+/// The API group of every custom resource here.
+pub const GROUP: &str = "fairlead.dev";
+/// `spec.loadBalancerClass` of the Services that Fairlead publishes.
+pub const LOAD_BALANCER_CLASS: &str = "fairlead.dev/fairlead";
+
+/// The `CustomResourceDefinition`s, in the order in which `crdgen` writes them: (file name, definition).
+pub fn definitions() -> Vec<(
+    &'static str,
+    k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+)> {
+    use kube::CustomResourceExt;
+    vec![
+        ("addressclaims.yaml", AddressClaim::crd()),
+        ("addresspools.yaml", AddressPool::crd()),
+        ("nodesets.yaml", NodeSet::crd()),
+        ("routes.yaml", Route::crd()),
+        ("tenants.yaml", Tenant::crd()),
+    ]
+}
+
+/// The definitions as (file name, YAML): what `deploy/crds` must hold.
+pub fn rendered() -> Result<Vec<(&'static str, String)>, serde_saphyr::ser::Error> {
+    definitions()
+        .into_iter()
+        .map(|(file, crd)| {
+            let body = serde_saphyr::to_string(&crd)?;
+            Ok((file, format!("# Written by `cargo crdgen`; do not edit.\n{body}")))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn deploy_crds_is_what_the_types_say() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/crds");
+        for (file, text) in super::rendered().unwrap() {
+            let stored = std::fs::read_to_string(format!("{folder}/{file}")).unwrap_or_default();
+            assert!(stored == text, "deploy/crds/{file} is stale: run `cargo crdgen`");
+        }
+    }
+}

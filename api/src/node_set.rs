@@ -1,0 +1,41 @@
+//! `NodeSet`: a tenant's nodes, once and not once per Route.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The one `NodeSet` of a tenant's namespace has this name.
+pub const NODE_SET: &str = "nodes";
+
+/// The nodes of a tenant that may receive traffic.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Debug, Clone, Default, PartialEq)]
+#[kube(
+    group = "fairlead.dev",
+    version = "v1alpha1",
+    kind = "NodeSet",
+    plural = "nodesets",
+    namespaced,
+    category = "fairlead",
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeSetSpec {
+    /// The agent's hash of what it pushed, hexadecimal; opaque to the hub.
+    #[schemars(length(max = 64))]
+    pub content_hash: String,
+    /// Sorted by name.
+    #[schemars(length(max = 5000))]
+    pub nodes: Vec<Node>,
+}
+
+/// One node.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct Node {
+    /// `metadata.name` in the tenant cluster.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// IP literals, at most one of each family.
+    #[schemars(length(max = 2), inner(length(max = 45)))]
+    pub addresses: Vec<String>,
+}

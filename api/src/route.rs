@@ -1,0 +1,244 @@
+//! `Route`: how one source object of a tenant is published.
+
+use std::fmt;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One source object's wish, in the Gateway API's words. Written by the manager for the tenant's
+/// agent; nobody edits it by hand.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[kube(
+    group = "fairlead.dev",
+    version = "v1alpha1",
+    kind = "Route",
+    plural = "routes",
+    namespaced,
+    status = "RouteStatus",
+    shortname = "flr",
+    category = "fairlead",
+    printcolumn(name = "Source", type_ = "string", json_path = ".status.display.source"),
+    printcolumn(name = "Address", type_ = "string", json_path = ".status.display.address"),
+    printcolumn(name = "Ports", type_ = "string", json_path = ".status.display.ports"),
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Accepted\")].status"
+    ),
+    printcolumn(
+        name = "Programmed",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Programmed\")].status"
+    ),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.display.reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.rules.all(r, self.listeners.exists(l, l.name == r.listener))")
+        .message("spec.rules[].listener must name one of spec.listeners"),
+    validation = Rule::new("self.rules.all(r, self.backends.exists(b, b.name == r.backend))")
+        .message("spec.rules[].backend must name one of spec.backends")
+)]
+pub struct RouteSpec {
+    /// The tenant's object that this Route publishes.
+    #[x_kube(validation = Rule::new(
+        "self.kind == oldSelf.kind && self.namespace == oldSelf.namespace && self.name == oldSelf.name"
+    ).message("spec.source is immutable"))]
+    pub source: Source,
+    /// The agent's hash of what it pushed, hexadecimal; opaque to the hub.
+    #[schemars(length(min = 1, max = 64))]
+    pub content_hash: String,
+    /// What was asked of the allocator; nothing asked is the usual case.
+    #[serde(default, skip_serializing_if = "AddressRequest::is_empty")]
+    pub address: AddressRequest,
+    /// Where clients connect.
+    #[schemars(length(min = 1, max = 64))]
+    pub listeners: Vec<Listener>,
+    /// Which listener leads to which backend.
+    #[schemars(length(max = 64))]
+    pub rules: Vec<RouteRule>,
+    /// The tenant's NodePorts.
+    #[schemars(length(max = 64))]
+    pub backends: Vec<Backend>,
+}
+
+/// The object in the tenant cluster.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// Its kind.
+    pub kind: SourceKind,
+    /// Its namespace in the tenant cluster.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Its `metadata.uid`.
+    #[schemars(length(max = 64))]
+    pub uid: String,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+/// What can be published.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash,
+)]
+pub enum SourceKind {
+    /// A core/v1 Service of type `LoadBalancer`.
+    Service,
+}
+
+impl fmt::Display for SourceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service => f.write_str("Service"),
+        }
+    }
+}
+
+/// What a tenant may ask of the allocator.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressRequest {
+    /// A pool by name, instead of the first of the tenant's pools that fits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub pool: Option<String>,
+    /// One address: that or an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 45))]
+    pub ip: Option<String>,
+}
+
+impl AddressRequest {
+    /// Nothing was asked.
+    pub fn is_empty(&self) -> bool {
+        self.pool.is_none() && self.ip.is_none()
+    }
+}
+
+/// A port where clients connect.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct Listener {
+    /// Unique in the Route.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Transport.
+    pub protocol: Protocol,
+    /// The port on the address.
+    #[schemars(with = "i32", range(min = 1, max = 65535))]
+    pub port: u16,
+}
+
+/// Transport protocols that the fleet serves.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash,
+)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP, byte for byte.
+    Tcp,
+    /// UDP, by session.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp => f.write_str("TCP"),
+            Self::Udp => f.write_str("UDP"),
+        }
+    }
+}
+
+/// All that arrives at a listener goes to a backend.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteRule {
+    /// A listener's name.
+    #[schemars(length(min = 1, max = 63))]
+    pub listener: String,
+    /// A backend's name.
+    #[schemars(length(min = 1, max = 63))]
+    pub backend: String,
+}
+
+/// One `NodePort` of the tenant: the same port on each of its nodes.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct Backend {
+    /// Unique in the Route.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// The port on the nodes.
+    #[schemars(with = "i32", range(min = 1, max = 65535))]
+    pub node_port: u16,
+    /// Which nodes serve it.
+    #[serde(default)]
+    pub nodes: Nodes,
+}
+
+/// Which of the tenant's nodes serve a backend.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct Nodes {
+    /// `All`: every node of the tenant's `NodeSet` (`externalTrafficPolicy: Cluster`).
+    /// `Named`: those in `names` only, which may be none (`Local`, or no ready endpoint).
+    pub policy: NodePolicy,
+    /// Node names, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 5000))]
+    pub names: Vec<String>,
+}
+
+/// How `Nodes` is to be read.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum NodePolicy {
+    /// Every node.
+    #[default]
+    All,
+    /// Only the nodes that are named.
+    Named,
+}
+
+/// What became of the wish.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteStatus {
+    /// The `metadata.generation` that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The addresses held, as text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+    /// `Accepted`, `ResolvedRefs` and `Programmed`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Text for kubectl's columns; derived, never read back.
+    #[serde(default)]
+    pub display: Display,
+}
+
+/// Text for kubectl's columns.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Display {
+    /// `Service/shop/web`.
+    pub source: String,
+    /// `172.18.0.200`.
+    pub address: String,
+    /// `80,443/TCP`.
+    pub ports: String,
+    /// The reason of the first condition that does not hold.
+    pub reason: String,
+}

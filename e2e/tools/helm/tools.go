@@ -1,0 +1,8 @@
+//go:build tools
+
+// Package tools names the programs that the local driver builds from this module.
+package tools
+
+import (
+	_ "helm.sh/helm/v3/cmd/helm"
+)

@@ -1,0 +1,98 @@
+//! What every client shall have. One writer, many sessions that read.
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use tokio::sync::watch;
+
+use crate::{ChangeLog, Key, Resource, ResourceType};
+
+/// A change of what clients shall have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The resource shall be this.
+    Put(Resource),
+    /// The resource shall be gone.
+    Remove(Key),
+}
+
+/// The resources by type, with the log of their changes.
+#[derive(Debug, Default)]
+pub struct State {
+    logs: [ChangeLog<Arc<str>, Arc<Resource>>; ResourceType::ALL.len()],
+    complete: bool,
+}
+
+impl State {
+    /// The resources of a type.
+    pub fn of(&self, kind: ResourceType) -> &ChangeLog<Arc<str>, Arc<Resource>> {
+        &self.logs[kind as usize]
+    }
+
+    /// Whether everything was put once: before that nobody is answered, since an empty answer
+    /// would take away what a client has.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Carries changes out; a resource with the version that is there already is no change.
+    pub fn apply(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Put(resource) => self.put(resource),
+                Change::Remove(key) => self.logs[key.kind as usize].remove(&key.name),
+            }
+        }
+    }
+
+    fn put(&mut self, resource: Resource) {
+        let log = &mut self.logs[resource.key.kind as usize];
+        if log.get(&*resource.key.name).is_none_or(|old| **old != resource) {
+            log.put(resource.key.name.clone(), Arc::new(resource));
+        }
+    }
+
+    /// From now on clients are answered.
+    pub fn complete(&mut self) {
+        self.complete = true;
+    }
+}
+
+/// [`State`] shared between one writer and the sessions.
+#[derive(Debug)]
+pub struct Cache {
+    state: RwLock<State>,
+    changed: watch::Sender<()>,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { state: RwLock::default(), changed: watch::Sender::new(()) }
+    }
+}
+
+impl Cache {
+    /// Carries changes out and wakes the sessions.
+    pub fn publish(&self, changes: Vec<Change>) {
+        if changes.is_empty() {
+            return;
+        }
+        self.state.write().unwrap_or_else(PoisonError::into_inner).apply(changes);
+        self.changed.send_replace(());
+    }
+
+    /// From now on clients are answered.
+    pub fn complete(&self) {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).complete();
+        self.changed.send_replace(());
+    }
+
+    /// The state; to be held for a moment, never across an await.
+    pub fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells of changes.
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+}

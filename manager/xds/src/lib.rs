@@ -1,0 +1,29 @@
+//! Delta xDS (Envoy's "incremental aggregated discovery service") for any set of resources.
+//!
+//! * [`Cache`] holds what every client shall have, with an ordered log of what changed.
+//! * [`Session`] is the protocol with one client as a state machine: requests in, responses out. It
+//!   does no I/O and is tested without a socket.
+//! * [`Server`] is the thin tonic shell around both.
+//!
+//! Invariants: a resource is encoded once, whatever the number of clients; a wake-up costs what
+//! changed, not what exists; a resource is sent only when the client has acknowledged all that it
+//! needs, and is taken away only when nothing that the client has needs it; a version is derived
+//! from content, so a client that reconnects is sent nothing that it has.
+//!
+//! Absent on purpose: tenants, Kubernetes, and the state-of-the-world protocol.
+//!
+//! Source of the rules: <https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol>.
+
+mod cache;
+mod changes;
+mod resource;
+mod server;
+mod session;
+mod wire;
+
+pub use cache::{Cache, Change, State};
+pub use changes::ChangeLog;
+pub use resource::{Key, Resource, ResourceType};
+pub use server::{Observer, Server};
+pub use session::{Event, Outcome, Session};
+pub use wire::Response;

@@ -1,0 +1,435 @@
+//! The delta protocol with one client, as a state machine.
+//!
+//! At most one response per type is under way; what changes meanwhile waits and goes out together.
+//! When a client rejects a response with several resources, each is sent again alone, so that one
+//! bad resource is named and the others arrive.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+
+use crate::resource::parse_version;
+use crate::{Key, Resource, ResourceType, Response, State};
+
+/// Bounds on one response, so that a bulk load does not stall a client's main thread.
+const MAX_RESOURCES: usize = 500;
+const MAX_BYTES: usize = 1 << 20;
+
+/// What the client made of a resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It has this version.
+    Acked(u64),
+    /// It refused this version, in its own words.
+    Rejected(u64, Arc<str>),
+    /// It has it no more.
+    Removed,
+}
+
+/// What became of one resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Which one.
+    pub key: Key,
+    /// What the client said.
+    pub outcome: Outcome,
+}
+
+/// The protocol with one client. Feed it requests, and wake it with [`Session::pump`] after the
+/// state has changed; send what comes back.
+#[derive(Debug, Default)]
+pub struct Session {
+    types: [Type; ResourceType::ALL.len()],
+    /// How many resources that the client has, or is being sent, need this one.
+    uses: HashMap<Key, u32>,
+    nonce: u64,
+}
+
+#[derive(Debug, Default)]
+struct Type {
+    started: bool,
+    wildcard: bool,
+    names: HashSet<Arc<str>>,
+    known: HashMap<Arc<str>, Known>,
+    /// Names to look at again: changed, asked for, or held back until what they need is there.
+    pending: BTreeSet<Arc<str>>,
+    /// Names that the client asked for: it is told also when there is no such resource.
+    asked: HashSet<Arc<str>>,
+    /// Names that go out alone, since a response with several was rejected.
+    alone: BTreeSet<Arc<str>>,
+    cursor: u64,
+    in_flight: Option<InFlight>,
+    /// Something was sent already. A wildcard subscriber is sent its first response even when there
+    /// is nothing to send: Envoy's start-up waits for it.
+    greeted: bool,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    acked: Option<Held>,
+    rejected: Option<u64>,
+    /// Send it even if the client has this version.
+    renew: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Held {
+    version: u64,
+    needs: Arc<[Key]>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    nonce: String,
+    items: Vec<Item>,
+}
+
+#[derive(Debug)]
+struct Item {
+    name: Arc<str>,
+    /// `None`: taken away.
+    sent: Option<Held>,
+}
+
+impl Type {
+    fn subscribed(&self, name: &str) -> bool {
+        self.wildcard || self.names.contains(name)
+    }
+}
+
+impl Session {
+    /// Takes a request in. What the client said about earlier responses goes to `events`; the
+    /// responses that are due now come back.
+    pub fn on_request(
+        &mut self,
+        request: DeltaDiscoveryRequest,
+        state: &State,
+        events: &mut Vec<Event>,
+    ) -> Vec<Response> {
+        let Some(kind) = ResourceType::of_url(&request.type_url) else { return Vec::new() };
+        self.answer(kind, &request, events);
+        self.subscribe(kind, request, state, events);
+        self.pump(state)
+    }
+
+    /// The responses that are due after the state has changed.
+    pub fn pump(&mut self, state: &State) -> Vec<Response> {
+        if !state.is_complete() {
+            return Vec::new();
+        }
+        for kind in ResourceType::ALL {
+            self.collect(kind, state);
+        }
+        ResourceType::ALL.into_iter().filter_map(|kind| self.respond(kind, state)).collect()
+    }
+
+    /// ACK or NACK of the response under way.
+    fn answer(
+        &mut self,
+        kind: ResourceType,
+        request: &DeltaDiscoveryRequest,
+        events: &mut Vec<Event>,
+    ) {
+        let slot = &mut self.types[kind as usize].in_flight;
+        let Some(done) = slot.take_if(|sent| sent.nonce == request.response_nonce) else { return };
+        match &request.error_detail {
+            None => self.acked(kind, done.items, events),
+            Some(error) => self.rejected(kind, done.items, &error.message, events),
+        }
+    }
+
+    fn acked(&mut self, kind: ResourceType, items: Vec<Item>, events: &mut Vec<Event>) {
+        for Item { name, sent } in items {
+            let key = Key { kind, name: name.clone() };
+            let ty = &mut self.types[kind as usize];
+            let Some(held) = sent else {
+                let old = ty.known.remove(&name).and_then(|known| known.acked);
+                self.release(old);
+                events.push(Event { key, outcome: Outcome::Removed });
+                continue;
+            };
+            let known = ty.known.entry(name).or_default();
+            known.rejected = None;
+            events.push(Event { key, outcome: Outcome::Acked(held.version) });
+            let old = known.acked.replace(held);
+            self.release(old);
+        }
+    }
+
+    fn rejected(
+        &mut self,
+        kind: ResourceType,
+        items: Vec<Item>,
+        error: &str,
+        events: &mut Vec<Event>,
+    ) {
+        let single = items.len() == 1;
+        for Item { name, sent } in items {
+            let ty = &mut self.types[kind as usize];
+            if !single {
+                ty.alone.insert(name.clone());
+                ty.pending.insert(name);
+            } else if let Some(held) = &sent {
+                ty.known.entry(name.clone()).or_default().rejected = Some(held.version);
+                let outcome = Outcome::Rejected(held.version, error.into());
+                events.push(Event { key: Key { kind, name }, outcome });
+            }
+            self.release(sent);
+        }
+    }
+
+    fn release(&mut self, held: Option<Held>) {
+        for key in held.iter().flat_map(|held| held.needs.iter()) {
+            if let Some(count) = self.uses.get_mut(key) {
+                *count -= 1;
+                if *count == 0 {
+                    self.uses.remove(key);
+                }
+            }
+        }
+    }
+
+    fn retain(&mut self, held: &Held) {
+        for key in held.needs.iter() {
+            *self.uses.entry(key.clone()).or_default() += 1;
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        kind: ResourceType,
+        request: DeltaDiscoveryRequest,
+        state: &State,
+        events: &mut Vec<Event>,
+    ) {
+        let first = !std::mem::replace(&mut self.types[kind as usize].started, true);
+        if first {
+            self.start(kind, &request, state, events);
+        }
+        for name in request.resource_names_unsubscribe {
+            self.unsubscribe(kind, &name);
+        }
+        let ty = &mut self.types[kind as usize];
+        for name in request.resource_names_subscribe {
+            if name == "*" {
+                ty.wildcard = true;
+                ty.pending.extend(state.of(kind).iter().map(|(name, _)| name.clone()));
+                continue;
+            }
+            let name: Arc<str> = name.into();
+            // A name that is asked for again is sent again, whatever the client had, unless it
+            // told its version with this very request.
+            if !first && let Some(known) = ty.known.get_mut(&name) {
+                known.renew = true;
+            }
+            ty.asked.insert(name.clone());
+            ty.pending.insert(name.clone());
+            ty.names.insert(name);
+        }
+    }
+
+    /// The first request of a type: what the client brings from an earlier stream counts.
+    fn start(
+        &mut self,
+        kind: ResourceType,
+        request: &DeltaDiscoveryRequest,
+        state: &State,
+        events: &mut Vec<Event>,
+    ) {
+        self.types[kind as usize].wildcard = request.resource_names_subscribe.is_empty();
+        for (name, version) in &request.initial_resource_versions {
+            let Some(version) = parse_version(version) else { continue };
+            let name: Arc<str> = name.as_str().into();
+            let now = state.of(kind).get(&*name).filter(|now| now.version == version);
+            let needs = now.map_or_else(|| Arc::from([]), |now| now.needs.clone());
+            let held = Held { version, needs };
+            self.retain(&held);
+            let key = Key { kind, name: name.clone() };
+            events.push(Event { key, outcome: Outcome::Acked(version) });
+            let known = Known { acked: Some(held), ..Known::default() };
+            self.types[kind as usize].known.insert(name, known);
+        }
+        self.compare_all(kind, state);
+    }
+
+    fn unsubscribe(&mut self, kind: ResourceType, name: &str) {
+        let ty = &mut self.types[kind as usize];
+        if name == "*" {
+            ty.wildcard = false;
+        }
+        ty.names.remove(name);
+        ty.asked.remove(name);
+        if !ty.subscribed(name) {
+            ty.pending.remove(name);
+            let old = ty.known.remove(name).and_then(|known| known.acked);
+            self.release(old);
+        }
+    }
+
+    /// Adds what changed since the cursor to `pending`.
+    fn collect(&mut self, kind: ResourceType, state: &State) {
+        let log = state.of(kind);
+        let ty = &mut self.types[kind as usize];
+        if !ty.started || ty.cursor == log.cursor() {
+            return;
+        }
+        match log.since(ty.cursor) {
+            Some(changed) => {
+                let Type { wildcard, names, pending, .. } = ty;
+                pending.extend(changed.filter(|name| *wildcard || names.contains(*name)).cloned());
+            }
+            None => self.compare_all(kind, state),
+        }
+        self.types[kind as usize].cursor = log.cursor();
+    }
+
+    fn compare_all(&mut self, kind: ResourceType, state: &State) {
+        let Type { wildcard, names, pending, known, .. } = &mut self.types[kind as usize];
+        pending.extend(known.keys().cloned());
+        let all = state.of(kind).iter().map(|(name, _)| name);
+        pending.extend(all.filter(|name| *wildcard || names.contains(*name)).cloned());
+    }
+
+    fn respond(&mut self, kind: ResourceType, state: &State) -> Option<Response> {
+        let ty = &self.types[kind as usize];
+        let greet = ty.wildcard && !ty.greeted;
+        if ty.in_flight.is_some() || (ty.pending.is_empty() && !greet) || self.too_early(kind) {
+            return None;
+        }
+        let (puts, removals) = self.due(kind, state);
+        if puts.is_empty() && removals.is_empty() && !greet {
+            return None;
+        }
+        // Never both in one response: a NACK of the one would leave the other in the dark.
+        let removed = if puts.is_empty() { removals } else { Vec::new() };
+        Some(self.send(kind, puts, removed))
+    }
+
+    /// An Envoy is ready once it has the first listeners: all that these need goes before them, so
+    /// that it is not ready with a part of the listeners only.
+    fn too_early(&self, kind: ResourceType) -> bool {
+        let busy = |ty: &Type| ty.in_flight.is_some() || !ty.pending.is_empty();
+        kind == ResourceType::Listener
+            && !self.types[kind as usize].greeted
+            && self.types[..kind as usize].iter().any(busy)
+    }
+
+    /// What can go out now. Names that need nothing more leave `pending`; those that are held back
+    /// stay.
+    fn due(&mut self, kind: ResourceType, state: &State) -> (Vec<Arc<Resource>>, Vec<Arc<str>>) {
+        let (mut puts, mut removals, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for name in self.types[kind as usize].pending.clone() {
+            match self.decide(kind, &name, state) {
+                Step::Hold => {}
+                Step::Done => self.done(kind, &name),
+                Step::Remove => removals.push(name),
+                Step::Put(resource) if self.types[kind as usize].alone.contains(&name) => {
+                    // Alone; the rest stays pending for the next turn.
+                    return (vec![resource], Vec::new());
+                }
+                Step::Put(resource) => {
+                    bytes += resource.size();
+                    puts.push(resource);
+                }
+            }
+            let whole = kind == ResourceType::Listener && !self.types[kind as usize].greeted;
+            if !whole && (puts.len() >= MAX_RESOURCES || bytes >= MAX_BYTES) {
+                break;
+            }
+        }
+        (puts, removals)
+    }
+
+    fn decide(&self, kind: ResourceType, name: &Arc<str>, state: &State) -> Step {
+        let ty = &self.types[kind as usize];
+        let known = ty.known.get(name);
+        let acked = known.and_then(|known| known.acked.as_ref());
+        match state.of(kind).get(&**name) {
+            Some(_) if !ty.subscribed(name) => Step::Done,
+            Some(now) => {
+                let renew = known.is_some_and(|known| known.renew);
+                let has = acked.is_some_and(|held| held.version == now.version);
+                let refused = known.is_some_and(|known| known.rejected == Some(now.version));
+                if (has || refused) && !renew {
+                    Step::Done
+                } else if now.needs.iter().all(|key| self.has(key)) {
+                    Step::Put(now.clone())
+                } else {
+                    Step::Hold
+                }
+            }
+            None if acked.is_none() && !ty.asked.contains(name) => Step::Done,
+            None if self.uses.contains_key(&Key { kind, name: name.clone() }) => Step::Hold,
+            None => Step::Remove,
+        }
+    }
+
+    fn has(&self, key: &Key) -> bool {
+        let known = self.types[key.kind as usize].known.get(&key.name);
+        known.is_some_and(|known| known.acked.is_some())
+    }
+
+    fn done(&mut self, kind: ResourceType, name: &Arc<str>) {
+        let ty = &mut self.types[kind as usize];
+        ty.pending.remove(name);
+        ty.alone.remove(name);
+        ty.asked.remove(name);
+        // A name that is not there, and was never told: nothing to remember.
+        if ty.known.get(name).is_some_and(|known| known.acked.is_none() && known.rejected.is_none())
+        {
+            ty.known.remove(name);
+        }
+    }
+
+    fn send(
+        &mut self,
+        kind: ResourceType,
+        puts: Vec<Arc<Resource>>,
+        removed: Vec<Arc<str>>,
+    ) -> Response {
+        self.nonce += 1;
+        let nonce = self.nonce.to_string();
+        let mut items = Vec::with_capacity(puts.len() + removed.len());
+        for resource in &puts {
+            let held = Held { version: resource.version, needs: resource.needs.clone() };
+            self.retain(&held);
+            self.renew(resource.renews.as_ref());
+            items.push(Item { name: resource.key.name.clone(), sent: Some(held) });
+        }
+        items.extend(removed.iter().map(|name| Item { name: name.clone(), sent: None }));
+        for item in &items {
+            self.done(kind, &item.name);
+            if let Some(known) = self.types[kind as usize].known.get_mut(&item.name) {
+                known.renew = false;
+            }
+        }
+        let ty = &mut self.types[kind as usize];
+        ty.in_flight = Some(InFlight { nonce: nonce.clone(), items });
+        ty.greeted = true;
+        let resources = puts.iter().map(|resource| resource.body.clone()).collect();
+        Response { kind, nonce, resources, removed }
+    }
+
+    fn renew(&mut self, key: Option<&Key>) {
+        let Some(Key { kind, name }) = key else { return };
+        let ty = &mut self.types[*kind as usize];
+        if ty.subscribed(name) {
+            ty.known.entry(name.clone()).or_default().renew = true;
+            ty.pending.insert(name.clone());
+        }
+    }
+}
+
+enum Step {
+    /// Not yet: it needs what the client lacks, or is needed by what the client has.
+    Hold,
+    /// Nothing to say.
+    Done,
+    Put(Arc<Resource>),
+    Remove,
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

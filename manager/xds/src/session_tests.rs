@@ -1,0 +1,331 @@
+use std::collections::BTreeMap;
+
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::service::discovery::v3::Resource as Wire;
+use envoy_types::pb::google::rpc::Status;
+use proptest::prelude::*;
+use prost::Message;
+
+use super::*;
+use crate::Change;
+use crate::ResourceType as Ty;
+
+/// A client that behaves like Envoy: wildcard for clusters and listeners, endpoints by the name of
+/// each cluster it has; refuses what its rules refuse.
+#[derive(Default)]
+struct Client {
+    session: Session,
+    has: BTreeMap<Key, u64>,
+    events: Vec<Event>,
+    responses: u32,
+    refuses: HashSet<u64>,
+}
+
+impl Client {
+    fn connect(state: &State, has: BTreeMap<Key, u64>, refuses: HashSet<u64>) -> Self {
+        let mut client = Self { has, refuses, ..Self::default() };
+        for kind in [Ty::Cluster, Ty::Endpoints, Ty::Listener] {
+            let names = if kind == Ty::Endpoints { client.names(Ty::Cluster) } else { Vec::new() };
+            if kind == Ty::Endpoints && names.is_empty() {
+                continue;
+            }
+            let mine = client.has.iter().filter(|(key, _)| key.kind == kind);
+            let request = DeltaDiscoveryRequest {
+                type_url: kind.url().into(),
+                resource_names_subscribe: names,
+                initial_resource_versions: mine
+                    .map(|(key, version)| (key.name.to_string(), format!("{version:016x}")))
+                    .collect(),
+                ..Default::default()
+            };
+            client.talk(request, state);
+        }
+        client
+    }
+
+    fn names(&self, kind: Ty) -> Vec<String> {
+        self.has.keys().filter(|key| key.kind == kind).map(|key| key.name.to_string()).collect()
+    }
+
+    fn wake(&mut self, state: &State) {
+        let due = self.session.pump(state);
+        self.take(due, state);
+    }
+
+    fn talk(&mut self, request: DeltaDiscoveryRequest, state: &State) {
+        let due = self.session.on_request(request, state, &mut self.events);
+        self.take(due, state);
+    }
+
+    fn take(&mut self, due: Vec<Response>, state: &State) {
+        for response in due {
+            self.responses += 1;
+            let answer = self.apply(&response, state);
+            self.talk(answer, state);
+        }
+    }
+
+    fn apply(&mut self, response: &Response, state: &State) -> DeltaDiscoveryRequest {
+        let kind = response.kind;
+        let mut bad = Vec::new();
+        for bytes in &response.resources {
+            let wire = Wire::decode(bytes.clone()).unwrap();
+            let version = parse_version(&wire.version).unwrap();
+            let key = Key::new(kind, wire.name.as_str());
+            if self.refuses.contains(&version) {
+                bad.push(wire.name);
+                continue;
+            }
+            if kind == Ty::Listener {
+                let needs = &state.of(kind).get(&*key.name).unwrap().needs;
+                assert!(
+                    needs.iter().all(|need| self.has.contains_key(need)),
+                    "{key} came too early"
+                );
+            }
+            let new = self.has.insert(key.clone(), version).is_none();
+            if kind == Ty::Cluster && new {
+                self.subscribe_endpoints(&key.name, state);
+            }
+        }
+        for name in &response.removed {
+            self.has.remove(&Key { kind, name: name.clone() });
+            if kind == Ty::Cluster {
+                self.unsubscribe_endpoints(name, state);
+            }
+        }
+        DeltaDiscoveryRequest {
+            type_url: kind.url().into(),
+            response_nonce: response.nonce.clone(),
+            error_detail: (!bad.is_empty())
+                .then(|| Status { message: format!("bad: {bad:?}"), ..Default::default() }),
+            ..Default::default()
+        }
+    }
+
+    fn subscribe_endpoints(&mut self, name: &str, state: &State) {
+        self.talk(
+            DeltaDiscoveryRequest {
+                type_url: Ty::Endpoints.url().into(),
+                resource_names_subscribe: vec![name.into()],
+                ..Default::default()
+            },
+            state,
+        );
+    }
+
+    fn unsubscribe_endpoints(&mut self, name: &Arc<str>, state: &State) {
+        self.has.remove(&Key { kind: Ty::Endpoints, name: name.clone() });
+        self.talk(
+            DeltaDiscoveryRequest {
+                type_url: Ty::Endpoints.url().into(),
+                resource_names_unsubscribe: vec![name.to_string()],
+                ..Default::default()
+            },
+            state,
+        );
+    }
+}
+
+fn key(kind: Ty, name: &str) -> Key {
+    Key::new(kind, name)
+}
+
+fn resource(kind: Ty, name: &str, content: u32, needs: &[Key]) -> Resource {
+    let alt_stat_name = format!("{kind:?} {content}");
+    let message = Cluster { name: name.into(), alt_stat_name, ..Default::default() };
+    Resource::new(key(kind, name), &message, needs)
+}
+
+/// A service as the translator publishes it: cluster, endpoints, and a listener that needs both.
+fn service(name: &str, content: u32) -> Vec<Change> {
+    let needs = [key(Ty::Cluster, name), key(Ty::Endpoints, name)];
+    vec![
+        Change::Put(resource(Ty::Cluster, name, content, &[]).renewing(key(Ty::Endpoints, name))),
+        Change::Put(resource(Ty::Endpoints, name, content, &[])),
+        Change::Put(resource(Ty::Listener, name, content, &needs)),
+    ]
+}
+
+fn gone(name: &str) -> Vec<Change> {
+    [Ty::Listener, Ty::Cluster, Ty::Endpoints].map(|kind| Change::Remove(key(kind, name))).into()
+}
+
+fn state(changes: Vec<Change>) -> State {
+    let mut state = State::default();
+    state.apply(changes);
+    state.complete();
+    state
+}
+
+fn wanted(state: &State) -> BTreeMap<Key, u64> {
+    let all = [Ty::Cluster, Ty::Endpoints, Ty::Listener].into_iter();
+    all.flat_map(|kind| state.of(kind).iter())
+        .map(|(_, resource)| (resource.key.clone(), resource.version))
+        .collect()
+}
+
+#[test]
+fn a_client_is_brought_to_the_state_and_kept_there() {
+    let mut state = state(service("blue", 1));
+    let mut client = Client::connect(&state, BTreeMap::new(), HashSet::new());
+    assert_eq!(client.has, wanted(&state));
+
+    state.apply(service("red", 1));
+    client.wake(&state);
+    assert_eq!(client.has, wanted(&state));
+
+    state.apply(gone("blue"));
+    client.wake(&state);
+    assert_eq!(client.has, wanted(&state));
+    assert_eq!(client.has.len(), 3);
+}
+
+#[test]
+fn one_change_sends_one_response_with_one_resource() {
+    let mut state = state((0..100).flat_map(|n| service(&format!("s{n}"), 1)).collect());
+    let mut client = Client::connect(&state, BTreeMap::new(), HashSet::new());
+    state.apply(vec![Change::Put(resource(Ty::Endpoints, "s7", 2, &[]))]);
+    let due = client.session.pump(&state);
+    assert_eq!(due.len(), 1);
+    assert_eq!((due[0].kind, due[0].resources.len()), (Ty::Endpoints, 1));
+}
+
+#[test]
+fn nobody_is_answered_before_the_state_is_complete() {
+    let mut state = State::default();
+    state.apply(service("blue", 1));
+    let mut client = Client::connect(&state, BTreeMap::new(), HashSet::new());
+    assert_eq!(client.responses, 0);
+    state.complete();
+    client.wake(&state);
+    assert_eq!(client.has, wanted(&state));
+}
+
+#[test]
+fn an_empty_state_is_answered_too() {
+    let client = Client::connect(&state(Vec::new()), BTreeMap::new(), HashSet::new());
+    assert_eq!(client.responses, 2, "one each for clusters and listeners");
+}
+
+#[test]
+fn a_client_that_comes_back_is_sent_nothing_that_it_has() {
+    let state = state((0..9).flat_map(|n| service(&format!("s{n}"), 1)).collect());
+    let before = Client::connect(&state, BTreeMap::new(), HashSet::new());
+    let after = Client::connect(&state, before.has.clone(), HashSet::new());
+    let sent: Vec<_> = after.events.iter().map(|event| &event.key).collect();
+    assert_eq!(sent.len(), before.has.len(), "each is told as acknowledged");
+    assert_eq!(after.responses, 2, "the two empty greetings");
+    assert_eq!(after.has, before.has);
+}
+
+#[test]
+fn a_client_that_comes_back_with_too_much_is_relieved_of_it() {
+    let full = state([service("blue", 1), service("red", 1)].concat());
+    let before = Client::connect(&full, BTreeMap::new(), HashSet::new());
+    let now = state(service("blue", 1));
+    let after = Client::connect(&now, before.has, HashSet::new());
+    assert_eq!(after.has, wanted(&now));
+}
+
+#[test]
+fn a_replaced_cluster_is_followed_by_its_endpoints_though_they_are_unchanged() {
+    let mut state = state(service("blue", 1));
+    let mut client = Client::connect(&state, BTreeMap::new(), HashSet::new());
+    let cluster = resource(Ty::Cluster, "blue", 2, &[]).renewing(key(Ty::Endpoints, "blue"));
+    state.apply(vec![Change::Put(cluster)]);
+    let due = client.session.pump(&state);
+    let kinds: Vec<_> = due.iter().map(|response| response.kind).collect();
+    assert_eq!(kinds, [Ty::Cluster, Ty::Endpoints]);
+}
+
+#[test]
+fn one_bad_resource_is_named_and_the_others_arrive() {
+    let state = state((0..20).flat_map(|n| service(&format!("s{n}"), n)).collect());
+    let bad = state.of(Ty::Listener).get("s7").unwrap().version;
+    let client = Client::connect(&state, BTreeMap::new(), HashSet::from([bad]));
+    let mut wanted = wanted(&state);
+    wanted.remove(&key(Ty::Listener, "s7"));
+    assert_eq!(client.has, wanted);
+    let rejected: Vec<_> =
+        client.events.iter().filter(|e| matches!(e.outcome, Outcome::Rejected(..))).collect();
+    assert_eq!(rejected.len(), 1);
+    assert_eq!(rejected[0].key, key(Ty::Listener, "s7"));
+}
+
+#[test]
+fn a_cluster_that_a_held_back_listener_still_uses_is_not_taken_away() {
+    let mut state = state(service("old", 1));
+    let mut client = Client::connect(&state, BTreeMap::new(), HashSet::new());
+    // The listener moves to a new cluster, which the client refuses.
+    let new = resource(Ty::Cluster, "new", 1, &[]);
+    client.refuses.insert(new.version);
+    let needs = [key(Ty::Cluster, "new"), key(Ty::Endpoints, "new")];
+    state.apply(vec![
+        Change::Put(new),
+        Change::Put(resource(Ty::Endpoints, "new", 1, &[])),
+        Change::Put(resource(Ty::Listener, "old", 2, &needs)),
+        Change::Remove(key(Ty::Cluster, "old")),
+        Change::Remove(key(Ty::Endpoints, "old")),
+    ]);
+    client.wake(&state);
+    assert!(client.has.contains_key(&key(Ty::Cluster, "old")));
+    // Once the listener is gone, so is what it needed.
+    state.apply(vec![Change::Remove(key(Ty::Listener, "old"))]);
+    client.wake(&state);
+    assert!(!client.has.contains_key(&key(Ty::Cluster, "old")));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Put(u8, u32),
+    Gone(u8),
+    Wake,
+    Reconnect,
+    Refuse(u8),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0..6_u8, 0..4_u32).prop_map(|(name, content)| Step::Put(name, content)),
+        2 => (0..6_u8).prop_map(Step::Gone),
+        3 => Just(Step::Wake),
+        1 => Just(Step::Reconnect),
+        1 => (0..6_u8).prop_map(Step::Refuse),
+    ];
+    prop::collection::vec(step, 0..60)
+}
+
+proptest! {
+    /// Whatever happens in whatever order, the client ends with the state, less what it refuses.
+    #[test]
+    fn any_interleaving_ends_at_the_state(steps in steps()) {
+        let mut state = state(Vec::new());
+        let mut client = Client::connect(&state, BTreeMap::new(), HashSet::new());
+        for step in steps {
+            match step {
+                Step::Put(name, content) => state.apply(service(&name.to_string(), content)),
+                Step::Gone(name) => state.apply(gone(&name.to_string())),
+                Step::Wake => client.wake(&state),
+                Step::Reconnect => {
+                    client = Client::connect(&state, client.has, client.refuses);
+                }
+                Step::Refuse(name) => {
+                    if let Some(listener) = state.of(Ty::Listener).get(&*name.to_string())
+                        && client.has.get(&listener.key) != Some(&listener.version) {
+                        client.refuses.insert(listener.version);
+                    }
+                }
+            }
+        }
+        client.wake(&state);
+        let mut wanted = wanted(&state);
+        wanted.retain(|key, version| {
+            !client.refuses.contains(version) || client.has.get(key) == Some(version)
+        });
+        let mut has = client.has.clone();
+        // A refused listener leaves the client with its last good one.
+        has.retain(|key, _| wanted.contains_key(key) || state.of(key.kind).get(&*key.name).is_none());
+        prop_assert_eq!(has, wanted);
+    }
+}

@@ -1,0 +1,24 @@
+//! The contract between a tenant's agent and the hub's manager; `fairlead/v1/hub.proto` explains it.
+
+/// Messages and services of `fairlead.v1`.
+pub mod v1 {
+    #![allow(missing_docs, clippy::pedantic)]
+    tonic::include_proto!("fairlead.v1");
+}
+
+/// No message on the stream is larger, in bytes.
+pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
+/// Items in one chunk of an inventory, and keys in one `Want`: well below `MAX_MESSAGE_BYTES`.
+pub const MAX_ITEMS: usize = 1_000;
+
+impl v1::Key {
+    /// The key of a tenant's one `NodeSet`.
+    pub fn nodes() -> Self {
+        Self { kind: v1::Kind::Nodes.into(), ..Self::default() }
+    }
+
+    /// The key of the Route of a Service.
+    pub fn service(namespace: &str, name: &str) -> Self {
+        Self { kind: v1::Kind::Service.into(), namespace: namespace.into(), name: name.into() }
+    }
+}
