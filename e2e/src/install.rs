@@ -1,8 +1,12 @@
 //! install
-use anyhow::Result;
 use crate::driver::Driver;
 use crate::images::Images;
+use anyhow::Result;
 /// x
-pub fn up(driver: &dyn Driver) -> Result<()> { driver.up() }
+pub fn up(driver: &dyn Driver) -> Result<()> {
+    driver.up()
+}
 /// x
-pub fn load(_driver: &dyn Driver, _images: &Images) -> Result<()> { Ok(()) }
+pub fn load(_driver: &dyn Driver, _images: &Images) -> Result<()> {
+    Ok(())
+}

@@ -40,8 +40,18 @@ impl Driver for Kind {
             }
         }
         if docker(&["inspect", CLIENT]).is_err() {
-            docker(&["run", "--detach", "--name", CLIENT, "--network", NETWORK, "--entrypoint", "sleep",
-                CLIENT_IMAGE, "infinity"])?;
+            docker(&[
+                "run",
+                "--detach",
+                "--name",
+                CLIENT,
+                "--network",
+                NETWORK,
+                "--entrypoint",
+                "sleep",
+                CLIENT_IMAGE,
+                "infinity",
+            ])?;
         }
         say("the clusters are up");
         Ok(())
@@ -110,8 +120,18 @@ nodes:
     std::fs::write(&file, config)?;
     let (file, kubeconfig) =
         (file.display().to_string(), driver.kubeconfig(cluster).display().to_string());
-    kind(&["create", "cluster", "--name", cluster.name, "--config", &file, "--kubeconfig", &kubeconfig,
-        "--wait", "180s"])?;
+    kind(&[
+        "create",
+        "cluster",
+        "--name",
+        cluster.name,
+        "--config",
+        &file,
+        "--kubeconfig",
+        &kubeconfig,
+        "--wait",
+        "180s",
+    ])?;
     // Its one control-plane node works, too: the local driver's first nodes do.
     let untaint = ["taint", "node", "--all", "node-role.kubernetes.io/control-plane-"];
     cluster::kubectl(driver, cluster, &untaint).map(drop)
@@ -140,5 +160,7 @@ fn docker(arguments: &[&str]) -> Result<String> {
 }
 
 fn kind(arguments: &[&str]) -> Result<String> {
-    run::output(Command::new("kind").env("KIND_EXPERIMENTAL_DOCKER_NETWORK", NETWORK).args(arguments))
+    run::output(
+        Command::new("kind").env("KIND_EXPERIMENTAL_DOCKER_NETWORK", NETWORK).args(arguments),
+    )
 }

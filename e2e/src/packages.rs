@@ -24,8 +24,11 @@ const NEEDED: [(&str, &str); 9] = [
 
 /// Sees to it that all packages are there.
 pub fn ensure() -> Result<()> {
-    let missing: Vec<_> =
-        NEEDED.iter().filter(|(file, _)| !Path::new(file).exists()).map(|(_, name)| *name).collect();
+    let missing: Vec<_> = NEEDED
+        .iter()
+        .filter(|(file, _)| !Path::new(file).exists())
+        .map(|(_, name)| *name)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }

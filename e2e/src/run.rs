@@ -49,7 +49,11 @@ fn describe(command: &Command) -> String {
 
 /// Asks again until the answer is `Ok`, at most for `patience`; then the last error is returned.
 /// For what gives no event to wait for: another process' start.
-pub fn wait_for<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn wait_for<T>(
+    what: &str,
+    patience: Duration,
+    mut ask: impl FnMut() -> Result<T>,
+) -> Result<T> {
     let end = Instant::now() + patience;
     let mut pause = Duration::from_millis(20);
     loop {

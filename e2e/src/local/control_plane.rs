@@ -18,7 +18,10 @@ pub(super) fn start(cluster: &Cluster, folder: &Path, pki: &Pki) -> Result<()> {
     daemon("kube-apiserver", apiserver(&host.address.to_string(), pki))?;
     daemon("kube-controller-manager", controller_manager(folder, pki))?;
     let config = folder.join("kube-scheduler.kubeconfig").display().to_string();
-    daemon("kube-scheduler", vec![format!("--kubeconfig={config}"), "--leader-elect=false".into()])?;
+    daemon(
+        "kube-scheduler",
+        vec![format!("--kubeconfig={config}"), "--leader-elect=false".into()],
+    )?;
     forward(cluster, folder)?;
     run::wait_for("the apiserver", Duration::from_secs(90), || {
         cluster::kubectl(&Local, cluster, &["get", "--raw", "/readyz"])
@@ -29,10 +32,10 @@ pub(super) fn start(cluster: &Cluster, folder: &Path, pki: &Pki) -> Result<()> {
 /// This program again, as the way from the machine's loopback to the apiserver.
 fn forward(cluster: &Cluster, folder: &Path) -> Result<()> {
     let host = cluster.control_plane();
-    let mut command = Command::new(std::env::var_os("FAIRLEAD_E2E_BIN").map_or_else(
-        std::env::current_exe,
-        |path| Ok(path.into()),
-    )?);
+    let mut command = Command::new(
+        std::env::var_os("FAIRLEAD_E2E_BIN")
+            .map_or_else(std::env::current_exe, |path| Ok(path.into()))?,
+    );
     command
         .args(["forward", "--host", host.name, "--to", &format!("{}:6443", host.address)])
         .arg(format!("--listen=127.0.0.1:{}", cluster.api_port))

@@ -58,7 +58,8 @@ fn is_ours(pid: &str, prefix: &str) -> bool {
     let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     let cache = paths::cache();
     let command = read("cmdline");
-    let daemon = program.starts_with(&cache) || program.file_name().is_some_and(|name| name == "e2e");
+    let daemon =
+        program.starts_with(&cache) || program.file_name().is_some_and(|name| name == "e2e");
     if daemon && String::from_utf8_lossy(&command).contains(prefix) {
         return true;
     }

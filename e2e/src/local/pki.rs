@@ -51,7 +51,8 @@ pub(super) fn make(cluster: &Cluster, folder: &Path) -> Result<Pki> {
     let mut params = CertificateParams::new(names.map(String::from))?;
     params.distinguished_name = named("kube-apiserver", "").distinguished_name;
     issue(&pki, "apiserver", params, &ca)?;
-    let servers = [format!("https://{address}:6443"), format!("https://127.0.0.1:{}", cluster.api_port)];
+    let servers =
+        [format!("https://{address}:6443"), format!("https://127.0.0.1:{}", cluster.api_port)];
     for (file, user, group) in users(cluster) {
         issue(&pki, &file, named(&user, group), &ca)?;
         // The administrator comes from outside the namespaces, by the forwarder.

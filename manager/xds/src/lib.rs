@@ -14,16 +14,24 @@
 //!
 //! Source of the rules: <https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol>.
 
+#[cfg(feature = "server")]
 mod cache;
 mod changes;
+#[cfg(feature = "server")]
+mod codec;
 mod resource;
+#[cfg(feature = "server")]
 mod server;
 mod session;
+mod state;
 mod wire;
 
-pub use cache::{Cache, Change, State};
+#[cfg(feature = "server")]
+pub use cache::Cache;
 pub use changes::ChangeLog;
 pub use resource::{Key, Resource, ResourceType};
+#[cfg(feature = "server")]
 pub use server::{Observer, Server};
 pub use session::{Event, Outcome, Session};
+pub use state::{Change, State};
 pub use wire::Response;

@@ -15,7 +15,7 @@ use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Status, Streaming};
 use tracing::{info, warn};
 
-use crate::wire::DeltaCodec;
+use crate::codec::DeltaCodec;
 use crate::{Cache, Event, Response, Session};
 
 const METHOD: &str =

@@ -3,10 +3,6 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
-use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
-use prost::Message;
-use tonic::Status;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 use crate::ResourceType;
 use crate::resource::put_field;
@@ -25,7 +21,8 @@ pub struct Response {
 }
 
 impl Response {
-    fn encode(&self, out: &mut impl BufMut) {
+    #[cfg_attr(not(any(test, feature = "server")), expect(dead_code))]
+    pub(crate) fn encode(&self, out: &mut impl BufMut) {
         // DeltaDiscoveryResponse: resources = 2, type_url = 4, nonce = 5, removed_resources = 6.
         for resource in &self.resources {
             put_field(out, 2, resource);
@@ -38,48 +35,11 @@ impl Response {
     }
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct DeltaCodec;
-
-impl Codec for DeltaCodec {
-    type Encode = Response;
-    type Decode = DeltaDiscoveryRequest;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        *self
-    }
-
-    fn decoder(&mut self) -> Self {
-        *self
-    }
-}
-
-impl Encoder for DeltaCodec {
-    type Item = Response;
-    type Error = Status;
-
-    fn encode(&mut self, item: Response, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        item.encode(out);
-        Ok(())
-    }
-}
-
-impl Decoder for DeltaCodec {
-    type Item = DeltaDiscoveryRequest;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
-        let request = DeltaDiscoveryRequest::decode(from);
-        request.map(Some).map_err(|error| Status::invalid_argument(error.to_string()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use envoy_types::pb::envoy::config::cluster::v3::Cluster;
     use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
+    use prost::Message;
 
     use super::*;
     use crate::{Key, Resource};

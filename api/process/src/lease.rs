@@ -1,0 +1,161 @@
+//! Leadership by a `coordination.k8s.io/v1` Lease, as client-go's leader election does it: another
+//! holder's lease counts as expired when its record has not changed for its duration by this
+//! process' own clock, so clocks need not agree.
+
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+const DURATION: Duration = Duration::from_secs(15);
+/// Leadership that could not be renewed for this long is over: well before others may take it.
+const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Which term of leadership this is; grows with each change of holder.
+pub type Epoch = u64;
+
+/// Stands for election until `stop`, then lets go. The receiver holds the epoch while this process
+/// leads.
+pub fn run(
+    client: Client,
+    namespace: &str,
+    name: &str,
+    identity: String,
+    stop: CancellationToken,
+) -> (watch::Receiver<Option<Epoch>>, tokio::task::JoinHandle<()>) {
+    let (send, receive) = watch::channel(None);
+    let mut candidate = Candidate {
+        leases: Api::namespaced(client, namespace),
+        name: name.to_owned(),
+        identity,
+        seen: None,
+    };
+    let task = tokio::spawn(async move {
+        let mut renewed = Instant::now();
+        loop {
+            match candidate.campaign().await {
+                Ok(epoch) => {
+                    renewed = Instant::now();
+                    set(&send, epoch);
+                }
+                Err(error) => {
+                    warn!(lease = candidate.name, %error, "lease not renewed");
+                    if renewed.elapsed() > RENEW_DEADLINE {
+                        set(&send, None);
+                    }
+                }
+            }
+            tokio::select! {
+                () = sleep(RETRY) => {}
+                () = stop.cancelled() => break,
+            }
+        }
+        if send.borrow().is_some() {
+            set(&send, None);
+            candidate.release().await;
+        }
+    });
+    (receive, task)
+}
+
+fn set(send: &watch::Sender<Option<Epoch>>, epoch: Option<Epoch>) {
+    send.send_if_modified(|old| {
+        let changed = *old != epoch;
+        if changed {
+            info!(?epoch, "leadership");
+        }
+        *old = epoch;
+        changed
+    });
+}
+
+struct Candidate {
+    leases: Api<Lease>,
+    name: String,
+    identity: String,
+    /// Another's record, and when it was first seen like this.
+    seen: Option<(LeaseSpec, Instant)>,
+}
+
+impl Candidate {
+    async fn campaign(&mut self) -> kube::Result<Option<Epoch>> {
+        let now = MicroTime(jiff_now());
+        let Some(mut lease) = self.leases.get_opt(&self.name).await? else {
+            let spec = self.spec(1, Some(now.clone()), now);
+            let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+            let lease = Lease { metadata, spec: Some(spec) };
+            return settled(self.leases.create(&PostParams::default(), &lease).await, 1);
+        };
+        let old = lease.spec.take().unwrap_or_default();
+        let mine = old.holder_identity.as_deref() == Some(&self.identity);
+        if !mine && !self.expired(&old) {
+            return Ok(None);
+        }
+        let term = old.lease_transitions.unwrap_or(0) + i32::from(!mine);
+        let acquired = if mine { old.acquire_time } else { Some(now.clone()) };
+        lease.spec = Some(self.spec(term, acquired, now));
+        // `resourceVersion` is in it: of two candidates one is told of a conflict.
+        settled(self.leases.replace(&self.name, &PostParams::default(), &lease).await, term)
+    }
+
+    fn spec(&self, term: i32, acquired: Option<MicroTime>, now: MicroTime) -> LeaseSpec {
+        LeaseSpec {
+            holder_identity: Some(self.identity.clone()),
+            lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+            lease_transitions: Some(term),
+            acquire_time: acquired,
+            renew_time: Some(now),
+            ..LeaseSpec::default()
+        }
+    }
+
+    fn expired(&mut self, old: &LeaseSpec) -> bool {
+        if old.holder_identity.as_deref().is_none_or(str::is_empty) {
+            return true;
+        }
+        match &self.seen {
+            Some((spec, since)) if spec == old => {
+                let seconds = old.lease_duration_seconds.and_then(|s| u64::try_from(s).ok());
+                since.elapsed() > seconds.map_or(DURATION, Duration::from_secs)
+            }
+            _ => {
+                self.seen = Some((old.clone(), Instant::now()));
+                false
+            }
+        }
+    }
+
+    /// Lets the next one take over at once.
+    async fn release(&self) {
+        let Ok(mut lease) = self.leases.get(&self.name).await else { return };
+        if let Some(spec) = &mut lease.spec
+            && spec.holder_identity.as_deref() == Some(&self.identity)
+        {
+            spec.holder_identity = Some(String::new());
+            if let Err(error) =
+                self.leases.replace(&self.name, &PostParams::default(), &lease).await
+            {
+                warn!(%error, "lease not released");
+            }
+        }
+    }
+}
+
+fn settled(result: kube::Result<Lease>, term: i32) -> kube::Result<Option<Epoch>> {
+    match result {
+        Ok(_) => Ok(Some(u64::try_from(term).unwrap_or(0))),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn jiff_now() -> jiff::Timestamp {
+    jiff::Timestamp::now()
+}

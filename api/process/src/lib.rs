@@ -1,0 +1,12 @@
+//! What the manager and the agent share as processes: mutual TLS and the identity in a certificate,
+//! leadership by Lease, logs, metrics, probes and shutdown.
+//!
+//! Absent on purpose: anything about Routes.
+
+pub mod identity;
+pub mod lease;
+pub mod logs;
+pub mod metrics;
+pub mod probes;
+pub mod shutdown;
+pub mod tls;

@@ -1,0 +1,199 @@
+//! Which address a Route gets. An incumbent never moves; a Route gets all of its ports on one
+//! address, or none; a refusal names the port and the pool, never another tenant's object.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use fairlead_api::claim::ClaimKey;
+use fairlead_api::condition::{Reason, Verdict};
+use fairlead_api::{RouteId, Sharing};
+
+use crate::claims::{Claim, Claims};
+use crate::model::{Tenant, Wish};
+use crate::pool::Pool;
+
+/// What a Route holds, or what it lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Allocation {
+    /// It holds all it needs on this address; `surplus` may go.
+    Held {
+        /// The address.
+        address: IpAddr,
+        /// Claims that it needs no more.
+        surplus: Vec<ClaimKey>,
+    },
+    /// It needs these claims, all or none.
+    Claim(Vec<Claim>),
+}
+
+/// Decides for one Route.
+///
+/// # Errors
+/// A verdict on `Accepted`: why it gets nothing, and the way out.
+pub fn allocate(
+    route: &RouteId,
+    uid: &str,
+    wish: &Wish,
+    tenant: &Tenant,
+    pools: &BTreeMap<String, Pool>,
+    claims: &Claims,
+) -> Result<Allocation, Verdict> {
+    let seeker = Seeker { route, uid, wish, claims };
+    if let Some(held) = seeker.incumbent() {
+        return seeker.stay(held, pools);
+    }
+    let candidates = candidates(wish, tenant, pools)?;
+    match wish.ip {
+        Some(ip) => seeker.take(ip, &candidates),
+        None => seeker.search(&candidates),
+    }
+}
+
+/// The pools that come into question, in order.
+fn candidates<'a>(
+    wish: &'a Wish,
+    tenant: &'a Tenant,
+    pools: &'a BTreeMap<String, Pool>,
+) -> Result<Vec<(&'a str, &'a Pool)>, Verdict> {
+    if let Some(name) = &wish.pool {
+        let known = tenant.pools.contains(name).then(|| pools.get(name)).flatten();
+        let pool = known.ok_or_else(|| {
+            let usable = tenant.pools.join(", ");
+            let message = format!(
+                "pool {name:?} does not exist or is not this tenant's; it may use: {usable}"
+            );
+            Verdict::no(Reason::UnknownPool, message)
+        })?;
+        return Ok(vec![(name, pool)]);
+    }
+    let known: Vec<_> =
+        tenant.pools.iter().filter_map(|name| Some((name.as_str(), pools.get(name)?))).collect();
+    if known.is_empty() {
+        let message = "the tenant may use no pool that exists; a platform administrator sets \
+                       Tenant.spec.pools and creates the AddressPool";
+        return Err(Verdict::no(Reason::NoPool, message));
+    }
+    Ok(known)
+}
+
+struct Seeker<'a> {
+    route: &'a RouteId,
+    uid: &'a str,
+    wish: &'a Wish,
+    claims: &'a Claims,
+}
+
+impl Seeker<'_> {
+    fn keys(&self, address: IpAddr) -> impl Iterator<Item = ClaimKey> {
+        self.wish.listeners.iter().map(move |l| ClaimKey {
+            address,
+            protocol: l.protocol,
+            port: l.port,
+        })
+    }
+
+    /// The address and pool that the Route holds already. Another address that it asks for by name
+    /// is the one reason to look elsewhere.
+    fn incumbent(&self) -> Option<&Claim> {
+        let mut mine = self.claims.of(self.route).filter(|claim| *claim.uid == *self.uid);
+        match self.wish.ip {
+            Some(ip) => mine.find(|claim| claim.key.address == ip),
+            None => mine.next(),
+        }
+    }
+
+    fn stay(&self, held: &Claim, pools: &BTreeMap<String, Pool>) -> Result<Allocation, Verdict> {
+        let address = held.key.address;
+        let sharing = pools.get(&*held.pool);
+        let missing: Vec<_> = self.keys(address).filter(|key| !self.mine(key)).collect();
+        if missing.is_empty() {
+            let needed: Vec<_> = self.keys(address).collect();
+            let mine = self.claims.of(self.route).map(|claim| claim.key);
+            let surplus = mine.filter(|key| !needed.contains(key)).collect();
+            return Ok(Allocation::Held { address, surplus });
+        }
+        if let Some(key) = missing.iter().find(|key| self.claims.get(key).is_some()) {
+            return Err(taken(key, "is taken; the ports held so far stay"));
+        }
+        if let Some(key) =
+            missing.iter().find(|k| sharing.is_some_and(|p| p.reserved.contains(&k.port)))
+        {
+            return Err(taken(key, "is reserved by the pool; the ports held so far stay"));
+        }
+        Ok(self.claim(missing, &held.pool))
+    }
+
+    fn mine(&self, key: &ClaimKey) -> bool {
+        let holder = self.claims.get(key);
+        holder.is_some_and(|claim| claim.route == *self.route && *claim.uid == *self.uid)
+    }
+
+    /// One address: that or an error.
+    fn take(&self, ip: IpAddr, pools: &[(&str, &Pool)]) -> Result<Allocation, Verdict> {
+        let Some((name, pool)) = pools.iter().find(|(_, pool)| pool.contains(ip)) else {
+            let names: Vec<_> = pools.iter().map(|(name, _)| *name).collect();
+            let message = format!("address {ip} is in none of the pools: {}", names.join(", "));
+            return Err(Verdict::no(Reason::AddressNotInPool, message));
+        };
+        match self.obstacle(ip, pool) {
+            Some((key, why)) => Err(taken(&key, why)),
+            None => Ok(self.claim(self.keys(ip), name)),
+        }
+    }
+
+    /// The first address, in the order of pools and of addresses, that has all ports free.
+    fn search(&self, pools: &[(&str, &Pool)]) -> Result<Allocation, Verdict> {
+        for (name, pool) in pools {
+            if let Some(address) = pool.addresses().find(|ip| self.obstacle(*ip, pool).is_none()) {
+                return Ok(self.claim(self.keys(address), name));
+            }
+        }
+        let names: Vec<_> = pools.iter().map(|(name, _)| format!("{name:?}")).collect();
+        let ports: Vec<_> =
+            self.wish.listeners.iter().map(|l| format!("{}/{}", l.port, l.protocol)).collect();
+        let message = format!(
+            "no address of pool {} has port {} free; ask for another port, or for more addresses",
+            names.join(", "),
+            ports.join(" and "),
+        );
+        Err(Verdict::no(Reason::PoolExhausted, message))
+    }
+
+    /// Why the Route cannot have the address.
+    fn obstacle(&self, address: IpAddr, pool: &Pool) -> Option<(ClaimKey, &'static str)> {
+        let mut keys = self.keys(address);
+        let first = keys.next()?;
+        let mut all = std::iter::once(first).chain(keys);
+        let stranger = |claim: &Claim| match pool.sharing {
+            Sharing::Exclusive => claim.route != *self.route,
+            Sharing::Tenant => claim.route.tenant != self.route.tenant,
+            Sharing::Any => false,
+        };
+        if self.claims.on(address).any(stranger) {
+            return Some((first, "is on an address that the pool does not let you share"));
+        }
+        all.find_map(|key| {
+            if pool.reserved.contains(&key.port) {
+                return Some((key, "is reserved by the pool"));
+            }
+            self.claims.get(&key).map(|_| (key, "is taken"))
+        })
+    }
+
+    fn claim(&self, keys: impl IntoIterator<Item = ClaimKey>, pool: &str) -> Allocation {
+        let claims = keys.into_iter().map(|key| Claim {
+            key,
+            pool: pool.into(),
+            route: self.route.clone(),
+            uid: self.uid.into(),
+            object: Box::default(),
+        });
+        Allocation::Claim(claims.collect())
+    }
+}
+
+fn taken(key: &ClaimKey, why: &str) -> Verdict {
+    let ClaimKey { address, protocol, port } = key;
+    let message = format!("port {port}/{protocol} of {address} {why}; use another port or address");
+    Verdict::no(Reason::PortTaken, message)
+}

@@ -1,0 +1,585 @@
+//! Scenarios: objects in, and what the fleet, the claims and the statuses look like after.
+
+use fairlead_api::route::{
+    AddressRequest, Backend as ApiBackend, Listener as ApiListener, NodePolicy, Nodes as ApiNodes,
+    Protocol, RouteRule, SourceKind,
+};
+use fairlead_api::{Node, RouteName, Sharing, TenantSpec};
+use fairlead_xds::{Outcome, ResourceType};
+use k8s_openapi::jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::*;
+
+/// The hub with an apiserver that persists at once, and Envoys that acknowledge all.
+#[derive(Default)]
+struct World {
+    engine: Engine,
+    served: BTreeMap<Key, u64>,
+    statuses: BTreeMap<RouteId, RouteStatus>,
+    pools: BTreeMap<String, AddressPoolStatus>,
+    claims: BTreeMap<ClaimKey, Claim>,
+    generation: i64,
+    objects: u32,
+}
+
+fn now() -> Time {
+    Time(Timestamp::UNIX_EPOCH)
+}
+
+fn id(text: &str) -> RouteId {
+    let (tenant, name) = text.split_once('/').unwrap();
+    let name = RouteName::new(SourceKind::Service, "shop", name).unwrap();
+    RouteId { tenant: tenant.parse().unwrap(), name }
+}
+
+/// A Service with these ports, each at a `NodePort` 30000 higher.
+fn spec(name: &str, ports: &[(Protocol, u16)]) -> RouteSpec {
+    let label = |(protocol, port): &(Protocol, u16)| format!("{protocol}-{port}").to_lowercase();
+    RouteSpec {
+        source: Source {
+            kind: SourceKind::Service,
+            namespace: "shop".into(),
+            name: name.into(),
+            uid: String::new(),
+        },
+        content_hash: "00".into(),
+        address: AddressRequest::default(),
+        listeners: ports
+            .iter()
+            .map(|p| ApiListener { name: label(p), protocol: p.0, port: p.1 })
+            .collect(),
+        rules: ports.iter().map(|p| RouteRule { listener: label(p), backend: label(p) }).collect(),
+        backends: ports
+            .iter()
+            .map(|p| ApiBackend {
+                name: label(p),
+                node_port: 30_000 + p.1 % 2_768,
+                nodes: ApiNodes::default(),
+            })
+            .collect(),
+    }
+}
+
+fn tcp(route: &str, ports: &[u16]) -> RouteSpec {
+    let ports: Vec<_> = ports.iter().map(|port| (Protocol::Tcp, *port)).collect();
+    spec(route.split_once('/').unwrap().1, &ports)
+}
+
+impl World {
+    /// Tenants blue and red share the pool `public` with these addresses; one Envoy is ready.
+    fn new(addresses: &str, sharing: Sharing) -> Self {
+        let mut world = Self::default();
+        for name in ["blue", "red"] {
+            let tenant = TenantSpec { pools: vec!["public".into()], ..TenantSpec::default() };
+            world.engine.tenant(&name.parse().unwrap(), Some(tenant.into()));
+            world.nodes(name, &["10.0.0.1", "10.0.0.2"]);
+        }
+        world.pool(addresses, sharing);
+        world.engine.envoy_ready(&"envoy-1".into(), true);
+        world.engine.envoy_connected(&"envoy-1".into(), 1);
+        world.engine.lead(true);
+        world.engine.complete();
+        world.settle();
+        world
+    }
+
+    fn pool(&mut self, addresses: &str, sharing: Sharing) {
+        let addresses = addresses.split(' ').map(str::to_owned).collect();
+        let spec = AddressPoolSpec { addresses, sharing, reserved_ports: vec![22] };
+        self.engine.pool("public", Some(spec));
+    }
+
+    fn nodes(&mut self, tenant: &str, addresses: &[&str]) {
+        let node =
+            |(n, ip): (usize, &&str)| Node { name: format!("n{n}"), addresses: vec![(*ip).into()] };
+        let nodes = addresses.iter().enumerate().map(node).collect();
+        let spec = NodeSetSpec { content_hash: String::new(), nodes };
+        self.engine.nodes(&tenant.parse().unwrap(), Some(spec));
+    }
+
+    fn apply(&mut self, route: &str, spec: RouteSpec) {
+        self.generation += 1;
+        let id = id(route);
+        let old = self.engine.routes.get(&id).map(|entry| entry.meta.clone());
+        let (uid, created) = old
+            .map_or((format!("u{}", self.generation).into(), self.generation), |m| {
+                (m.uid, m.created)
+            });
+        let meta = Meta { uid, created, generation: self.generation };
+        let seen = self.statuses.get(&id).cloned();
+        self.engine.route(id, meta, spec, seen);
+    }
+
+    fn delete(&mut self, route: &str) {
+        self.engine.route_gone(&id(route));
+        self.statuses.remove(&id(route));
+    }
+
+    /// Carries effects out until there are none.
+    fn settle(&mut self) {
+        for _ in 0..100 {
+            let effects = self.engine.step(&now());
+            if effects == Effects::default() {
+                return self.check();
+            }
+            self.carry_out(effects);
+        }
+        panic!("the engine spins");
+    }
+
+    fn carry_out(&mut self, effects: Effects) {
+        let Effects { changes, claim, release, statuses, pools } = effects;
+        let mut events = Vec::new();
+        for change in changes {
+            let (key, outcome) = match change {
+                Change::Put(resource) => {
+                    self.served.insert(resource.key.clone(), resource.version);
+                    (resource.key, Outcome::Acked(resource.version))
+                }
+                Change::Remove(key) => {
+                    self.served.remove(&key).expect("only what was served is taken away");
+                    (key, Outcome::Removed)
+                }
+            };
+            events.push(Event { key, outcome });
+        }
+        for (key, object) in release {
+            assert_eq!(self.claims.remove(&key).expect("it was there").object, object);
+            self.engine.claim_gone(&key);
+        }
+        for (route, mut claims) in claim {
+            for claim in &mut claims {
+                self.objects += 1;
+                claim.object = format!("o{}", self.objects).into();
+                let old = self.claims.insert(claim.key, claim.clone());
+                assert_eq!(old, None, "two holders of one key");
+            }
+            self.engine.claimed(&route, Some(claims));
+        }
+        self.engine.envoy_said(&"envoy-1".into(), 1, &events);
+        self.statuses.extend(statuses);
+        self.pools.extend(pools);
+    }
+
+    /// What must hold whenever all is quiet.
+    fn check(&self) {
+        for claim in self.claims.values() {
+            let entry =
+                self.engine.routes.get(&claim.route).expect("a claim without its Route leaks");
+            assert!(entry.serving.is_some(), "a Route that is not served holds {:?}", claim.key);
+        }
+        let expected: usize = self.engine.routes.values().map(|entry| entry.published.len()).sum();
+        assert_eq!(self.served.len(), expected);
+        for entry in self.engine.routes.values() {
+            let Some((wish, address)) = &entry.serving else { continue };
+            for listener in &wish.listeners {
+                let key = ClaimKey {
+                    address: *address,
+                    protocol: listener.protocol,
+                    port: listener.port,
+                };
+                assert!(self.claims.contains_key(&key), "served without a claim: {key:?}");
+            }
+        }
+    }
+
+    /// `10.9.0.1:80` of each claim of a Route.
+    fn held(&self, route: &str) -> Vec<String> {
+        let mine = self.claims.values().filter(|claim| claim.route == id(route));
+        mine.map(|claim| format!("{}:{}", claim.key.address, claim.key.port)).collect()
+    }
+
+    /// The reason and message of a condition.
+    fn says(&self, route: &str, kind: &str) -> String {
+        let status = &self.statuses[&id(route)];
+        let condition = status.conditions.iter().find(|c| c.type_ == kind).unwrap();
+        format!("{} {} {}", condition.status, condition.reason, condition.message)
+    }
+
+    fn listeners(&self) -> Vec<String> {
+        let keys = self.served.keys().filter(|key| key.kind == ResourceType::Listener);
+        keys.map(|key| key.name.to_string()).collect()
+    }
+}
+
+#[test]
+fn a_route_is_given_an_address_served_and_reported() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.apply("blue/web", tcp("blue/web", &[80]));
+    world.settle();
+    assert_eq!(world.held("blue/web"), ["10.9.0.1:80"]);
+    assert_eq!(world.listeners(), ["TCP/10.9.0.1:80"]);
+    assert!(world.says("blue/web", "Accepted").starts_with("True"));
+    assert!(world.says("blue/web", "ResolvedRefs").starts_with("True"));
+    assert!(world.says("blue/web", "Programmed").starts_with("True"));
+    let display = &world.statuses[&id("blue/web")].display;
+    assert_eq!((display.source.as_str(), display.ports.as_str()), ("Service/shop/web", "80/TCP"));
+}
+
+#[test]
+fn nothing_is_translated_before_its_claims_are_persisted() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.apply("blue/web", tcp("blue/web", &[80]));
+    let effects = world.engine.step(&now());
+    assert_eq!((effects.claim.len(), effects.changes.len()), (1, 0));
+    assert_eq!(world.engine.step(&now()), Effects::default(), "it waits for the outcome");
+}
+
+#[test]
+fn nothing_is_decided_before_everything_was_read() {
+    let mut engine = Engine::default();
+    engine.lead(true);
+    engine.tenant(&"blue".parse().unwrap(), Some(TenantSpec::default().into()));
+    assert_eq!(engine.step(&now()), Effects::default());
+}
+
+#[test]
+fn two_tenants_share_an_address_at_different_ports() {
+    let mut world = World::new("10.9.0.1-10.9.0.2", Sharing::Any);
+    world.apply("blue/web", tcp("blue/web", &[80]));
+    world.apply("red/web", tcp("red/web", &[81]));
+    world.apply("red/too", tcp("red/too", &[80]));
+    world.settle();
+    assert_eq!(world.held("blue/web"), ["10.9.0.1:80"]);
+    assert_eq!(world.held("red/web"), ["10.9.0.1:81"]);
+    assert_eq!(world.held("red/too"), ["10.9.0.2:80"], "80 was taken on the first");
+}
+
+#[test]
+fn a_pool_may_keep_tenants_or_routes_apart() {
+    let mut world = World::new("10.9.0.1-10.9.0.2", Sharing::Tenant);
+    world.apply("blue/a", tcp("blue/a", &[80]));
+    world.apply("blue/b", tcp("blue/b", &[81]));
+    world.apply("red/a", tcp("red/a", &[82]));
+    world.settle();
+    assert_eq!(world.held("blue/b"), ["10.9.0.1:81"]);
+    assert_eq!(world.held("red/a"), ["10.9.0.2:82"]);
+
+    let mut world = World::new("10.9.0.1-10.9.0.2", Sharing::Exclusive);
+    world.apply("blue/a", tcp("blue/a", &[80]));
+    world.apply("blue/b", tcp("blue/b", &[81]));
+    world.apply("blue/c", tcp("blue/c", &[82]));
+    world.settle();
+    assert_eq!(world.held("blue/b"), ["10.9.0.2:81"]);
+    assert!(world.says("blue/c", "Accepted").starts_with("False PoolExhausted"));
+}
+
+#[test]
+fn the_next_in_line_takes_over_when_a_port_is_freed() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    for route in ["blue/first", "red/second", "blue/third"] {
+        world.apply(route, tcp(route, &[443]));
+        world.settle();
+    }
+    assert_eq!(
+        world.says("red/second", "Accepted"),
+        "False PoolExhausted no address of pool \"public\" has port 443/TCP free; ask for another \
+         port, or for more addresses"
+    );
+    assert!(world.says("red/second", "Programmed").starts_with("False NotAccepted"));
+    world.delete("blue/first");
+    world.settle();
+    assert_eq!(world.held("red/second"), ["10.9.0.1:443"]);
+    assert!(world.says("red/second", "Programmed").starts_with("True"));
+    assert!(world.says("blue/third", "Accepted").starts_with("False"));
+}
+
+#[test]
+fn a_route_gets_all_of_its_ports_or_none() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.apply("blue/web", tcp("blue/web", &[81]));
+    world.settle();
+    world.apply("red/many", tcp("red/many", &[80, 81, 82]));
+    world.settle();
+    assert!(world.held("red/many").is_empty());
+    assert!(world.says("red/many", "Accepted").contains("80/TCP and 81/TCP and 82/TCP"));
+}
+
+#[test]
+fn ports_of_different_protocols_do_not_meet() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.apply("blue/dns", spec("dns", &[(Protocol::Tcp, 53), (Protocol::Udp, 53)]));
+    world.settle();
+    assert_eq!(world.listeners(), ["TCP/10.9.0.1:53", "UDP/10.9.0.1:53"]);
+    assert_eq!(world.statuses[&id("blue/dns")].display.ports, "53/TCP,53/UDP");
+}
+
+#[test]
+fn a_changed_port_moves_within_the_address_and_frees_the_old_one() {
+    let mut world = World::new("10.9.0.1-10.9.0.9", Sharing::Any);
+    world.apply("blue/web", tcp("blue/web", &[80]));
+    world.settle();
+    world.apply("blue/web", tcp("blue/web", &[8080]));
+    world.settle();
+    assert_eq!(world.held("blue/web"), ["10.9.0.1:8080"]);
+    assert_eq!(world.listeners(), ["TCP/10.9.0.1:8080"]);
+}
+
+#[test]
+fn what_worked_is_served_on_when_a_change_is_refused() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.apply("blue/web", tcp("blue/web", &[80]));
+    world.apply("red/web", tcp("red/web", &[81]));
+    world.settle();
+    world.apply("blue/web", tcp("blue/web", &[80, 81]));
+    world.settle();
+    assert!(
+        world.says("blue/web", "Accepted").starts_with("False PortTaken port 81/TCP of 10.9.0.1")
+    );
+    assert!(world.listeners().contains(&"TCP/10.9.0.1:80".to_owned()));
+    // A wish that cannot be read.
+    let mut broken = tcp("blue/web", &[80]);
+    broken.rules.clear();
+    world.apply("blue/web", broken);
+    world.settle();
+    assert!(
+        world.says("blue/web", "Accepted").starts_with("False Invalid spec.listeners[0] (tcp-80)")
+    );
+    assert!(world.listeners().contains(&"TCP/10.9.0.1:80".to_owned()));
+}
+
+#[test]
+fn an_address_can_be_asked_for() {
+    let mut world = World::new("10.9.0.1-10.9.0.3", Sharing::Any);
+    let asking = |ip: &str, port| {
+        let address = AddressRequest { ip: Some(ip.into()), pool: None };
+        RouteSpec { address, ..tcp("blue/web", &[port]) }
+    };
+    world.apply("blue/web", asking("10.9.0.3", 80));
+    world.settle();
+    assert_eq!(world.held("blue/web"), ["10.9.0.3:80"]);
+    for (ip, port, says) in [
+        ("10.8.0.1", 80, "False AddressNotInPool address 10.8.0.1 is in none of the pools: public"),
+        ("what", 80, "False Invalid spec.address.ip"),
+        ("10.9.0.2", 22, "False PortTaken port 22/TCP of 10.9.0.2 is reserved by the pool"),
+    ] {
+        world.apply("blue/web", asking(ip, port));
+        world.settle();
+        assert!(
+            world.says("blue/web", "Accepted").starts_with(says),
+            "{}",
+            world.says("blue/web", "Accepted")
+        );
+        assert_eq!(world.held("blue/web"), ["10.9.0.3:80"], "the incumbent stays");
+    }
+    world.apply("blue/web", asking("10.9.0.1", 80));
+    world.settle();
+    assert_eq!(world.held("blue/web"), ["10.9.0.1:80"], "it moves where it asks to");
+}
+
+#[test]
+fn an_unknown_pool_is_named() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    let address = AddressRequest { ip: None, pool: Some("secret".into()) };
+    world.apply("blue/web", RouteSpec { address, ..tcp("blue/web", &[80]) });
+    world.settle();
+    assert!(world.says("blue/web", "Accepted").starts_with("False UnknownPool pool \"secret\""));
+}
+
+#[test]
+fn a_change_of_nodes_touches_endpoints_only() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.apply("blue/web", tcp("blue/web", &[80]));
+    world.apply("red/web", tcp("red/web", &[81]));
+    world.settle();
+    world.nodes("blue", &["10.0.0.1"]);
+    let effects = world.engine.step(&now());
+    let kinds: Vec<_> = effects
+        .changes
+        .iter()
+        .map(|change| match change {
+            Change::Put(resource) => (resource.key.kind, resource.key.name.to_string()),
+            Change::Remove(key) => panic!("{key} is gone"),
+        })
+        .collect();
+    assert_eq!(kinds, [(ResourceType::Endpoints, "blue/svc.shop.web/tcp-80".to_owned())]);
+}
+
+#[test]
+fn a_backend_without_endpoints_is_said_so() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    let mut spec = tcp("blue/web", &[80]);
+    spec.backends[0].nodes = ApiNodes { policy: NodePolicy::Named, names: Vec::new() };
+    world.apply("blue/web", spec);
+    world.settle();
+    assert!(
+        world
+            .says("blue/web", "ResolvedRefs")
+            .starts_with("False NoReadyEndpoints backend \"tcp-80\"")
+    );
+    assert_eq!(world.statuses[&id("blue/web")].display.reason, "NoReadyEndpoints");
+}
+
+#[test]
+fn a_rejection_is_told_in_envoys_words_on_that_route_alone() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.apply("blue/web", tcp("blue/web", &[80]));
+    world.apply("red/web", tcp("red/web", &[81]));
+    world.settle();
+    let key = Key::new(ResourceType::Listener, "TCP/10.9.0.1:80");
+    let version = world.served[&key];
+    let event = Event { key, outcome: Outcome::Rejected(version, "no such thing".into()) };
+    world.engine.envoy_said(&"envoy-1".into(), 1, &[event]);
+    world.settle();
+    assert_eq!(
+        world.says("blue/web", "Programmed"),
+        "False Rejected envoy-1 refused it: no such thing"
+    );
+    assert!(world.says("red/web", "Programmed").starts_with("True"));
+}
+
+#[test]
+fn programmed_means_every_ready_envoy() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.engine.envoy_ready(&"envoy-2".into(), true);
+    world.apply("blue/web", tcp("blue/web", &[80]));
+    world.settle();
+    assert_eq!(
+        world.says("blue/web", "Programmed"),
+        "False Pending waiting for Envoy envoy-2, which is not connected to the manager"
+    );
+    world.engine.envoy_ready(&"envoy-2".into(), false);
+    world.settle();
+    assert!(world.says("blue/web", "Programmed").starts_with("True"));
+    world.engine.envoy_ready(&"envoy-1".into(), false);
+    world.settle();
+    assert!(world.says("blue/web", "Programmed").starts_with("False NoEnvoy"));
+}
+
+#[test]
+fn a_tenant_that_is_removed_takes_its_routes_along() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.apply("blue/web", tcp("blue/web", &[80]));
+    world.settle();
+    world.engine.tenant(&"blue".parse().unwrap(), None);
+    world.settle();
+    assert!(world.served.is_empty() && world.claims.is_empty());
+    assert!(world.says("blue/web", "Accepted").starts_with("False UnknownTenant"));
+}
+
+#[test]
+fn a_restart_takes_up_what_was_persisted_and_drops_what_nobody_holds() {
+    let mut before = World::new("10.9.0.1-10.9.0.9", Sharing::Any);
+    before.apply("blue/web", tcp("blue/web", &[80]));
+    before.apply("blue/gone", tcp("blue/gone", &[81]));
+    before.settle();
+    let mut claims = before.claims.clone();
+    // The manager died after one of two claims of a third Route.
+    let half = Claim {
+        key: ClaimKey { address: "10.9.0.4".parse().unwrap(), protocol: Protocol::Tcp, port: 1 },
+        pool: "public".into(),
+        route: id("red/two"),
+        uid: "u3".into(),
+        object: "o9".into(),
+    };
+    claims.insert(half.key, half);
+
+    let mut after = World::default();
+    after.engine.lead(true);
+    for claim in claims.values() {
+        after.claims.insert(claim.key, claim.clone());
+        after.engine.claim(claim.clone());
+    }
+    let tenant = TenantSpec { pools: vec!["public".into()], ..TenantSpec::default() };
+    for name in ["blue", "red"] {
+        after.engine.tenant(&name.parse().unwrap(), Some(tenant.clone().into()));
+    }
+    after.pool("10.9.0.1-10.9.0.9", Sharing::Any);
+    for (route, uid, ports) in [("blue/web", "u1", &[80][..]), ("red/two", "u3", &[1, 2])] {
+        let meta = Meta { uid: uid.into(), generation: 1, created: 1 };
+        after.engine.route(id(route), meta, tcp(route, ports), None);
+    }
+    after.engine.complete();
+    after.settle();
+    assert_eq!(after.held("blue/web"), ["10.9.0.1:80"], "the same address as before");
+    assert_eq!(
+        after.held("red/two"),
+        ["10.9.0.4:1", "10.9.0.4:2"],
+        "the rest of what it had begun"
+    );
+    assert_eq!(after.claims.len(), 3, "the claim of the Route that is gone is gone");
+}
+
+#[test]
+fn a_route_made_anew_does_not_inherit_claims() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.apply("blue/web", tcp("blue/web", &[80]));
+    world.settle();
+    world.delete("blue/web");
+    world.apply("blue/web", tcp("blue/web", &[80]));
+    world.settle();
+    let claim = world.claims.values().next().unwrap();
+    assert_eq!((world.claims.len(), &*claim.uid), (1, "u2"));
+}
+
+#[test]
+fn a_claim_that_failed_is_tried_again() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.apply("blue/web", tcp("blue/web", &[80]));
+    let effects = world.engine.step(&now());
+    assert_eq!(effects.claim.len(), 1);
+    world.engine.claimed(&id("blue/web"), None);
+    world.settle();
+    assert_eq!(world.held("blue/web"), ["10.9.0.1:80"]);
+}
+
+#[test]
+fn a_pool_says_how_full_it_is() {
+    let mut world = World::new("10.9.0.1-10.9.0.4 what", Sharing::Any);
+    world.apply("blue/web", tcp("blue/web", &[80, 81]));
+    world.settle();
+    let AddressPoolStatus { addresses, used, free, claims, problem } = &world.pools["public"];
+    assert_eq!((addresses, used, free, claims), (&4, &1, &3, &2));
+    assert!(problem.contains("spec.addresses[1]"));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Apply(u8, Vec<u16>),
+    Delete(u8),
+    Settle,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let ports =
+        prop::collection::btree_set(80..84_u16, 1..3).prop_map(|set| set.into_iter().collect());
+    let step = prop_oneof![
+        4 => (0..8_u8, ports).prop_map(|(route, ports)| Step::Apply(route, ports)),
+        2 => (0..8_u8).prop_map(Step::Delete),
+        2 => Just(Step::Settle),
+    ];
+    prop::collection::vec(step, 0..40)
+}
+
+proptest! {
+    /// Claims are disjoint (asserted where they are persisted), none leaks, everything that is served
+    /// is claimed, and what is refused would not fit.
+    #[test]
+    fn any_history_ends_sound(steps in steps()) {
+        let mut world = World::new("10.9.0.1-10.9.0.2", Sharing::Any);
+        for step in steps {
+            match step {
+                Step::Apply(route, ports) => {
+                    let route = format!("{}/r{route}", if route % 2 == 0 { "blue" } else { "red" });
+                    world.apply(&route, tcp(&route, &ports));
+                }
+                Step::Delete(route) => {
+                    world.delete(&format!("{}/r{route}", if route % 2 == 0 { "blue" } else { "red" }));
+                }
+                Step::Settle => world.settle(),
+            }
+        }
+        world.settle();
+        for entry in world.engine.routes.values().filter(|entry| entry.serving.is_none()) {
+            let wish = entry.wish.as_ref().unwrap();
+            for address in ["10.9.0.1", "10.9.0.2"] {
+                let taken = wish.listeners.iter().any(|listener| {
+                    let address = address.parse().unwrap();
+                    world.claims.contains_key(&ClaimKey { address, protocol: listener.protocol, port: listener.port })
+                });
+                prop_assert!(taken, "{} fits on {address}", entry.source);
+            }
+        }
+    }
+}
