@@ -8,7 +8,7 @@ pub const ACCEPTED: &str = "Accepted";
 pub const RESOLVED_REFS: &str = "ResolvedRefs";
 /// Every ready Envoy of the fleet acknowledged exactly this generation.
 pub const PROGRAMMED: &str = "Programmed";
-/// The tenant's clock and the hub's differ by more than a minute, and the like; on a Tenant.
+/// On a Tenant: its agent has a stream open.
 pub const CONNECTED: &str = "Connected";
 
 /// Why a condition has its status: the `CamelCase` word in `reason`.
@@ -48,6 +48,8 @@ pub enum Reason {
     Rejected,
     /// `Programmed`: nothing to program, since the Route is not accepted.
     NotAccepted,
+    /// `Connected` of a Tenant: no agent has a stream open.
+    NotConnected,
 }
 
 impl Reason {
@@ -71,6 +73,7 @@ impl Reason {
             Self::NoEnvoy => "NoEnvoy",
             Self::Rejected => "Rejected",
             Self::NotAccepted => "NotAccepted",
+            Self::NotConnected => "NotConnected",
         }
     }
 }

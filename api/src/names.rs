@@ -84,6 +84,13 @@ impl RouteName {
         Self::new(source.kind, &source.namespace, &source.name)
     }
 
+    /// The kind, namespace and name that the name was made of.
+    pub fn parts(&self) -> Option<(SourceKind, &str, &str)> {
+        let (prefix, rest) = self.0.split_once('.')?;
+        let (namespace, name) = rest.split_once('.')?;
+        (prefix == "svc").then_some((SourceKind::Service, namespace, name))
+    }
+
     /// A name as it is read from an object of the hub.
     pub fn of_object(name: &str) -> Self {
         Self(name.into())
@@ -158,6 +165,7 @@ mod tests {
         let name = |namespace, name| RouteName::new(SourceKind::Service, namespace, name).unwrap();
         assert_ne!(name("a-b", "c"), name("a", "b-c"));
         assert_eq!(name("shop", "web").as_str(), "svc.shop.web");
+        assert_eq!(name("shop", "web").parts(), Some((SourceKind::Service, "shop", "web")));
         assert!(RouteName::new(SourceKind::Service, "a.b", "c").is_err());
         assert!(RouteName::new(SourceKind::Service, "a", "../c").is_err());
     }

@@ -147,6 +147,14 @@ fn linker_flags(module: &Module) -> String {
         "kubernetes" => format!(
             "-s -w -X {stamp}.gitVersion=v{version} -X {stamp}.gitMajor=1 -X {stamp}.gitMinor=36"
         ),
+        // Helm takes the version of Kubernetes that it renders for without a cluster from here.
+        "helm" => {
+            let util = "helm.sh/helm/v3/pkg/chartutil";
+            format!(
+                "-s -w -X helm.sh/helm/v3/internal/version.version=v{version} \
+                 -X {util}.k8sVersionMajor=1 -X {util}.k8sVersionMinor=36"
+            )
+        }
         _ => "-s -w".into(),
     }
 }

@@ -116,7 +116,7 @@ fn build_release() -> Result<PathBuf> {
     command
         .current_dir(paths::repository())
         .args(["build", "--release", "--quiet", "--locked"])
-        .args(["-p", "fairlead-e2e", "--bins"])
+        .args(["-p", "fairlead-manager", "-p", "fairlead-agent", "-p", "fairlead-e2e", "--bins"])
         .arg("--target-dir")
         .arg(&target);
     // What cargo set for this program is not meant for the one it starts.

@@ -1,12 +1,138 @@
-//! install
+//! Fairlead on the clusters, with Helm, exactly as a user would.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, anyhow};
+
 use crate::driver::Driver;
-use crate::images::Images;
-use anyhow::Result;
-/// x
+use crate::images::{self, Image, Images};
+use crate::say::say;
+use crate::topology::{self, Cluster, POOL, POOL_RANGE};
+use crate::{cluster, paths, run};
+
+/// The namespace of Fairlead in every cluster.
+pub const NAMESPACE: &str = "fairlead-system";
+/// The `NodePort` of the agents' API, as the chart has it.
+const AGENT_PORT: u16 = 30_843;
+
+/// Brings the clusters up and installs Fairlead on them; what is there already is upgraded.
 pub fn up(driver: &dyn Driver) -> Result<()> {
-    driver.up()
-}
-/// x
-pub fn load(_driver: &dyn Driver, _images: &Images) -> Result<()> {
+    driver.up()?;
+    let images = images::all()?;
+    load(driver, &images)?;
+    let certificates = certificates()?;
+    hub(driver, &images, &certificates)?;
+    say("the hub runs Fairlead's manager and Envoys");
+    for tenant in topology::tenants() {
+        self::tenant(driver, &tenant, &images, &certificates)?;
+        say(&format!("{} runs Fairlead's agent", tenant.name));
+    }
     Ok(())
+}
+
+/// Gives each cluster the images that it runs.
+pub fn load(driver: &dyn Driver, images: &Images) -> Result<()> {
+    say("loading images");
+    let Images { manager, agent, envoy, echo } = images;
+    let load = |cluster: &Cluster, image: &Image| driver.load_image(cluster, &image.archive);
+    load(&topology::hub(), manager)?;
+    load(&topology::hub(), envoy)?;
+    for tenant in topology::tenants() {
+        load(&tenant, agent)?;
+        load(&tenant, echo)?;
+    }
+    Ok(())
+}
+
+/// Certificates from `deploy/certs.sh`, for the hub and for each tenant.
+fn certificates() -> Result<PathBuf> {
+    let folder = paths::cache().join("certificates");
+    certificate(&folder, &[])?;
+    for tenant in topology::tenants() {
+        certificate(&folder, &["tenant", tenant.name])?;
+    }
+    Ok(folder)
+}
+
+/// Runs `deploy/certs.sh`.
+pub fn certificate(folder: &Path, arguments: &[&str]) -> Result<()> {
+    let script = paths::repository().join("deploy/certs.sh");
+    run::output(Command::new("bash").arg(script).arg(folder).args(arguments)).map(drop)
+}
+
+fn hub(driver: &dyn Driver, images: &Images, certificates: &Path) -> Result<()> {
+    let hub = topology::hub();
+    namespace(driver, &hub)?;
+    secret(driver, &hub, "fairlead-manager-tls", &certificates.join("manager"))?;
+    secret(driver, &hub, "fairlead-envoy-tls", &certificates.join("envoy"))?;
+    // Helm installs CRDs but never upgrades them.
+    let crds = paths::repository().join("deploy/crds").display().to_string();
+    cluster::kubectl(driver, &hub, &["apply", "--server-side", "--force-conflicts", "-f", &crds])?;
+    let values = [
+        format!("manager.image.tag={}", images.manager.tag()),
+        format!("envoy.image.tag={}", images.envoy.tag()),
+    ];
+    chart(driver, &hub, "fairlead-manager", &values)?;
+    let manifest = include_str!("../manifests/hub.yaml");
+    let manifest = manifest.replace("${POOL}", POOL).replace("${RANGE}", POOL_RANGE);
+    cluster::apply(driver, &hub, &manifest).map(drop)
+}
+
+fn tenant(
+    driver: &dyn Driver,
+    tenant: &Cluster,
+    images: &Images,
+    certificates: &Path,
+) -> Result<()> {
+    namespace(driver, tenant)?;
+    // The folder of tenant `tenant-a`: certs.sh puts `tenant-` before every tenant's name.
+    let folder = certificates.join(format!("tenant-{}", tenant.name));
+    secret(driver, tenant, "fairlead-agent-tls", &folder)?;
+    let values = [
+        format!("hub.address={}:{AGENT_PORT}", driver.hub_address()?),
+        format!("image.tag={}", images.agent.tag()),
+    ];
+    chart(driver, tenant, "fairlead-agent", &values)
+}
+
+fn namespace(driver: &dyn Driver, cluster: &Cluster) -> Result<()> {
+    let manifest = format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}}}}}");
+    cluster::apply(driver, cluster, &manifest).map(drop)
+}
+
+/// Puts a folder's certificate into a Secret.
+pub fn secret(driver: &dyn Driver, cluster: &Cluster, name: &str, folder: &Path) -> Result<()> {
+    let from = format!("--from-file={}", folder.display());
+    let made = cluster::kubectl(
+        driver,
+        cluster,
+        &[
+            "create",
+            "secret",
+            "generic",
+            name,
+            "-n",
+            NAMESPACE,
+            &from,
+            "--dry-run=client",
+            "-o",
+            "yaml",
+        ],
+    )?;
+    cluster::apply(driver, cluster, &made).map(drop)
+}
+
+fn chart(driver: &dyn Driver, cluster: &Cluster, name: &str, values: &[String]) -> Result<()> {
+    let folder = paths::repository().join("deploy").join(name).display().to_string();
+    let mut arguments = vec!["upgrade", "--install", name, &folder, "-n", NAMESPACE, "--wait"];
+    arguments.extend(["--timeout", "180s"]);
+    for value in values {
+        arguments.extend(["--set-string", value]);
+    }
+    cluster::helm(driver, cluster, &arguments).map(drop).map_err(|error| {
+        let get = ["-n", NAMESPACE, "get", "pods", "-o", "wide"];
+        let pods = cluster::kubectl(driver, cluster, &get).unwrap_or_default();
+        anyhow!("{error:#}\n{pods}")
+    })
 }

@@ -21,15 +21,41 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Which term of leadership this is; grows with each change of holder.
 pub type Epoch = u64;
 
-/// Stands for election until `stop`, then lets go. The receiver holds the epoch while this process
-/// leads.
+/// Whether this process leads, and in which term.
+#[derive(Debug, Clone)]
+pub struct Leadership(watch::Receiver<Option<Term>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Term {
+    epoch: Epoch,
+    renewed: Instant,
+}
+
+impl Leadership {
+    /// The term, while this process leads. Also right after it was stopped for a while: leadership
+    /// that was not renewed in time is over, whether or not anybody noticed.
+    pub fn epoch(&self) -> Option<Epoch> {
+        let term = *self.0.borrow();
+        term.filter(|term| term.renewed.elapsed() < RENEW_DEADLINE).map(|term| term.epoch)
+    }
+
+    /// Waits until leadership was gained or lost.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            // The candidate is gone: nothing will change any more.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Stands for election until `stop`, then lets go.
 pub fn run(
     client: Client,
     namespace: &str,
     name: &str,
     identity: String,
     stop: CancellationToken,
-) -> (watch::Receiver<Option<Epoch>>, tokio::task::JoinHandle<()>) {
+) -> (Leadership, tokio::task::JoinHandle<()>) {
     let (send, receive) = watch::channel(None);
     let mut candidate = Candidate {
         leases: Api::namespaced(client, namespace),
@@ -38,16 +64,15 @@ pub fn run(
         seen: None,
     };
     let task = tokio::spawn(async move {
-        let mut renewed = Instant::now();
         loop {
+            // Before the call: what it confirms was true then.
+            let renewed = Instant::now();
             match candidate.campaign().await {
-                Ok(epoch) => {
-                    renewed = Instant::now();
-                    set(&send, epoch);
-                }
+                Ok(epoch) => set(&send, epoch.map(|epoch| Term { epoch, renewed })),
                 Err(error) => {
                     warn!(lease = candidate.name, %error, "lease not renewed");
-                    if renewed.elapsed() > RENEW_DEADLINE {
+                    let late = send.borrow().is_some_and(|t| t.renewed.elapsed() > RENEW_DEADLINE);
+                    if late {
                         set(&send, None);
                     }
                 }
@@ -62,16 +87,17 @@ pub fn run(
             candidate.release().await;
         }
     });
-    (receive, task)
+    (Leadership(receive), task)
 }
 
-fn set(send: &watch::Sender<Option<Epoch>>, epoch: Option<Epoch>) {
+/// Wakes those who wait when leadership was gained or lost, not with each renewal.
+fn set(send: &watch::Sender<Option<Term>>, term: Option<Term>) {
     send.send_if_modified(|old| {
-        let changed = *old != epoch;
+        let changed = old.map(|t| t.epoch) != term.map(|t| t.epoch);
         if changed {
-            info!(?epoch, "leadership");
+            info!(epoch = term.map(|t| t.epoch), "leadership");
         }
-        *old = epoch;
+        *old = term;
         changed
     });
 }

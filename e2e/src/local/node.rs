@@ -46,10 +46,16 @@ pub(super) fn start(cluster: &Cluster, host: &Host, top: &Path, pki: &Pki) -> Re
     daemon("kube-proxy", &[format!("--config={}", folder.join("kube-proxy.yaml").display())])
 }
 
-/// Makes an image archive known to the node.
+/// Makes an image archive known to the node, once: its name has a hash of what is in it.
 pub(super) fn import(cluster: &Cluster, host: &Host, archive: &Path) -> Result<()> {
-    let archive = archive.display().to_string();
-    ctr(&folder(cluster, host), &["images", "import", "--local", &archive]).map(drop)
+    let folder = folder(cluster, host);
+    let marker = folder.join("images").join(archive.file_name().unwrap_or_default());
+    if marker.exists() {
+        return Ok(());
+    }
+    ctr(&folder, &["images", "import", "--local", &archive.display().to_string()])?;
+    std::fs::create_dir_all(folder.join("images"))?;
+    std::fs::write(marker, "").map_err(Into::into)
 }
 
 fn ctr(folder: &Path, arguments: &[&str]) -> Result<String> {

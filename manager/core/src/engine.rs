@@ -265,6 +265,12 @@ impl Engine {
         }
     }
 
+    /// A pool's status could not be written; it is tried again with the next step.
+    pub fn pool_not_reported(&mut self, name: &str) {
+        self.pool_statuses.remove(name);
+        self.pools_changed = true;
+    }
+
     /// An Envoy's pod is ready, or is not.
     pub fn envoy_ready(&mut self, envoy: &EnvoyId, ready: bool) {
         if self.fleet.set_ready(envoy, ready) {

@@ -1,0 +1,9 @@
+//! Fairlead on real clusters: what is asserted is traffic from the client host.
+//!
+//! The clusters are brought up once; each test has a namespace of its own. Tests that restart things
+//! have the clusters for themselves.
+
+mod bad_input;
+mod faults;
+mod services;
+mod world;

@@ -1,0 +1,8 @@
+//! Where agents push to: `service` is the tonic shell, `session` decides, `convert` reads what a
+//! stranger sends.
+
+mod convert;
+mod service;
+mod session;
+
+pub(crate) use service::{AgentApi, Sessions};

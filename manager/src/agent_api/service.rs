@@ -1,0 +1,315 @@
+//! The tonic shell of the agents' stream.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use fairlead_api::{RouteId, TenantId};
+use fairlead_process::identity::Identity;
+use fairlead_process::metrics::Stages;
+use fairlead_process::tls::Peer;
+use fairlead_proto::v1::agent_message::Message as From;
+use fairlead_proto::v1::hub_message::Message as To;
+use fairlead_proto::v1::hub_server::Hub as HubService;
+use fairlead_proto::{MAX_MESSAGE_BYTES, v1};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{info, warn};
+
+use super::session::{Action, Session, Upload};
+use crate::hub::{Hub, pause_after_failure};
+use crate::queue::Queue;
+use crate::records::{Item, Record, Records};
+
+/// Uploads of one agent under way at the same time.
+const UPLOADS: usize = 16;
+/// Uploads that wait before the agent is read no further.
+const WAITING: usize = 256;
+/// Messages that wait for the transport.
+const OUTBOUND: usize = 64;
+/// A stream that has not said Hello by then is closed.
+const HELLO: Duration = Duration::from_secs(10);
+
+/// Which agent of each tenant is connected.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    all: Mutex<HashMap<TenantId, Connected>>,
+    /// How many there are.
+    pub(crate) count: Gauge,
+}
+
+/// A connected agent.
+#[derive(Debug, Clone)]
+pub(crate) struct Connected {
+    epoch: u64,
+    pub(crate) agent_version: String,
+    pub(crate) cluster_version: String,
+    end: CancellationToken,
+}
+
+impl Sessions {
+    /// The agent of a tenant, if one is connected.
+    pub(crate) fn get(&self, tenant: &TenantId) -> Option<Connected> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).get(tenant).cloned()
+    }
+
+    /// Lets an agent in, and ends the stream of an earlier one.
+    #[allow(clippy::result_large_err)] // tonic's own error type
+    fn enter(&self, tenant: &TenantId, new: Connected) -> Result<(), Status> {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = all.get(tenant) {
+            if old.epoch > new.epoch {
+                return Err(Status::aborted("a newer agent of this tenant is connected"));
+            }
+            old.end.cancel();
+        }
+        all.insert(tenant.clone(), new);
+        self.count(&all);
+        Ok(())
+    }
+
+    fn leave(&self, tenant: &TenantId, end: &CancellationToken) {
+        // A later stream may have taken the place already; its token is not cancelled.
+        end.cancel();
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.get(tenant).is_some_and(|current| current.end.is_cancelled()) {
+            all.remove(tenant);
+        }
+        self.count(&all);
+    }
+
+    fn count(&self, all: &HashMap<TenantId, Connected>) {
+        self.count.set(i64::try_from(all.len()).unwrap_or(i64::MAX));
+    }
+}
+
+/// The agents' API.
+#[derive(Clone)]
+pub(crate) struct AgentApi {
+    pub(crate) hub: Hub,
+    pub(crate) records: Arc<Records>,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) stages: Stages,
+    pub(crate) stop: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl HubService for AgentApi {
+    type SyncStream = ReceiverStream<Result<v1::HubMessage, Status>>;
+
+    async fn sync(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Self::SyncStream>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let Some(Peer { identity: Identity::Agent { tenant }, address }) = peer else {
+            warn!(?peer, "agent refused: no agent's certificate");
+            return Err(Status::unauthenticated("a certificate of a tenant's agent is needed"));
+        };
+        if !self.records.is_complete() {
+            return Err(Status::unavailable("the manager is starting"));
+        }
+        let max_routes = self.max_routes(&tenant)?;
+        let mut inbound = request.into_inner();
+        let hello = tokio::time::timeout(HELLO, inbound.message()).await;
+        let hello = hello.map_err(|_| Status::deadline_exceeded("no Hello"))??;
+        let Some(From::Hello(hello)) = hello.and_then(|message| message.message) else {
+            return Err(Status::invalid_argument("the first message must be Hello"));
+        };
+        let end = self.stop.child_token();
+        let v1::Hello { agent_version, cluster_version, instance, epoch } = hello;
+        let clip = |text: String| text.chars().take(64).collect::<String>();
+        let (agent_version, cluster_version) = (clip(agent_version), clip(cluster_version));
+        let instance = clip(instance);
+        let connected = Connected { epoch, agent_version, cluster_version, end: end.clone() };
+        self.sessions.enter(&tenant, connected)?;
+        info!(%tenant, %address, instance, epoch, "agent connected");
+
+        let (send, receive) = mpsc::channel(OUTBOUND);
+        let stream = Stream {
+            api: self.clone(),
+            tenant: tenant.clone(),
+            session: Session::new(max_routes),
+            send: send.clone(),
+            uploads: Queue::new(UPLOADS),
+            cursor: 0,
+        };
+        let api = self.clone();
+        tokio::spawn(async move {
+            let ended = stream.run(inbound, &end, max_routes).await;
+            api.sessions.leave(&tenant, &end);
+            match ended {
+                Ok(()) => info!(%tenant, instance, "agent disconnected"),
+                Err(status) => {
+                    warn!(%tenant, instance, error = status.message(), "agent's stream ended");
+                    // The agent may be gone already.
+                    let _ = send.try_send(Err(status));
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+}
+
+impl AgentApi {
+    #[allow(clippy::result_large_err)] // tonic's own error type
+    fn max_routes(&self, tenant: &TenantId) -> Result<u32, Status> {
+        let max_routes =
+            self.records.read(tenant, |records| records.tenant.as_ref().map(|t| t.max_routes));
+        max_routes.flatten().ok_or_else(|| {
+            let message = format!(
+                "the hub has no tenant {:?}; a platform administrator creates the Tenant",
+                tenant.as_str()
+            );
+            warn!(%tenant, "agent refused: no such tenant");
+            Status::not_found(message)
+        })
+    }
+}
+
+struct Stream {
+    api: AgentApi,
+    tenant: TenantId,
+    session: Session,
+    send: mpsc::Sender<Result<v1::HubMessage, Status>>,
+    uploads: Queue<Item, Upload>,
+    cursor: u64,
+}
+
+impl Stream {
+    #[allow(clippy::result_large_err)] // tonic's own error type
+    async fn run(
+        mut self,
+        mut inbound: Streaming<v1::AgentMessage>,
+        end: &CancellationToken,
+        max_routes: u32,
+    ) -> Result<(), Status> {
+        let Some(mut changed) = self.api.records.subscribe(&self.tenant) else { return Ok(()) };
+        let mut under_way = FuturesUnordered::new();
+        self.send(To::Welcome(welcome(max_routes))).await?;
+        loop {
+            while let Some((item, upload)) = self.uploads.next() {
+                under_way.push(self.store(item, upload).boxed());
+            }
+            let actions = tokio::select! {
+                message = inbound.message(), if self.uploads.len() < WAITING => {
+                    let Some(message) = message?.and_then(|message| message.message) else {
+                        return Ok(());
+                    };
+                    self.take(message)?
+                }
+                woken = changed.changed() => {
+                    if woken.is_err() {
+                        return Ok(());
+                    }
+                    self.api.max_routes(&self.tenant)?;
+                    self.news()
+                }
+                Some((item, upload, refused)) = under_way.next() => {
+                    self.uploads.done(&item);
+                    let answer = Session::on_stored(&item, upload, refused);
+                    answer.into_iter().map(Action::Send).collect()
+                }
+                () = end.cancelled() => {
+                    return Err(Status::aborted("the manager ends, or a newer agent took over"));
+                }
+            };
+            for action in actions {
+                match action {
+                    Action::Send(message) => self.send(message).await?,
+                    Action::Store(item, upload) => self.uploads.push(item, upload),
+                }
+            }
+        }
+    }
+
+    #[allow(clippy::result_large_err)] // tonic's own error type
+    fn take(&mut self, message: From) -> Result<Vec<Action>, Status> {
+        let Self { api, tenant, session, .. } = self;
+        let taken = api.records.read(tenant, |records| {
+            let mut all = records.items.iter().map(|(item, record)| (item.clone(), record.clone()));
+            session.on_message(message, &mut all)
+        });
+        taken.unwrap_or_else(|| Ok(Vec::new()))
+    }
+
+    /// What changed of the tenant's records.
+    fn news(&mut self) -> Vec<Action> {
+        let Self { api, tenant, session, cursor, .. } = self;
+        let news = api.records.read(tenant, |records| {
+            let changed: Vec<(Item, Option<Arc<Record>>)> = match records.items.since(*cursor) {
+                Some(items) => {
+                    items.map(|item| (item.clone(), records.items.get(item).cloned())).collect()
+                }
+                None => records.items.iter().map(|(i, r)| (i.clone(), Some(r.clone()))).collect(),
+            };
+            *cursor = records.items.cursor();
+            changed
+        });
+        let news = news.unwrap_or_default();
+        news.iter().filter_map(|(item, record)| session.on_record(item, record.as_ref())).collect()
+    }
+
+    #[allow(clippy::result_large_err)] // tonic's own error type
+    async fn send(&self, message: To) -> Result<(), Status> {
+        let message = v1::HubMessage { message: Some(message) };
+        self.send.send(Ok(message)).await.map_err(|_| Status::cancelled("the agent is gone"))
+    }
+
+    /// Stores until it is stored or refused for what it is; what the apiserver cannot do now is
+    /// tried again.
+    fn store(
+        &self,
+        item: Item,
+        upload: Upload,
+    ) -> impl Future<Output = (Item, Upload, Option<String>)> + Send + use<> {
+        let (hub, tenant, stages) =
+            (self.api.hub.clone(), self.tenant.clone(), self.api.stages.clone());
+        async move {
+            loop {
+                let start = Instant::now();
+                match write(&hub, &tenant, &item, upload.clone()).await {
+                    Ok(()) => {
+                        stages.observe("store", start);
+                        return (item, upload, None);
+                    }
+                    Err(kube::Error::Api(status)) if matches!(status.code, 400 | 422) => {
+                        warn!(%tenant, ?item, error = status.message, "refused by the apiserver");
+                        return (item, upload, Some(status.message));
+                    }
+                    Err(error) => {
+                        warn!(%tenant, ?item, %error, "not stored, trying again");
+                        pause_after_failure().await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn write(hub: &Hub, tenant: &TenantId, item: &Item, upload: Upload) -> kube::Result<()> {
+    match (item, upload) {
+        (Item::Route(name), Upload::Route(_, spec)) => {
+            let id = RouteId { tenant: tenant.clone(), name: name.clone() };
+            hub.store_route(&id, spec).await
+        }
+        (Item::Route(name), _) => {
+            hub.delete_route(&RouteId { tenant: tenant.clone(), name: name.clone() }).await
+        }
+        (Item::Nodes, Upload::Nodes(_, spec)) => hub.store_nodes(tenant, spec).await,
+        (Item::Nodes, _) => hub.delete_nodes(tenant).await,
+    }
+}
+
+fn welcome(max_routes: u32) -> v1::Welcome {
+    v1::Welcome {
+        hub_time: Some(std::time::SystemTime::now().into()),
+        max_message_bytes: u32::try_from(MAX_MESSAGE_BYTES).unwrap_or(u32::MAX),
+        max_routes,
+    }
+}

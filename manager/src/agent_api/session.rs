@@ -1,0 +1,232 @@
+//! One agent's stream as a state machine: messages and records in, actions out.
+//!
+//! Level-triggered: `wanted` is what the agent wants as far as it has said; what the hub has beyond
+//! that is deleted, once the inventory is complete.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use fairlead_api::{NodeSetSpec, RouteName, RouteSpec};
+use fairlead_proto::v1::agent_message::Message as From;
+use fairlead_proto::v1::hub_message::Message as To;
+use fairlead_proto::v1::put::Object;
+use fairlead_proto::{MAX_ITEMS, v1};
+use tonic::Status;
+
+use super::convert;
+use crate::records::{Item, Record, Report};
+
+/// What the shell has to do.
+#[derive(Debug, PartialEq)]
+pub(super) enum Action {
+    /// Send to the agent.
+    Send(To),
+    /// Store on the hub; [`Session::on_stored`] takes the outcome.
+    Store(Item, Upload),
+}
+
+/// What is stored.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Upload {
+    Route(Box<str>, RouteSpec),
+    Nodes(Box<str>, NodeSetSpec),
+    /// Delete it; `told` when the agent waits for the outcome.
+    Gone {
+        told: bool,
+    },
+}
+
+/// One agent's stream after its `Hello`.
+#[derive(Debug)]
+pub(super) struct Session {
+    max_routes: usize,
+    complete: bool,
+    /// The hash of what the agent wants of each item.
+    wanted: HashMap<Item, Box<str>>,
+    /// The report that the agent was sent last.
+    reported: HashMap<RouteName, Arc<Record>>,
+}
+
+impl Session {
+    pub(super) fn new(max_routes: u32) -> Self {
+        Self {
+            max_routes: max_routes as usize,
+            complete: false,
+            wanted: HashMap::new(),
+            reported: HashMap::new(),
+        }
+    }
+
+    /// Takes a message in. `record` looks up what the hub has.
+    #[allow(clippy::result_large_err)] // tonic's own error type
+    pub(super) fn on_message(
+        &mut self,
+        message: From,
+        records: &mut dyn Iterator<Item = (Item, Arc<Record>)>,
+    ) -> Result<Vec<Action>, Status> {
+        match message {
+            From::Hello(_) => Err(Status::invalid_argument("a second Hello")),
+            From::Inventory(inventory) => self.inventory(inventory, records),
+            From::Put(_) | From::Delete(_) if !self.complete => {
+                Err(Status::invalid_argument("Put or Delete before the inventory was complete"))
+            }
+            From::Put(put) => Ok(vec![self.put(put)]),
+            From::Delete(v1::Delete { key }) => {
+                let item =
+                    convert::item(&key.unwrap_or_default()).map_err(Status::invalid_argument)?;
+                self.wanted.remove(&item);
+                Ok(vec![Action::Store(item, Upload::Gone { told: true })])
+            }
+        }
+    }
+
+    #[allow(clippy::result_large_err)] // tonic's own error type
+    fn inventory(
+        &mut self,
+        inventory: v1::Inventory,
+        records: &mut dyn Iterator<Item = (Item, Arc<Record>)>,
+    ) -> Result<Vec<Action>, Status> {
+        if self.complete {
+            return Err(Status::invalid_argument("an inventory after the complete one"));
+        }
+        for v1::inventory::Item { key, hash } in inventory.items {
+            let item = convert::item(&key.unwrap_or_default()).map_err(Status::invalid_argument)?;
+            let hash = convert::hash(&hash).map_err(Status::invalid_argument)?;
+            self.wanted.insert(item, hash);
+            if self.wanted.len() > self.max_routes + 1 {
+                return Err(Status::resource_exhausted(format!(
+                    "the tenant may have {} Routes (Tenant.spec.quotas.routes)",
+                    self.max_routes
+                )));
+            }
+        }
+        if !inventory.last {
+            return Ok(Vec::new());
+        }
+        self.complete = true;
+        Ok(self.compare(records))
+    }
+
+    /// The inventory against what the hub has.
+    fn compare(&mut self, records: &mut dyn Iterator<Item = (Item, Arc<Record>)>) -> Vec<Action> {
+        let there: HashMap<Item, Arc<Record>> = records.collect();
+        let missing = |(item, hash): &(&Item, &Box<str>)| {
+            there.get(*item).is_none_or(|record| record.hash != **hash)
+        };
+        let mut lacking: Vec<_> =
+            self.wanted.iter().filter(missing).map(|(item, _)| item).collect();
+        // The nodes first: no Route can be served without them.
+        lacking.sort();
+        let keys: Vec<_> = lacking.into_iter().map(convert::key).collect();
+        let chunks = keys.chunks(MAX_ITEMS).map(<[v1::Key]>::to_vec);
+        let mut actions: Vec<_> =
+            chunks.map(|keys| Action::Send(To::Want(v1::Want { keys }))).collect();
+        for (item, record) in there {
+            actions.extend(self.on_record(&item, Some(&record)));
+        }
+        actions
+    }
+
+    fn put(&mut self, put: v1::Put) -> Action {
+        let v1::Put { key, hash, object } = put;
+        let key = key.unwrap_or_default();
+        match self.read_put(&key, &hash, object) {
+            Ok((item, upload)) => Action::Store(item, upload),
+            Err((reason, message)) => {
+                let reason = reason.to_owned();
+                Action::Send(To::Refused(v1::Refused { key: Some(key), hash, reason, message }))
+            }
+        }
+    }
+
+    fn read_put(
+        &mut self,
+        key: &v1::Key,
+        hash: &[u8],
+        object: Option<Object>,
+    ) -> Result<(Item, Upload), (&'static str, String)> {
+        let invalid = |message| ("Invalid", message);
+        let item = convert::item(key).map_err(invalid)?;
+        let hash = convert::hash(hash).map_err(invalid)?;
+        if !self.wanted.contains_key(&item) && self.wanted.len() > self.max_routes {
+            let message = format!(
+                "the tenant may have {} Routes; a platform administrator raises \
+                 Tenant.spec.quotas.routes",
+                self.max_routes
+            );
+            return Err(("TooManyRoutes", message));
+        }
+        let upload = match (&item, object) {
+            (Item::Route(name), Some(Object::Route(route))) => {
+                Upload::Route(hash.clone(), convert::route(name, &hash, route).map_err(invalid)?)
+            }
+            (Item::Nodes, Some(Object::Nodes(nodes))) => {
+                Upload::Nodes(hash.clone(), convert::nodes(&hash, nodes).map_err(invalid)?)
+            }
+            _ => return Err(invalid("object: is not of the kind that the key names".into())),
+        };
+        self.wanted.insert(item.clone(), hash);
+        Ok((item, upload))
+    }
+
+    /// A record of the hub changed; `None`: it is gone.
+    pub(super) fn on_record(
+        &mut self,
+        item: &Item,
+        record: Option<&Arc<Record>>,
+    ) -> Option<Action> {
+        if !self.complete {
+            return None;
+        }
+        let Some(record) = record else {
+            if let Item::Route(name) = item {
+                self.reported.remove(name);
+            }
+            return None;
+        };
+        let Some(hash) = self.wanted.get(item) else {
+            return Some(Action::Store(item.clone(), Upload::Gone { told: false }));
+        };
+        let (Item::Route(name), Some(report)) = (item, &record.report) else { return None };
+        if record.hash != *hash || self.reported.get(name).is_some_and(|old| old == record) {
+            return None;
+        }
+        self.reported.insert(name.clone(), record.clone());
+        Some(Action::Send(To::Status(status(item, &record.hash, report))))
+    }
+
+    /// An upload was stored, or was refused by the apiserver with this reason.
+    pub(super) fn on_stored(item: &Item, upload: Upload, refused: Option<String>) -> Option<To> {
+        let key = Some(convert::key(item));
+        let hash = match upload {
+            Upload::Route(hash, _) | Upload::Nodes(hash, _) => convert::hash_bytes(&hash),
+            Upload::Gone { told: true } => Vec::new(),
+            Upload::Gone { told: false } => return None,
+        };
+        Some(match refused {
+            None => To::Stored(v1::Stored { key, hash }),
+            Some(message) => {
+                To::Refused(v1::Refused { key, hash, reason: "Invalid".into(), message })
+            }
+        })
+    }
+}
+
+fn status(item: &Item, hash: &str, report: &Report) -> v1::Status {
+    let conditions = report.conditions.iter().map(|(kind, holds, reason, message)| v1::Condition {
+        r#type: kind.clone(),
+        holds: *holds,
+        reason: reason.clone(),
+        message: message.clone(),
+    });
+    v1::Status {
+        key: Some(convert::key(item)),
+        hash: convert::hash_bytes(hash),
+        addresses: report.addresses.clone(),
+        conditions: conditions.collect(),
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -1,0 +1,112 @@
+use fairlead_api::route::SourceKind;
+
+use super::*;
+
+fn web() -> Item {
+    Item::Route(RouteName::new(SourceKind::Service, "shop", "web").unwrap())
+}
+
+fn record(hash: &str, report: bool) -> Arc<Record> {
+    let report =
+        report.then(|| Report { addresses: vec!["10.0.0.1".into()], conditions: Vec::new() });
+    Arc::new(Record { hash: hash.into(), report })
+}
+
+fn inventory(items: &[(&Item, u8)], last: bool) -> From {
+    let items = items.iter().map(|(item, hash)| v1::inventory::Item {
+        key: Some(convert::key(item)),
+        hash: vec![*hash],
+    });
+    From::Inventory(v1::Inventory { items: items.collect(), last })
+}
+
+fn feed(session: &mut Session, message: From, there: &[(Item, Arc<Record>)]) -> Vec<Action> {
+    session.on_message(message, &mut there.iter().cloned()).unwrap()
+}
+
+#[test]
+fn only_what_the_hub_lacks_is_asked_for() {
+    let mut session = Session::new(10);
+    let other = Item::Route(RouteName::new(SourceKind::Service, "shop", "other").unwrap());
+    let there = [(web(), record("01", false)), (other.clone(), record("02", false))];
+    let actions =
+        feed(&mut session, inventory(&[(&web(), 1), (&other, 9), (&Item::Nodes, 3)], true), &there);
+    let keys = vec![v1::Key::nodes(), convert::key(&other)];
+    assert_eq!(actions, [Action::Send(To::Want(v1::Want { keys }))]);
+}
+
+#[test]
+fn only_a_complete_inventory_deletes() {
+    let mut session = Session::new(10);
+    let there = [(web(), record("01", false))];
+    assert_eq!(feed(&mut session, inventory(&[], false), &there), []);
+    assert_eq!(session.on_record(&web(), Some(&record("01", false))), None);
+    let gone = Action::Store(web(), Upload::Gone { told: false });
+    assert_eq!(feed(&mut session, inventory(&[], true), &there), [gone]);
+}
+
+#[test]
+fn what_turns_up_later_and_nobody_wants_is_deleted_too() {
+    let mut session = Session::new(10);
+    feed(&mut session, inventory(&[], true), &[]);
+    let gone = Action::Store(web(), Upload::Gone { told: false });
+    assert_eq!(session.on_record(&web(), Some(&record("01", false))), Some(gone));
+}
+
+#[test]
+fn a_report_is_sent_once_and_only_on_the_content_that_is_wanted() {
+    let mut session = Session::new(10);
+    feed(&mut session, inventory(&[(&web(), 1)], true), &[(web(), record("01", false))]);
+    assert_eq!(session.on_record(&web(), Some(&record("02", true))), None, "another content");
+    let sent = session.on_record(&web(), Some(&record("01", true)));
+    assert!(matches!(sent, Some(Action::Send(To::Status(status))) if status.hash == [1]));
+    assert_eq!(session.on_record(&web(), Some(&record("01", true))), None, "no news");
+}
+
+#[test]
+fn a_delete_is_carried_out_and_answered() {
+    let mut session = Session::new(10);
+    feed(&mut session, inventory(&[(&web(), 1)], true), &[(web(), record("01", false))]);
+    let key = Some(convert::key(&web()));
+    let delete = From::Delete(v1::Delete { key: key.clone() });
+    let upload = Upload::Gone { told: true };
+    assert_eq!(feed(&mut session, delete, &[]), [Action::Store(web(), upload.clone())]);
+    let stored = To::Stored(v1::Stored { key, hash: Vec::new() });
+    assert_eq!(Session::on_stored(&web(), upload, None), Some(stored));
+}
+
+#[test]
+fn messages_out_of_order_end_the_stream() {
+    let put = || From::Put(v1::Put { key: Some(convert::key(&web())), ..v1::Put::default() });
+    let mut session = Session::new(10);
+    assert!(session.on_message(put(), &mut std::iter::empty()).is_err());
+    feed(&mut session, inventory(&[], true), &[]);
+    let again = session.on_message(inventory(&[], true), &mut std::iter::empty());
+    assert!(again.is_err());
+    assert!(
+        session.on_message(From::Hello(v1::Hello::default()), &mut std::iter::empty()).is_err()
+    );
+}
+
+#[test]
+fn a_tenant_beyond_its_quota_is_told_so() {
+    let mut session = Session::new(0);
+    feed(&mut session, inventory(&[(&Item::Nodes, 1)], true), &[]);
+    let put = v1::Put { key: Some(convert::key(&web())), hash: vec![1], object: None };
+    let actions = feed(&mut session, From::Put(put), &[]);
+    assert!(
+        matches!(&actions[..], [Action::Send(To::Refused(refused))] if refused.reason == "TooManyRoutes")
+    );
+}
+
+#[test]
+fn a_put_of_the_wrong_kind_is_refused_and_the_stream_goes_on() {
+    let mut session = Session::new(10);
+    feed(&mut session, inventory(&[], true), &[]);
+    let object = Some(Object::Nodes(v1::NodeSet::default()));
+    let put = v1::Put { key: Some(convert::key(&web())), hash: vec![1], object };
+    let actions = feed(&mut session, From::Put(put), &[]);
+    assert!(
+        matches!(&actions[..], [Action::Send(To::Refused(refused))] if refused.reason == "Invalid")
+    );
+}

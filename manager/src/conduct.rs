@@ -1,0 +1,304 @@
+//! The one task that owns the engine: observations in, effects carried out.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use fairlead_api::claim::ClaimKey;
+use fairlead_api::condition::PROGRAMMED;
+use fairlead_api::{AddressPoolStatus, Route, RouteId, RouteStatus};
+use fairlead_core::claims::Claim;
+use fairlead_core::model::Meta;
+use fairlead_core::{Effects, Engine};
+use fairlead_process::lease::Leadership;
+use fairlead_process::metrics::Stages;
+use fairlead_process::probes::Guard;
+use fairlead_xds::Cache;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::fleet::Said;
+use crate::hub::{Hub, Obstacle, pause_after_failure};
+use crate::queue::Queue;
+use crate::records::{Existing, Item, Record, Records};
+use crate::watch::{KINDS, Kind, Observed};
+
+/// Writes to the apiserver under way at the same time.
+const WRITES: usize = 32;
+/// Observations that are taken in before the engine decides: bounds the delay of the first.
+const BATCH: usize = 512;
+
+/// The engine and what surrounds it.
+pub(crate) struct Conductor {
+    pub(crate) engine: Engine,
+    pub(crate) hub: Hub,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) records: Arc<Records>,
+    pub(crate) leadership: Leadership,
+    pub(crate) stages: Stages,
+    /// Dropped once everything was read.
+    pub(crate) unready: Option<Guard>,
+    complete: HashSet<Kind>,
+    writes: Queue<Object, Write>,
+    under_way: FuturesUnordered<BoxFuture<'static, (Object, Done)>>,
+    /// When a Route's last change was published, until all Envoys have it.
+    published: HashMap<RouteId, Instant>,
+}
+
+/// What is written; one write of an object at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Object {
+    Status(RouteId),
+    Claims(RouteId),
+    Claim(ClaimKey),
+    Pool(String),
+}
+
+#[derive(Debug)]
+enum Write {
+    Status(RouteStatus),
+    Claim(Vec<Claim>),
+    Release(Box<str>),
+    Pool(AddressPoolStatus),
+}
+
+/// How a write ended.
+enum Done {
+    Written,
+    Claimed(Vec<Claim>),
+    /// Not claimed, and whose the claim in the way is.
+    Obstructed(Option<Box<Claim>>),
+    Failed,
+}
+
+impl Conductor {
+    pub(crate) fn new(
+        hub: Hub,
+        cache: Arc<Cache>,
+        records: Arc<Records>,
+        leadership: Leadership,
+        stages: Stages,
+        unready: Guard,
+    ) -> Self {
+        Self {
+            engine: Engine::default(),
+            hub,
+            cache,
+            records,
+            leadership,
+            stages,
+            unready: Some(unready),
+            complete: HashSet::new(),
+            writes: Queue::new(WRITES),
+            under_way: FuturesUnordered::new(),
+            published: HashMap::new(),
+        }
+    }
+
+    /// Runs until the watches end.
+    pub(crate) async fn run(
+        mut self,
+        mut observed: mpsc::Receiver<Observed>,
+        mut said: mpsc::UnboundedReceiver<Said>,
+    ) {
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut leadership = self.leadership.clone();
+        loop {
+            tokio::select! {
+                count = observed.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        return;
+                    }
+                    batch.drain(..).for_each(|one| self.observe(one));
+                }
+                Some(said) = said.recv() => self.hear(said),
+                Some((object, done)) = self.under_way.next() => self.ended(object, done),
+                () = leadership.changed() => {}
+            }
+            self.engine.lead(self.leadership.epoch().is_some());
+            self.step();
+        }
+    }
+
+    fn observe(&mut self, observed: Observed) {
+        let engine = &mut self.engine;
+        match observed {
+            Observed::Tenant(id, tenant) => {
+                let existing = tenant.as_ref().map(|(uid, spec)| Existing {
+                    uid: uid.clone(),
+                    max_routes: spec.quotas.routes,
+                });
+                self.records.change_tenant(&id, existing);
+                engine.tenant(&id, tenant.map(|(_, spec)| spec.into()));
+            }
+            Observed::Pool(name, spec) => engine.pool(&name, spec),
+            Observed::Nodes(id, spec) => {
+                self.records.change(&id, |records| match &spec {
+                    Some(spec) => {
+                        let record =
+                            Record { hash: spec.content_hash.as_str().into(), report: None };
+                        records.nodes = u32::try_from(spec.nodes.len()).unwrap_or(u32::MAX);
+                        records.items.put(Item::Nodes, Arc::new(record));
+                    }
+                    None => {
+                        records.nodes = 0;
+                        records.items.remove(&Item::Nodes);
+                    }
+                });
+                engine.nodes(&id, spec);
+            }
+            Observed::Route(id, Some(route)) => self.route(id, *route),
+            Observed::Route(id, None) => {
+                let item = Item::Route(id.name.clone());
+                self.records.change(&id.tenant, |records| records.items.remove(&item));
+                self.published.remove(&id);
+                engine.route_gone(&id);
+            }
+            Observed::Claim(_, Some(claim)) => engine.claim(claim),
+            Observed::Claim(key, None) => engine.claim_gone(&key),
+            Observed::Envoy(name, ready) => engine.envoy_ready(&name.into(), ready),
+            Observed::Complete(kind) => {
+                self.complete.insert(kind);
+                if self.complete.len() == KINDS && self.unready.is_some() {
+                    engine.complete();
+                }
+            }
+        }
+    }
+
+    fn route(&mut self, id: RouteId, route: Route) {
+        let item = Item::Route(id.name.clone());
+        let record = Record::of(&route);
+        self.records.change(&id.tenant, |records| {
+            if records.items.get(&item).is_none_or(|old| **old != record) {
+                records.items.put(item, Arc::new(record));
+            }
+        });
+        let created = route.metadata.creation_timestamp.map_or(0, |time| time.0.as_second());
+        let meta = Meta {
+            uid: route.metadata.uid.unwrap_or_default().into(),
+            generation: route.metadata.generation.unwrap_or(0),
+            created,
+        };
+        self.engine.route(id, meta, route.spec, route.status);
+    }
+
+    fn hear(&mut self, said: Said) {
+        match said {
+            Said::Connected(envoy, stream) => self.engine.envoy_connected(&envoy, stream),
+            Said::Disconnected(envoy, stream) => self.engine.envoy_disconnected(&envoy, stream),
+            Said::Answered(envoy, stream, events) => {
+                self.engine.envoy_said(&envoy, stream, &events)
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        let start = Instant::now();
+        let Effects { changes, claim, release, statuses, pools } =
+            self.engine.step(&Time(jiff::Timestamp::now()));
+        if !changes.is_empty() {
+            self.stages.observe("translate", start);
+        }
+        self.cache.publish(changes);
+        if self.complete.len() == KINDS && self.unready.take().is_some() {
+            // Envoys and agents are answered only now: an empty answer would take things away.
+            self.cache.complete();
+            self.records.complete();
+            info!("all objects were read");
+        }
+        for (id, claims) in claim {
+            self.writes.push(Object::Claims(id), Write::Claim(claims));
+        }
+        for (key, object) in release {
+            self.writes.push(Object::Claim(key), Write::Release(object));
+        }
+        for (id, status) in statuses {
+            self.note_progress(&id, &status);
+            self.writes.push(Object::Status(id), Write::Status(status));
+        }
+        for (name, status) in pools {
+            self.writes.push(Object::Pool(name), Write::Pool(status));
+        }
+        while let Some((object, write)) = self.writes.next() {
+            self.under_way.push(self.write(object, write));
+        }
+    }
+
+    /// `publish` lasts from the first status that is not programmed to the one that is.
+    fn note_progress(&mut self, id: &RouteId, status: &RouteStatus) {
+        let programmed =
+            status.conditions.iter().any(|c| c.type_ == PROGRAMMED && c.status == "True");
+        if !programmed {
+            self.published.entry(id.clone()).or_insert_with(Instant::now);
+        } else if let Some(start) = self.published.remove(id) {
+            self.stages.observe("publish", start);
+        }
+    }
+
+    fn write(&self, object: Object, write: Write) -> BoxFuture<'static, (Object, Done)> {
+        let (hub, stages, leadership) =
+            (self.hub.clone(), self.stages.clone(), self.leadership.clone());
+        async move {
+            let start = Instant::now();
+            // Who was stopped for a while may have lost the lease without knowing.
+            let done = if leadership.epoch().is_some() {
+                carry_out(&hub, &object, write).await
+            } else {
+                Done::Failed
+            };
+            match (&done, &object) {
+                (Done::Failed, _) => pause_after_failure().await,
+                (_, Object::Status(_)) => stages.observe("report", start),
+                (_, Object::Claims(_)) => stages.observe("allocate", start),
+                _ => {}
+            }
+            (object, done)
+        }
+        .boxed()
+    }
+
+    fn ended(&mut self, object: Object, done: Done) {
+        self.writes.done(&object);
+        match (&object, done) {
+            (Object::Claims(id), Done::Claimed(claims)) => self.engine.claimed(id, Some(claims)),
+            (Object::Claims(id), Done::Obstructed(held)) => {
+                if let Some(held) = held {
+                    self.engine.claim(*held);
+                }
+                self.engine.claimed(id, None);
+            }
+            (Object::Claims(id), _) => self.engine.claimed(id, None),
+            (Object::Status(id), Done::Failed) => self.engine.not_reported(id),
+            (Object::Claim(key), Done::Failed) => self.engine.not_released(key),
+            (Object::Pool(name), Done::Failed) => self.engine.pool_not_reported(name),
+            _ => {}
+        }
+    }
+}
+
+async fn carry_out(hub: &Hub, object: &Object, write: Write) -> Done {
+    let result = match (object, write) {
+        (Object::Claims(_), Write::Claim(claims)) => match hub.claim(claims).await {
+            Ok(claims) => return Done::Claimed(claims),
+            Err(Obstacle::Held(held)) => return Done::Obstructed(held),
+            Err(Obstacle::Failed(error)) => Err(error),
+        },
+        (Object::Claim(key), Write::Release(uid)) => hub.release(key, &uid).await,
+        (Object::Status(id), Write::Status(status)) => hub.report(id, &status).await,
+        (Object::Pool(name), Write::Pool(status)) => hub.report_pool(name, &status).await,
+        // Objects and writes are paired in `step`.
+        _ => Ok(()),
+    };
+    match result {
+        Ok(()) => Done::Written,
+        Err(error) => {
+            warn!(?object, %error, "not written");
+            Done::Failed
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The Envoys' side of the xDS server: who may connect, and what they say.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fairlead_core::fleet::EnvoyId;
+use fairlead_process::identity::Identity;
+use fairlead_process::tls::Peer;
+use fairlead_xds::{Event, Observer};
+use http::Extensions;
+use tokio::sync::mpsc;
+use tonic::Status;
+use tracing::warn;
+
+/// What an Envoy did.
+#[derive(Debug)]
+pub(crate) enum Said {
+    Connected(EnvoyId, u64),
+    Disconnected(EnvoyId, u64),
+    Answered(EnvoyId, u64, Vec<Event>),
+}
+
+/// Passes on what Envoys say. The queue is unbounded, and yet bounded by the protocol: an Envoy has
+/// at most one response of each type to answer.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    to: mpsc::UnboundedSender<Said>,
+    streams: AtomicU64,
+}
+
+impl Fleet {
+    pub(crate) fn new(to: mpsc::UnboundedSender<Said>) -> Self {
+        Self { to, streams: AtomicU64::new(0) }
+    }
+}
+
+/// One stream of one Envoy.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    envoy: EnvoyId,
+    number: u64,
+    to: mpsc::UnboundedSender<Said>,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // At shutdown nobody listens any more.
+        let _ = self.to.send(Said::Disconnected(self.envoy.clone(), self.number));
+    }
+}
+
+impl Observer for Fleet {
+    type Client = Stream;
+
+    fn admit(&self, transport: &Extensions, node_id: &str) -> Result<Stream, Status> {
+        let peer = transport.get::<Peer>();
+        let Some(Peer { identity: Identity::Envoy, .. }) = peer else {
+            warn!(?peer, "xDS refused: no Envoy's certificate");
+            return Err(Status::permission_denied("only Envoys of the fleet are served here"));
+        };
+        if node_id.is_empty() || node_id.len() > 253 {
+            return Err(Status::invalid_argument(
+                "the node id must be the name of the Envoy's pod",
+            ));
+        }
+        let number = self.streams.fetch_add(1, Ordering::Relaxed);
+        let envoy: EnvoyId = Arc::from(node_id);
+        let _ = self.to.send(Said::Connected(envoy.clone(), number));
+        Ok(Stream { envoy, number, to: self.to.clone() })
+    }
+
+    fn observe(&self, stream: &Stream, events: Vec<Event>) {
+        for event in &events {
+            if let fairlead_xds::Outcome::Rejected(_, error) = &event.outcome {
+                warn!(envoy = &*stream.envoy, resource = %event.key, %error, "Envoy refused");
+            }
+        }
+        let _ = self.to.send(Said::Answered(stream.envoy.clone(), stream.number, events));
+    }
+}

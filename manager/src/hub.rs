@@ -1,0 +1,200 @@
+//! Writing to the hub's apiserver.
+
+use std::time::Duration;
+
+use fairlead_api::claim::ClaimKey;
+use fairlead_api::node_set::NODE_SET;
+use fairlead_api::{
+    AddressClaim, AddressPool, AddressPoolStatus, NodeSet, NodeSetSpec, Route, RouteId, RouteSpec,
+    RouteStatus, Tenant, TenantId, TenantStatus,
+};
+use fairlead_core::claims::Claim;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde_json::json;
+
+/// The field manager of what agents push.
+const AGENT_API: &str = "fairlead-agent-api";
+/// The field manager of what the manager itself makes.
+const MANAGER: &str = "fairlead-manager";
+
+/// The hub's apiserver.
+#[derive(Clone)]
+pub(crate) struct Hub {
+    client: Client,
+}
+
+impl Hub {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    fn of<K>(&self, tenant: &TenantId) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &tenant.namespace())
+    }
+
+    /// Stores what an agent pushed.
+    pub(crate) async fn store_route(&self, id: &RouteId, spec: RouteSpec) -> kube::Result<()> {
+        let route = Route::new(id.name.as_str(), spec);
+        let params = PatchParams::apply(AGENT_API).force();
+        let api: Api<Route> = self.of(&id.tenant);
+        api.patch(id.name.as_str(), &params, &Patch::Apply(&route)).await.map(drop)
+    }
+
+    /// Stores a tenant's nodes.
+    pub(crate) async fn store_nodes(
+        &self,
+        tenant: &TenantId,
+        spec: NodeSetSpec,
+    ) -> kube::Result<()> {
+        let nodes = NodeSet::new(NODE_SET, spec);
+        let params = PatchParams::apply(AGENT_API).force();
+        let api: Api<NodeSet> = self.of(tenant);
+        api.patch(NODE_SET, &params, &Patch::Apply(&nodes)).await.map(drop)
+    }
+
+    /// Deletes a Route; one that is not there is fine.
+    pub(crate) async fn delete_route(&self, id: &RouteId) -> kube::Result<()> {
+        let api: Api<Route> = self.of(&id.tenant);
+        settled(api.delete(id.name.as_str(), &DeleteParams::default()).await.map(drop))
+    }
+
+    /// Deletes a tenant's nodes; none is fine.
+    pub(crate) async fn delete_nodes(&self, tenant: &TenantId) -> kube::Result<()> {
+        let api: Api<NodeSet> = self.of(tenant);
+        settled(api.delete(NODE_SET, &DeleteParams::default()).await.map(drop))
+    }
+
+    /// Creates claims, all or none. What stands in the way comes back as an error, or as the claim
+    /// that is there already.
+    pub(crate) async fn claim(&self, mut claims: Vec<Claim>) -> Result<Vec<Claim>, Obstacle> {
+        let mut created: Vec<(ClaimKey, Box<str>)> = Vec::new();
+        for claim in &mut claims {
+            match self.claim_one(claim).await {
+                Ok(new) => created.extend(new.then(|| (claim.key, claim.object.clone()))),
+                Err(obstacle) => {
+                    for (key, object) in created {
+                        // What cannot be taken back now has no user, and goes with the next look.
+                        let _ = self.release(&key, &object).await;
+                    }
+                    return Err(obstacle);
+                }
+            }
+        }
+        Ok(claims)
+    }
+
+    /// True when the claim was made, false when it was this Route's already.
+    async fn claim_one(&self, claim: &mut Claim) -> Result<bool, Obstacle> {
+        let api: Api<AddressClaim> = Api::all(self.client.clone());
+        let name = claim.key.object_name();
+        let object = AddressClaim::new(&name, claim.spec());
+        match api.create(&PostParams::default(), &object).await {
+            Ok(made) => {
+                claim.object = made.uid().unwrap_or_default().into();
+                Ok(true)
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                let there = api.get(&name).await.map_err(Obstacle::Failed)?;
+                let uid = there.uid().unwrap_or_default();
+                match Claim::parse(there.spec, &uid) {
+                    Some(held) if held.route == claim.route && held.uid == claim.uid => {
+                        claim.object = held.object;
+                        Ok(false)
+                    }
+                    held => Err(Obstacle::Held(held.map(Box::new))),
+                }
+            }
+            Err(error) => Err(Obstacle::Failed(error)),
+        }
+    }
+
+    /// Deletes a claim, if it is still the object that is meant.
+    pub(crate) async fn release(&self, key: &ClaimKey, object: &str) -> kube::Result<()> {
+        let api: Api<AddressClaim> = Api::all(self.client.clone());
+        let exactly = Preconditions { uid: Some(object.to_owned()), resource_version: None };
+        let params = DeleteParams::default().preconditions(exactly);
+        match api.delete(&key.object_name(), &params).await {
+            // Another one has it by now: then ours is gone.
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            result => settled(result.map(drop)),
+        }
+    }
+
+    /// Writes a Route's status; a Route that is gone is fine.
+    pub(crate) async fn report(&self, id: &RouteId, status: &RouteStatus) -> kube::Result<()> {
+        let api: Api<Route> = self.of(&id.tenant);
+        let patch = Patch::Merge(json!({ "status": status }));
+        settled(api.patch_status(id.name.as_str(), &PatchParams::default(), &patch).await.map(drop))
+    }
+
+    /// Writes a pool's status.
+    pub(crate) async fn report_pool(
+        &self,
+        name: &str,
+        status: &AddressPoolStatus,
+    ) -> kube::Result<()> {
+        let api: Api<AddressPool> = Api::all(self.client.clone());
+        let patch = Patch::Merge(json!({ "status": status }));
+        settled(api.patch_status(name, &PatchParams::default(), &patch).await.map(drop))
+    }
+
+    /// Writes a tenant's status.
+    pub(crate) async fn report_tenant(
+        &self,
+        id: &TenantId,
+        status: &TenantStatus,
+    ) -> kube::Result<()> {
+        let api: Api<Tenant> = Api::all(self.client.clone());
+        let patch = Patch::Merge(json!({ "status": status }));
+        settled(api.patch_status(id.as_str(), &PatchParams::default(), &patch).await.map(drop))
+    }
+
+    /// Makes a tenant's namespace. It belongs to the Tenant, and goes with it.
+    pub(crate) async fn ensure_namespace(&self, id: &TenantId, uid: &str) -> kube::Result<()> {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let name = id.namespace();
+        let owner = json!({
+            "apiVersion": Tenant::api_version(&()), "kind": "Tenant", "name": id.as_str(), "uid": uid,
+        });
+        let namespace = json!({
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {
+                "name": name,
+                "labels": {"fairlead.dev/tenant": id.as_str()},
+                "ownerReferences": [owner],
+            },
+        });
+        let params = PatchParams::apply(MANAGER).force();
+        api.patch(&name, &params, &Patch::Apply(&namespace)).await.map(drop)
+    }
+}
+
+/// Why claims were not made.
+#[derive(Debug)]
+pub(crate) enum Obstacle {
+    /// Another holds one of them; `None` where its claim cannot be read.
+    Held(Option<Box<Claim>>),
+    /// The apiserver did not do it.
+    Failed(kube::Error),
+}
+
+fn settled(result: kube::Result<()>) -> kube::Result<()> {
+    match result {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        other => other,
+    }
+}
+
+/// How long to leave the apiserver alone after it failed: half a second to one and a half, so that
+/// not everybody comes back at once.
+pub(crate) async fn pause_after_failure() {
+    let nanos = jiff::Timestamp::now().subsec_nanosecond().unsigned_abs();
+    tokio::time::sleep(Duration::from_millis(500 + u64::from(nanos % 1_000))).await;
+}

@@ -1,0 +1,18 @@
+//! The hub's manager: the thin shell around [`fairlead_core`] and [`fairlead_xds`].
+//!
+//! `agent_api` takes Routes in and `hub` stores them; `watch` reads the hub's objects back;
+//! `conduct` feeds them to the engine and carries out what it decides; `fleet` tells it what the
+//! Envoys say; `records` is what agents are told.
+
+mod agent_api;
+mod args;
+mod conduct;
+mod fleet;
+mod hub;
+mod queue;
+mod records;
+mod run;
+mod tenants;
+mod watch;
+
+pub use args::Args;

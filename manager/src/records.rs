@@ -1,0 +1,136 @@
+//! What the hub has of each tenant, as its agents are told: read by many sessions, written by one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use fairlead_api::{Route, RouteName, TenantId};
+use fairlead_xds::ChangeLog;
+use tokio::sync::{Notify, watch};
+
+/// What an agent pushes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Item {
+    /// The tenant's nodes.
+    Nodes,
+    /// A Route.
+    Route(RouteName),
+}
+
+/// The hub's record of an item.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Record {
+    /// The agent's hash of what it pushed, hexadecimal.
+    pub(crate) hash: Box<str>,
+    /// What became of exactly this content; `None` while that is open.
+    pub(crate) report: Option<Report>,
+}
+
+/// What became of a Route.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Report {
+    pub(crate) addresses: Vec<String>,
+    /// (type, holds, reason, message)
+    pub(crate) conditions: Vec<(String, bool, String, String)>,
+}
+
+impl Record {
+    /// The record of a Route object.
+    pub(crate) fn of(route: &Route) -> Self {
+        let hash = route.spec.content_hash.as_str().into();
+        let status = route.status.as_ref();
+        let current = status.filter(|s| s.observed_generation == route.metadata.generation);
+        let report = current.map(|status| Report {
+            addresses: status.addresses.clone(),
+            conditions: status
+                .conditions
+                .iter()
+                .map(|c| (c.type_.clone(), c.status == "True", c.reason.clone(), c.message.clone()))
+                .collect(),
+        });
+        Self { hash, report }
+    }
+}
+
+/// One tenant's records.
+#[derive(Debug, Default)]
+pub(crate) struct Tenant {
+    /// The records, with the log of their changes.
+    pub(crate) items: ChangeLog<Item, Arc<Record>>,
+    /// How many nodes there are.
+    pub(crate) nodes: u32,
+    /// Its object; `None` while the hub has no such Tenant.
+    pub(crate) tenant: Option<Existing>,
+    changed: watch::Sender<()>,
+}
+
+impl Tenant {
+    /// How many Routes there are.
+    pub(crate) fn routes(&self) -> usize {
+        self.items.len() - usize::from(self.items.get(&Item::Nodes).is_some())
+    }
+}
+
+/// What is needed of a Tenant object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Existing {
+    /// `metadata.uid`.
+    pub(crate) uid: String,
+    /// How many Routes it may have.
+    pub(crate) max_routes: u32,
+}
+
+/// All tenants' records.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    /// Tells of Tenants that come, change or go.
+    pub(crate) tenants_changed: Notify,
+    tenants: RwLock<HashMap<TenantId, Tenant>>,
+    complete: std::sync::atomic::AtomicBool,
+}
+
+impl Records {
+    /// Everything was read once: agents may be answered.
+    pub(crate) fn complete(&self) {
+        self.complete.store(true, std::sync::atomic::Ordering::Release);
+    }
+
+    /// Whether agents may be answered.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    /// Changes a tenant's records and wakes its sessions.
+    pub(crate) fn change(&self, id: &TenantId, work: impl FnOnce(&mut Tenant)) {
+        let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
+        let tenant = tenants.entry(id.clone()).or_default();
+        work(tenant);
+        tenant.changed.send_replace(());
+    }
+
+    /// Reads a tenant's records; `None` where there are none.
+    pub(crate) fn read<T>(&self, id: &TenantId, work: impl FnOnce(&Tenant) -> T) -> Option<T> {
+        self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(id).map(work)
+    }
+
+    /// Tells of changes of a tenant's records.
+    pub(crate) fn subscribe(&self, id: &TenantId) -> Option<watch::Receiver<()>> {
+        self.read(id, |tenant| tenant.changed.subscribe())
+    }
+}
+
+impl Records {
+    /// A Tenant object came, changed or went.
+    pub(crate) fn change_tenant(&self, id: &TenantId, tenant: Option<Existing>) {
+        self.change(id, |records| records.tenant = tenant);
+        self.tenants_changed.notify_one();
+    }
+
+    /// The tenants that the hub has, with the uids of their objects.
+    pub(crate) fn tenants(&self) -> Vec<(TenantId, String)> {
+        let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        let existing = |(id, tenant): (&TenantId, &Tenant)| {
+            Some((id.clone(), tenant.tenant.as_ref()?.uid.clone()))
+        };
+        tenants.iter().filter_map(existing).collect()
+    }
+}

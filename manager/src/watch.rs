@@ -1,0 +1,193 @@
+//! The hub's objects, read and watched: each kind is told as single changes, and once as complete.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
+
+use fairlead_api::claim::ClaimKey;
+use fairlead_api::node_set::NODE_SET;
+use fairlead_api::{
+    AddressClaim, AddressPool, AddressPoolSpec, NodeSet, NodeSetSpec, Route, RouteId, RouteName,
+    Tenant, TenantId, TenantSpec,
+};
+use fairlead_core::claims::Claim;
+use futures::TryStreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Client, Resource, ResourceExt};
+use tokio::sync::mpsc;
+use tracing::warn;
+
+/// What changed on the hub.
+#[derive(Debug)]
+pub(crate) enum Observed {
+    /// A Tenant, with its uid.
+    Tenant(TenantId, Option<(String, TenantSpec)>),
+    /// An `AddressPool`.
+    Pool(String, Option<AddressPoolSpec>),
+    /// A tenant's `NodeSet`.
+    Nodes(TenantId, Option<NodeSetSpec>),
+    /// A Route.
+    Route(RouteId, Option<Box<Route>>),
+    /// An `AddressClaim`.
+    Claim(ClaimKey, Option<Claim>),
+    /// The pod of an Envoy, and whether it is ready.
+    Envoy(String, bool),
+    /// A kind was read once.
+    Complete(Kind),
+}
+
+/// The kinds that are watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Tenant,
+    Pool,
+    Nodes,
+    Route,
+    Claim,
+    Envoy,
+}
+
+/// How many kinds there are.
+pub(crate) const KINDS: usize = 6;
+
+/// Watches everything, for ever.
+pub(crate) fn all(client: &Client, namespace: &str, envoys: &str, to: &mpsc::Sender<Observed>) {
+    let everything = watcher::Config::default;
+    spawn(Api::<Tenant>::all(client.clone()), everything(), Kind::Tenant, to, tenant);
+    spawn(Api::<AddressPool>::all(client.clone()), everything(), Kind::Pool, to, pool);
+    spawn(Api::<NodeSet>::all(client.clone()), everything(), Kind::Nodes, to, nodes);
+    spawn(Api::<Route>::all(client.clone()), everything(), Kind::Route, to, route);
+    spawn(Api::<AddressClaim>::all(client.clone()), everything(), Kind::Claim, to, claim);
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+    spawn(pods, everything().labels(envoys), Kind::Envoy, to, envoy);
+}
+
+/// What there is to tell of an object that is there, or of one that is gone.
+type Translate<K> = fn(&K, bool) -> Option<Observed>;
+
+fn spawn<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    kind: Kind,
+    to: &mpsc::Sender<Observed>,
+    tell: Translate<K>,
+) where
+    K: Resource<DynamicType = ()>
+        + Clone
+        + Debug
+        + Send
+        + Sync
+        + serde::de::DeserializeOwned
+        + 'static,
+{
+    let to = to.clone();
+    tokio::spawn(async move {
+        let stream = watcher::watcher(api, config).default_backoff();
+        let mut stream = std::pin::pin!(stream);
+        let mut relist = Relist::default();
+        loop {
+            let batch = match stream.try_next().await {
+                Ok(Some(event)) => relist.take(event, kind, tell),
+                Ok(None) => return,
+                Err(error) => {
+                    warn!(?kind, %error, "watch interrupted");
+                    continue;
+                }
+            };
+            for observed in batch {
+                if to.send(observed).await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+}
+
+/// An object's namespace and name.
+type Id = (Option<String>, String);
+
+/// Turns a list into single changes: what a list no longer has was deleted meanwhile. Nothing is
+/// withdrawn while a list is under way.
+#[derive(Default)]
+struct Relist {
+    /// What to tell once the object is gone.
+    known: HashMap<Id, Observed>,
+    listed: HashSet<Id>,
+}
+
+impl Relist {
+    fn take<K>(&mut self, event: Event<K>, kind: Kind, tell: Translate<K>) -> Vec<Observed>
+    where
+        K: Resource<DynamicType = ()> + Clone,
+    {
+        match event {
+            Event::Init => {
+                self.listed.clear();
+                Vec::new()
+            }
+            Event::InitApply(object) => {
+                self.listed.insert(id(&object));
+                self.apply(object, tell)
+            }
+            Event::InitDone => {
+                let listed = std::mem::take(&mut self.listed);
+                let lost: Vec<_> =
+                    self.known.keys().filter(|id| !listed.contains(*id)).cloned().collect();
+                let gone = lost.iter().filter_map(|id| self.known.remove(id));
+                gone.chain([Observed::Complete(kind)]).collect()
+            }
+            Event::Apply(object) => self.apply(object, tell),
+            Event::Delete(object) => self.known.remove(&id(&object)).into_iter().collect(),
+        }
+    }
+
+    fn apply<K>(&mut self, object: K, tell: Translate<K>) -> Vec<Observed>
+    where
+        K: Resource<DynamicType = ()> + Clone,
+    {
+        if let Some(gone) = tell(&object, false) {
+            self.known.insert(id(&object), gone);
+        }
+        tell(&object, true).into_iter().collect()
+    }
+}
+
+fn id<K: Resource<DynamicType = ()>>(object: &K) -> Id {
+    (object.namespace(), object.name_any())
+}
+
+fn tenant(object: &Tenant, there: bool) -> Option<Observed> {
+    let id = object.name_any().parse().ok()?;
+    let content = || (object.uid().unwrap_or_default(), object.spec.clone());
+    Some(Observed::Tenant(id, there.then(content)))
+}
+
+fn pool(object: &AddressPool, there: bool) -> Option<Observed> {
+    Some(Observed::Pool(object.name_any(), there.then(|| object.spec.clone())))
+}
+
+fn nodes(object: &NodeSet, there: bool) -> Option<Observed> {
+    if object.name_any() != NODE_SET {
+        return None;
+    }
+    let tenant = TenantId::of_namespace(&object.namespace()?)?;
+    Some(Observed::Nodes(tenant, there.then(|| object.spec.clone())))
+}
+
+fn route(object: &Route, there: bool) -> Option<Observed> {
+    let tenant = TenantId::of_namespace(&object.namespace()?)?;
+    let id = RouteId { tenant, name: RouteName::of_object(&object.name_any()) };
+    Some(Observed::Route(id, there.then(|| Box::new(object.clone()))))
+}
+
+fn claim(object: &AddressClaim, there: bool) -> Option<Observed> {
+    let content = || Claim::parse(object.spec.clone(), &object.uid().unwrap_or_default());
+    Some(Observed::Claim(object.spec.key(), if there { Some(content()?) } else { None }))
+}
+
+fn envoy(object: &Pod, there: bool) -> Option<Observed> {
+    let conditions = object.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let ready = conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    Some(Observed::Envoy(object.name_any(), there && ready))
+}

@@ -1,0 +1,36 @@
+//! Settings, by flag and by environment variable.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use fairlead_process::logs::LogArgs;
+
+/// A tenant cluster's agent.
+#[derive(Debug, Clone, clap::Parser)]
+#[command(version)]
+pub struct Args {
+    /// The hub's agent API, as host:port.
+    #[arg(long, env = "FAIRLEAD_HUB")]
+    pub hub: String,
+    /// The name that the hub's certificate must be for.
+    #[arg(long, env = "FAIRLEAD_HUB_NAME", default_value = "fairlead-manager")]
+    pub hub_name: String,
+    /// A folder with ca.crt, tls.crt and tls.key; the certificate says which tenant this is.
+    #[arg(long, env = "FAIRLEAD_TLS", default_value = "/etc/fairlead/tls")]
+    pub tls: PathBuf,
+    /// Publish Services of type `LoadBalancer` without a class, too.
+    #[arg(long, env = "FAIRLEAD_DEFAULT_CLASS")]
+    pub default_class: bool,
+    /// Where /metrics, /livez and /readyz are served.
+    #[arg(long, env = "FAIRLEAD_PROBE_ADDRESS", default_value = "0.0.0.0:8080")]
+    pub probe_address: SocketAddr,
+    /// The namespace of the agent and its Lease.
+    #[arg(long, env = "FAIRLEAD_NAMESPACE", default_value = "fairlead-system")]
+    pub namespace: String,
+    /// This replica's name.
+    #[arg(long, env = "POD_NAME", default_value = "fairlead-agent")]
+    pub name: String,
+    /// How to log.
+    #[command(flatten)]
+    pub logs: LogArgs,
+}

@@ -1,0 +1,109 @@
+//! `EndpointSlices`, boiled down to what a plan needs: on which nodes a Service has a ready endpoint.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+/// The label that names a slice's Service.
+const SERVICE: &str = "kubernetes.io/service-name";
+
+/// Where a Service has ready endpoints.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Ready {
+    /// There is at least one.
+    pub(crate) any: bool,
+    /// The nodes that have one.
+    pub(crate) nodes: BTreeSet<String>,
+}
+
+/// A Service by namespace and name.
+pub(crate) type ServiceKey = (String, String);
+
+/// What all slices say.
+#[derive(Debug, Default)]
+pub(crate) struct Endpoints {
+    services: HashMap<ServiceKey, BTreeMap<String, Ready>>,
+}
+
+impl Endpoints {
+    /// Notes a slice; the Service comes back if what it can be told changed.
+    pub(crate) fn apply(&mut self, slice: &EndpointSlice) -> Option<ServiceKey> {
+        let (key, name) = names(slice)?;
+        let before = self.ready(&key);
+        self.services.entry(key.clone()).or_default().insert(name, summarize(slice));
+        (self.ready(&key) != before).then_some(key)
+    }
+
+    /// Forgets a slice; the Service comes back if what it can be told changed.
+    pub(crate) fn delete(&mut self, slice: &EndpointSlice) -> Option<ServiceKey> {
+        let (key, name) = names(slice)?;
+        let before = self.ready(&key);
+        let slices = self.services.get_mut(&key)?;
+        slices.remove(&name);
+        if slices.is_empty() {
+            self.services.remove(&key);
+        }
+        (self.ready(&key) != before).then_some(key)
+    }
+
+    /// Where a Service has ready endpoints.
+    pub(crate) fn ready(&self, key: &ServiceKey) -> Ready {
+        let mut all = Ready::default();
+        for slice in self.services.get(key).into_iter().flat_map(BTreeMap::values) {
+            all.any |= slice.any;
+            all.nodes.extend(slice.nodes.iter().cloned());
+        }
+        all
+    }
+}
+
+fn names(slice: &EndpointSlice) -> Option<(ServiceKey, String)> {
+    let service = slice.metadata.labels.as_ref()?.get(SERVICE)?.clone();
+    Some(((slice.metadata.namespace.clone()?, service), slice.metadata.name.clone()?))
+}
+
+fn summarize(slice: &EndpointSlice) -> Ready {
+    let mut ready = Ready::default();
+    for endpoint in slice.endpoints.iter().flatten() {
+        // Unset is to be read as ready (discovery/v1, EndpointConditions).
+        if endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true) {
+            ready.any = true;
+            ready.nodes.extend(endpoint.node_name.clone());
+        }
+    }
+    ready
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn slice(name: &str, endpoints: &serde_json::Value) -> EndpointSlice {
+        serde_json::from_value(json!({
+            "metadata": {"namespace": "shop", "name": name, "labels": {SERVICE: "web"}},
+            "addressType": "IPv4",
+            "endpoints": endpoints,
+            "ports": [],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn only_what_changes_the_ready_nodes_is_news() {
+        let mut endpoints = Endpoints::default();
+        let key = ("shop".to_owned(), "web".to_owned());
+        let on = |ip: &str, node: &str, ready: bool| json!({"addresses": [ip], "nodeName": node, "conditions": {"ready": ready}});
+        let one = slice("a", &json!([on("10.0.0.1", "n1", true), on("10.0.0.2", "n2", false)]));
+        assert_eq!(endpoints.apply(&one), Some(key.clone()));
+        let nodes: Vec<_> = endpoints.ready(&key).nodes.into_iter().collect();
+        assert_eq!(nodes, ["n1"]);
+        // A second pod on the same node.
+        let two = slice("b", &json!([on("10.0.0.3", "n1", true)]));
+        assert_eq!(endpoints.apply(&two), None);
+        assert_eq!(endpoints.delete(&one), None);
+        assert_eq!(endpoints.delete(&two), Some(key.clone()));
+        assert_eq!(endpoints.ready(&key), Ready::default());
+    }
+}

@@ -1,0 +1,22 @@
+//! A tenant cluster's agent.
+//!
+//! `plan`, `shadow`, `nodes` and `report` decide, as functions of values; `reconcile` carries the
+//! decisions out in the cluster; `outbox` holds what the hub shall have and what it said, and `link`
+//! keeps a stream to the hub that brings the two together.
+//!
+//! Invariants: the hub is never told that something is gone because it was not read yet; a Service
+//! keeps our finalizer until the hub has let go of it; a Service that cannot be published harms no
+//! other.
+
+mod args;
+mod endpoints;
+mod link;
+mod nodes;
+mod outbox;
+mod plan;
+mod reconcile;
+mod report;
+mod run;
+mod shadow;
+
+pub use args::Args;

@@ -1,0 +1,158 @@
+//! The stream to the hub: opened again and again, with back-off.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use fairlead_process::metrics::Stages;
+use fairlead_process::tls::{self, Files};
+use fairlead_proto::v1::agent_message::Message as To;
+use fairlead_proto::v1::hub_client::HubClient;
+use fairlead_proto::v1::hub_message::Message as From;
+use fairlead_proto::{MAX_ITEMS, MAX_MESSAGE_BYTES, v1};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tracing::{info, warn};
+
+use crate::endpoints::ServiceKey;
+use crate::outbox::{Item, Letter, Outbox, Word};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(20);
+/// Messages that wait for the transport.
+const OUTBOUND: usize = 64;
+
+/// How the hub is reached, and as whom.
+pub(crate) struct Link {
+    pub(crate) hub: String,
+    pub(crate) hub_name: String,
+    pub(crate) files: Files,
+    pub(crate) hello: v1::Hello,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) stages: Stages,
+    /// Services that the hub said something about.
+    pub(crate) news: mpsc::UnboundedSender<ServiceKey>,
+}
+
+impl Link {
+    /// Keeps a stream open for ever.
+    pub(crate) async fn run(self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let start = Instant::now();
+            if let Err(error) = self.stream().await {
+                let error = format!("{error:#}");
+                warn!(hub = self.hub, error, "no stream to the hub");
+                self.outbox.set_down(Some(error));
+            }
+            // A stream that lasted was a good one: begin with short pauses again.
+            if start.elapsed() > LONGEST_PAUSE {
+                pause = FIRST_PAUSE;
+            }
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn stream(&self) -> Result<()> {
+        let channel = tls::connect(&self.hub, &self.hub_name, &self.files).await?;
+        let mut client = HubClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let (send, receive) = mpsc::channel(OUTBOUND);
+        self.greet(&send)?;
+        let opened = client.sync(ReceiverStream::new(receive)).await.map_err(brief)?;
+        let mut inbound = opened.into_inner();
+        let Some(From::Welcome(welcome)) =
+            inbound.message().await.map_err(brief)?.and_then(|m| m.message)
+        else {
+            bail!("the hub did not answer with Welcome");
+        };
+        info!(hub = self.hub, max_routes = welcome.max_routes, "connected to the hub");
+        self.outbox.set_down(None);
+        self.tell_inventory(&send).await?;
+        loop {
+            while let Some(letter) = self.outbox.next() {
+                say(
+                    &send,
+                    match letter {
+                        Letter::Put(put) => To::Put(put),
+                        Letter::Delete(delete) => To::Delete(delete),
+                    },
+                )
+                .await?;
+            }
+            tokio::select! {
+                message = inbound.message() => match message.map_err(brief)? {
+                    Some(message) => message.message.into_iter().for_each(|message| self.hear(message)),
+                    None => bail!("the hub closed the stream"),
+                },
+                () = self.outbox.changed.notified() => {}
+            }
+        }
+    }
+
+    fn greet(&self, send: &mpsc::Sender<v1::AgentMessage>) -> Result<()> {
+        let hello = v1::AgentMessage { message: Some(To::Hello(self.hello.clone())) };
+        send.try_send(hello).context("the queue is new")
+    }
+
+    async fn tell_inventory(&self, send: &mpsc::Sender<v1::AgentMessage>) -> Result<()> {
+        let items = self.outbox.inventory();
+        for chunk in items.chunks(MAX_ITEMS) {
+            say(send, To::Inventory(v1::Inventory { items: chunk.to_vec(), last: false })).await?;
+        }
+        say(send, To::Inventory(v1::Inventory { items: Vec::new(), last: true })).await
+    }
+
+    fn hear(&self, message: From) {
+        let (key, hash, word) = match message {
+            From::Welcome(_) => return,
+            From::Want(want) => return self.outbox.wanted_by_hub(&want.keys),
+            From::Stored(stored) => {
+                let Some(item) = stored.key.as_ref().and_then(Item::of) else { return };
+                if let Some(sent) = self.outbox.stored(&item, &stored) {
+                    self.stages.observe("push", sent);
+                }
+                if stored.hash.is_empty() {
+                    self.wake(&item);
+                }
+                return;
+            }
+            From::Status(status) => (status.key.clone(), status.hash.clone(), Word::Status(status)),
+            From::Refused(refused) => {
+                warn!(key = ?refused.key, reason = refused.reason, refused.message, "refused by the hub");
+                (refused.key.clone(), refused.hash.clone(), Word::Refused(refused))
+            }
+        };
+        if let Some(item) = key.as_ref().and_then(Item::of) {
+            self.outbox.heard(item.clone(), hash, word);
+            self.wake(&item);
+        }
+    }
+
+    fn wake(&self, item: &Item) {
+        if let Item::Service(key) = item {
+            // Its receiver lives as long as the process.
+            let _ = self.news.send(key.clone());
+        }
+    }
+}
+
+async fn say(send: &mpsc::Sender<v1::AgentMessage>, message: To) -> Result<()> {
+    let message = v1::AgentMessage { message: Some(message) };
+    send.send(message).await.map_err(|_| anyhow::anyhow!("the hub closed the stream"))
+}
+
+/// A status in a few words: its code and what the hub says.
+fn brief(status: tonic::Status) -> anyhow::Error {
+    use std::error::Error;
+    let cause = status.source().map(|source| format!(": {source}")).unwrap_or_default();
+    anyhow::anyhow!("{:?}: {}{cause}", status.code(), status.message())
+}
+
+/// Between half of the pause and one and a half of it.
+fn jittered(pause: Duration) -> Duration {
+    let nanos = jiff::Timestamp::now().subsec_nanosecond().unsigned_abs();
+    pause / 2 + pause * (nanos % 1_000) / 1_000
+}

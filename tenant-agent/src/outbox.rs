@@ -1,0 +1,327 @@
+//! What the hub shall have, and what it said: written by the reconciler, read by the link.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use fairlead_proto::v1;
+use fairlead_proto::v1::put::Object;
+use prost::Message;
+use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
+
+use crate::endpoints::ServiceKey;
+
+/// What is pushed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Item {
+    /// The nodes; before all Routes.
+    Nodes,
+    /// The Route of a Service.
+    Service(ServiceKey),
+}
+
+impl Item {
+    /// The item as it is sent.
+    pub(crate) fn key(&self) -> v1::Key {
+        match self {
+            Self::Nodes => v1::Key::nodes(),
+            Self::Service((namespace, name)) => v1::Key::service(namespace, name),
+        }
+    }
+
+    /// The item of a key; `None` for one that this agent never sends.
+    pub(crate) fn of(key: &v1::Key) -> Option<Self> {
+        match key.kind() {
+            v1::Kind::Nodes => Some(Self::Nodes),
+            v1::Kind::Service => Some(Self::Service((key.namespace.clone(), key.name.clone()))),
+            v1::Kind::Unspecified => None,
+        }
+    }
+}
+
+/// A hash of what is pushed.
+pub(crate) type Hash = Vec<u8>;
+
+/// The hash in an inventory of what is wanted but not planned yet: it is kept as it is.
+const UNPLANNED: [u8; 1] = [0];
+
+/// What the hub said last about an item.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Word {
+    /// What became of it.
+    Status(v1::Status),
+    /// It was refused.
+    Refused(v1::Refused),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// `None`: wanted, but not planned yet.
+    wanted: BTreeMap<Item, Option<(Hash, Arc<Object>)>>,
+    /// To be deleted, until the hub says that it is.
+    deleting: BTreeSet<Item>,
+    /// The hub has let go of these, until somebody asks.
+    gone: BTreeSet<Item>,
+    /// To be sent on the present stream.
+    unsent: BTreeSet<Item>,
+    /// When an item was sent, until it is stored.
+    sent: HashMap<Item, Instant>,
+    words: HashMap<Item, (Hash, Word)>,
+    /// Why there is no stream.
+    down: Option<String>,
+}
+
+/// What the hub shall have, and what it said.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    state: Mutex<State>,
+    /// Something is to be sent.
+    pub(crate) changed: Notify,
+}
+
+/// What is to be sent of an item.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Letter {
+    Put(v1::Put),
+    Delete(v1::Delete),
+}
+
+impl Outbox {
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Notes that an item is wanted, before it is planned.
+    pub(crate) fn expect(&self, item: Item) {
+        self.with(|state| {
+            state.wanted.entry(item).or_insert(None);
+        });
+    }
+
+    /// The hub shall have this.
+    pub(crate) fn put(&self, item: Item, object: Object) {
+        let hash = hash(&object);
+        self.with(|state| {
+            state.deleting.remove(&item);
+            state.gone.remove(&item);
+            let same = |old: &Option<(Hash, _)>| old.as_ref().is_some_and(|(old, _)| *old == hash);
+            if !state.wanted.get(&item).is_some_and(same) {
+                state.wanted.insert(item.clone(), Some((hash, Arc::new(object))));
+                state.unsent.insert(item);
+                self.changed.notify_one();
+            }
+        });
+    }
+
+    /// The hub shall not have this any more. True once it said so, and then it is forgotten here: what
+    /// an earlier life of this agent pushed is not known, so the hub is always asked.
+    pub(crate) fn delete(&self, item: &Item) -> bool {
+        self.with(|state| {
+            state.words.remove(item);
+            state.wanted.remove(item);
+            if state.gone.remove(item) {
+                return true;
+            }
+            if state.deleting.insert(item.clone()) {
+                state.unsent.insert(item.clone());
+                self.changed.notify_one();
+            }
+            false
+        })
+    }
+
+    /// The hub shall not have this any more, and nobody waits for its word.
+    pub(crate) fn retract(&self, item: &Item) {
+        self.with(|state| {
+            state.words.remove(item);
+            if state.wanted.remove(item).is_some() {
+                state.deleting.insert(item.clone());
+                state.unsent.insert(item.clone());
+                self.changed.notify_one();
+            }
+        });
+    }
+
+    /// The Services that are wanted.
+    pub(crate) fn services(&self) -> Vec<ServiceKey> {
+        let key = |item: &Item| match item {
+            Item::Service(key) => Some(key.clone()),
+            Item::Nodes => None,
+        };
+        self.with(|state| state.wanted.keys().filter_map(key).collect())
+    }
+
+    /// Forgets an item that the hub was not heard on.
+    pub(crate) fn give_up(&self, item: &Item) {
+        self.with(|state| {
+            state.wanted.remove(item);
+            state.deleting.remove(item);
+            state.gone.remove(item);
+            state.unsent.remove(item);
+        });
+    }
+
+    /// What the hub said about what is wanted now.
+    pub(crate) fn word(&self, item: &Item) -> Option<Word> {
+        self.with(|state| {
+            let (hash, _) = state.wanted.get(item)?.as_ref()?;
+            let (about, word) = state.words.get(item)?;
+            (about == hash).then(|| word.clone())
+        })
+    }
+
+    /// Why the hub cannot be reached; `None` while it can.
+    pub(crate) fn down(&self) -> Option<String> {
+        self.with(|state| state.down.clone())
+    }
+
+    /// A stream could not be opened, or ended.
+    pub(crate) fn set_down(&self, why: Option<String>) {
+        self.with(|state| state.down = why);
+    }
+
+    /// A stream begins: everything that is wanted. What is unsent is named by it; deletions are told
+    /// again.
+    pub(crate) fn inventory(&self) -> Vec<v1::inventory::Item> {
+        self.with(|state| {
+            state.unsent = state.deleting.clone();
+            state.sent.clear();
+            let hash = |content: &Option<(Hash, _)>| {
+                content.as_ref().map_or(UNPLANNED.to_vec(), |(hash, _)| hash.clone())
+            };
+            let item = |(item, content)| v1::inventory::Item {
+                key: Some(Item::key(item)),
+                hash: hash(content),
+            };
+            state.wanted.iter().map(item).collect()
+        })
+    }
+
+    /// The hub asks for these.
+    pub(crate) fn wanted_by_hub(&self, keys: &[v1::Key]) {
+        self.with(|state| state.unsent.extend(keys.iter().filter_map(Item::of)));
+        self.changed.notify_one();
+    }
+
+    /// The next letter to send.
+    pub(crate) fn next(&self) -> Option<Letter> {
+        self.with(|state| {
+            while let Some(item) = state.unsent.pop_first() {
+                if state.deleting.contains(&item) {
+                    return Some(Letter::Delete(v1::Delete { key: Some(item.key()) }));
+                }
+                // Wanted but not planned: nothing to send yet.
+                if let Some(Some((hash, object))) = state.wanted.get(&item) {
+                    let (key, hash, object) =
+                        (Some(item.key()), hash.clone(), Some((**object).clone()));
+                    state.sent.insert(item, Instant::now());
+                    return Some(Letter::Put(v1::Put { key, hash, object }));
+                }
+            }
+            None
+        })
+    }
+
+    /// The hub stored an item, or let go of it; when it was sent comes back.
+    pub(crate) fn stored(&self, item: &Item, stored: &v1::Stored) -> Option<Instant> {
+        self.with(|state| {
+            if stored.hash.is_empty() && state.deleting.remove(item) {
+                state.gone.insert(item.clone());
+            }
+            state.sent.remove(item)
+        })
+    }
+
+    /// The hub said something about an item.
+    pub(crate) fn heard(&self, item: Item, hash: Hash, word: Word) {
+        self.with(|state| drop(state.words.insert(item, (hash, word))));
+    }
+}
+
+/// The first 16 bytes of SHA-256 of the encoded object: messages without maps encode equally.
+fn hash(object: &Object) -> Hash {
+    let bytes = match object {
+        Object::Route(route) => route.encode_to_vec(),
+        Object::Nodes(nodes) => nodes.encode_to_vec(),
+    };
+    Sha256::digest(bytes)[..16].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn web() -> Item {
+        Item::Service(("shop".into(), "web".into()))
+    }
+
+    fn route(ip: &str) -> Object {
+        Object::Route(v1::Route { ip: ip.into(), ..v1::Route::default() })
+    }
+
+    fn sent(outbox: &Outbox) -> Vec<&'static str> {
+        std::iter::from_fn(|| outbox.next())
+            .map(|letter| match letter {
+                Letter::Put(_) => "put",
+                Letter::Delete(_) => "delete",
+            })
+            .collect()
+    }
+
+    #[test]
+    fn only_changes_are_sent() {
+        let outbox = Outbox::default();
+        outbox.put(web(), route("1"));
+        outbox.put(web(), route("1"));
+        assert_eq!(sent(&outbox), ["put"]);
+        outbox.put(web(), route("1"));
+        assert!(sent(&outbox).is_empty());
+        outbox.put(web(), route("2"));
+        assert_eq!(sent(&outbox), ["put"]);
+    }
+
+    #[test]
+    fn what_is_not_planned_yet_is_named_so_that_the_hub_keeps_it() {
+        let outbox = Outbox::default();
+        outbox.expect(web());
+        let inventory = outbox.inventory();
+        assert_eq!(inventory[0].hash, UNPLANNED);
+        outbox.wanted_by_hub(&[web().key()]);
+        assert!(sent(&outbox).is_empty(), "there is nothing to send yet");
+        outbox.put(web(), route("1"));
+        assert_eq!(sent(&outbox), ["put"]);
+    }
+
+    #[test]
+    fn a_deletion_is_told_on_every_stream_until_the_hub_confirms_it() {
+        let outbox = Outbox::default();
+        outbox.put(web(), route("1"));
+        sent(&outbox);
+        assert!(!outbox.delete(&web()));
+        assert_eq!(sent(&outbox), ["delete"]);
+        assert!(outbox.inventory().is_empty());
+        assert_eq!(sent(&outbox), ["delete"]);
+        outbox.stored(&web(), &v1::Stored::default());
+        assert!(outbox.delete(&web()));
+        assert!(sent(&outbox).is_empty());
+    }
+
+    #[test]
+    fn what_an_earlier_life_may_have_pushed_is_asked_for_too() {
+        let outbox = Outbox::default();
+        assert!(!outbox.delete(&web()));
+        assert_eq!(sent(&outbox), ["delete"]);
+    }
+
+    #[test]
+    fn a_word_counts_only_for_the_content_that_it_is_about() {
+        let outbox = Outbox::default();
+        outbox.put(web(), route("1"));
+        let old = hash(&route("1"));
+        outbox.heard(web(), old, Word::Status(v1::Status::default()));
+        assert!(outbox.word(&web()).is_some());
+        outbox.put(web(), route("2"));
+        assert_eq!(outbox.word(&web()), None);
+    }
+}

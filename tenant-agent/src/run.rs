@@ -1,0 +1,280 @@
+//! Wiring.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use fairlead_process::lease::{self, Epoch};
+use fairlead_process::metrics::{self, Stages};
+use fairlead_process::tls::Files;
+use fairlead_process::{logs, probes, shutdown};
+use fairlead_proto::v1;
+use fairlead_proto::v1::put::Object;
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::ListParams;
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{Controller, WatchStreamExt};
+use kube::{Api, Client, ResourceExt};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::Args;
+use crate::endpoints::{Endpoints, ServiceKey};
+use crate::link::Link;
+use crate::nodes;
+use crate::outbox::{Item, Outbox};
+use crate::plan::{self, Duty};
+use crate::reconcile::{self, Context};
+
+/// How often Services are looked for that went without a word.
+const SWEEP: Duration = Duration::from_secs(60);
+
+impl Args {
+    /// Runs the agent until it is told to stop.
+    pub async fn run(self) -> Result<()> {
+        logs::init(&self.logs)?;
+        let stop = shutdown::on_signal()?;
+        let files = Files::new(&self.tls);
+        files.client()?;
+        let client =
+            Client::try_default().await.context("no access to this cluster's apiserver")?;
+        let (registry, stages) = metrics::registry();
+        let readiness = probes::Readiness::default();
+        let (mut leadership, standing) = lease::run(
+            client.clone(),
+            &self.namespace,
+            "fairlead-agent",
+            self.name.clone(),
+            stop.clone(),
+        );
+        let probing =
+            tokio::spawn(probes::serve(self.probe_address, registry, readiness, stop.clone()));
+        let epoch = loop {
+            tokio::select! {
+                () = leadership.changed() => {}
+                () = stop.cancelled() => return Ok(()),
+            }
+            if let Some(epoch) = leadership.epoch() {
+                break epoch;
+            }
+        };
+        let lost = async {
+            while leadership.epoch().is_some() {
+                tokio::select! {
+                    () = leadership.changed() => {}
+                    () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                }
+            }
+        };
+        tokio::select! {
+            ended = self.lead(client, files, stages, epoch, &stop) => ended?,
+            // The next one begins as a replica like any other.
+            () = lost => {
+                if !stop.is_cancelled() {
+                    bail!("the lease was lost");
+                }
+            }
+            ended = probing => ended??,
+            () = stop.cancelled() => {}
+        }
+        standing.await?;
+        Ok(())
+    }
+
+    /// What the one replica that leads does.
+    async fn lead(
+        &self,
+        client: Client,
+        files: Files,
+        stages: Stages,
+        epoch: Epoch,
+        stop: &CancellationToken,
+    ) -> Result<()> {
+        let cluster_version = client.apiserver_version().await?.git_version;
+        let outbox = Arc::new(Outbox::default());
+        let endpoints = Arc::new(Mutex::new(Endpoints::default()));
+        let (again, to_look_at) = mpsc::unbounded_channel();
+        let (nodes_read, nodes_ready) = oneshot::channel();
+        let (slices_read, slices_ready) = oneshot::channel();
+        let mut tasks: JoinSet<Result<()>> = JoinSet::new();
+        tasks.spawn(watch_nodes(client.clone(), outbox.clone(), nodes_read));
+        tasks.spawn(watch_endpoints(client.clone(), endpoints.clone(), again.clone(), slices_read));
+
+        expect_all(&client, &outbox, self.default_class).await?;
+        // A plan without its nodes and endpoints would take traffic away.
+        nodes_ready.await?;
+        slices_ready.await?;
+        let references =
+            UnboundedReceiverStream::new(to_look_at).map(|(namespace, name): ServiceKey| {
+                ObjectRef::<Service>::new(&name).within(&namespace)
+            });
+        let controller = Controller::new(Api::all(client.clone()), watcher::Config::default())
+            .reconcile_on(references)
+            .graceful_shutdown_on(stop.clone().cancelled_owned());
+        let services = controller.store();
+        let context = Arc::new(Context {
+            client: client.clone(),
+            services: services.clone(),
+            endpoints,
+            outbox: outbox.clone(),
+            recorder: Recorder::new(
+                client,
+                Reporter { controller: "fairlead-agent".into(), instance: Some(self.name.clone()) },
+            ),
+            stages: stages.clone(),
+            default_class: self.default_class,
+            again: again.clone(),
+        });
+        let controlling = controller.run(reconcile::reconcile, reconcile::retry, context);
+        tasks.spawn(async move {
+            controlling.for_each(|_| async {}).await;
+            Ok(())
+        });
+
+        let hello = v1::Hello {
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            cluster_version,
+            instance: self.name.clone(),
+            epoch,
+        };
+        tasks.spawn(sweep(services, outbox.clone()));
+        let (hub, hub_name) = (self.hub.clone(), self.hub_name.clone());
+        let link = Link { hub, hub_name, files, hello, outbox, stages, news: again };
+        tasks.spawn(async move {
+            link.run().await;
+            Ok(())
+        });
+        match tasks.join_next().await {
+            Some(ended) => ended?,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Notes every Service that is ours as wanted, so that the first inventory names them all: what it
+/// does not name, the hub deletes.
+async fn expect_all(client: &Client, outbox: &Outbox, default_class: bool) -> Result<()> {
+    let api = Api::<Service>::all(client.clone());
+    let mut page = ListParams::default().limit(500);
+    loop {
+        let list = api.list(&page).await?;
+        for service in &list.items {
+            if plan::duty(service, default_class) != Duty::Ignore {
+                outbox.expect(reconcile::item(service));
+            }
+        }
+        match list.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => page = page.continue_token(&token),
+            None => return Ok(()),
+        }
+    }
+}
+
+async fn sweep(services: Store<Service>, outbox: Arc<Outbox>) -> Result<()> {
+    services.wait_until_ready().await?;
+    info!(services = services.len(), "this cluster was read");
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        reconcile::sweep(&services, &outbox);
+    }
+}
+
+/// Tells the hub of nodes, from the first complete list on.
+async fn watch_nodes(client: Client, outbox: Arc<Outbox>, read: oneshot::Sender<()>) -> Result<()> {
+    let stream = watcher::watcher(Api::<Node>::all(client), watcher::Config::default());
+    let mut stream = std::pin::pin!(stream.default_backoff());
+    let (mut all, mut listing) = (BTreeMap::new(), None);
+    let mut read = Some(read);
+    loop {
+        match stream.try_next().await {
+            Ok(None) => return Ok(()),
+            Ok(Some(Event::Init)) => listing = Some(BTreeMap::new()),
+            Ok(Some(Event::InitApply(node))) => note(listing.get_or_insert_default(), &node),
+            Ok(Some(Event::InitDone)) => {
+                all = listing.take().unwrap_or_default();
+                read.take().map(|read| read.send(()));
+            }
+            Ok(Some(Event::Apply(node))) => note(&mut all, &node),
+            Ok(Some(Event::Delete(node))) => drop(all.remove(&node.name_any())),
+            Err(error) => {
+                warn!(%error, "watch of nodes interrupted");
+                continue;
+            }
+        }
+        if listing.is_none() {
+            outbox.put(Item::Nodes, Object::Nodes(nodes::node_set(&all)));
+        }
+    }
+}
+
+fn note(nodes: &mut BTreeMap<String, Vec<String>>, node: &Node) {
+    match nodes::addresses(node) {
+        Some(addresses) => drop(nodes.insert(node.name_any(), addresses)),
+        None => drop(nodes.remove(&node.name_any())),
+    }
+}
+
+/// Keeps the endpoints, and tells which Services they changed.
+async fn watch_endpoints(
+    client: Client,
+    endpoints: Arc<Mutex<Endpoints>>,
+    again: mpsc::UnboundedSender<ServiceKey>,
+    read: oneshot::Sender<()>,
+) -> Result<()> {
+    let config = watcher::Config::default().labels("kubernetes.io/service-name");
+    let stream = watcher::watcher(Api::<EndpointSlice>::all(client), config);
+    let mut stream = std::pin::pin!(stream.default_backoff());
+    let mut read = Some(read);
+    let mut known: BTreeMap<(Option<String>, String), EndpointSlice> = BTreeMap::new();
+    let mut listed = Vec::new();
+    let name = |slice: &EndpointSlice| (slice.namespace(), slice.name_any());
+    // Only the names are kept: enough to tell later that a slice is gone.
+    let husk = |slice: &EndpointSlice| {
+        let mut husk =
+            EndpointSlice { metadata: slice.metadata.clone(), ..EndpointSlice::default() };
+        husk.metadata.managed_fields = None;
+        husk.metadata.annotations = None;
+        husk
+    };
+    loop {
+        let mut changed = Vec::new();
+        match stream.try_next().await {
+            Ok(None) => return Ok(()),
+            Ok(Some(Event::Init)) => listed.clear(),
+            Ok(Some(Event::InitApply(slice) | Event::Apply(slice))) => {
+                listed.push(name(&slice));
+                known.insert(name(&slice), husk(&slice));
+                changed.extend(lock(&endpoints).apply(&slice));
+            }
+            Ok(Some(Event::InitDone)) => {
+                let lost: Vec<_> =
+                    known.keys().filter(|id| !listed.contains(id)).cloned().collect();
+                let gone = lost.iter().filter_map(|id| known.remove(id));
+                changed.extend(gone.filter_map(|slice| lock(&endpoints).delete(&slice)));
+                listed = Vec::new();
+                read.take().map(|read| read.send(()));
+            }
+            Ok(Some(Event::Delete(slice))) => {
+                known.remove(&name(&slice));
+                changed.extend(lock(&endpoints).delete(&slice));
+            }
+            Err(error) => warn!(%error, "watch of EndpointSlices interrupted"),
+        }
+        for service in changed {
+            // Its receiver lives as long as the process.
+            let _ = again.send(service);
+        }
+    }
+}
+
+fn lock(endpoints: &Mutex<Endpoints>) -> std::sync::MutexGuard<'_, Endpoints> {
+    endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+}
