@@ -45,7 +45,7 @@ use serde::{Deserialize, Serialize};
 pub struct RouteSpec {
     /// The tenant's object that this Route publishes.
     #[x_kube(validation = Rule::new(
-        "self.kind == oldSelf.kind && self.namespace == oldSelf.namespace && self.name == oldSelf.name"
+        "self.kind == oldSelf.kind && self.__namespace__ == oldSelf.__namespace__ && self.name == oldSelf.name"
     ).message("spec.source is immutable"))]
     pub source: Source,
     /// The agent's hash of what it pushed, hexadecimal; opaque to the hub.
@@ -70,6 +70,7 @@ pub struct RouteSpec {
 #[serde(rename_all = "camelCase")]
 pub struct Source {
     /// Its kind.
+    #[schemars(extend("maxLength" = 32))]
     pub kind: SourceKind,
     /// Its namespace in the tenant cluster.
     #[schemars(length(min = 1, max = 63))]
