@@ -102,7 +102,7 @@ fn workload(name: &str, kind: &str) -> Result<Image> {
 }
 
 /// The folder of the release programs, built once per process.
-fn release() -> Result<PathBuf> {
+pub fn release() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| build_release().map_err(|error| format!("{error:#}")));
     built.clone().map_err(|error| anyhow!(error))

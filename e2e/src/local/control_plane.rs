@@ -9,7 +9,7 @@ use anyhow::Result;
 use super::pki::Pki;
 use super::{Local, process};
 use crate::topology::{Cluster, POD_CIDR, SERVICE_CIDR};
-use crate::{cluster, run};
+use crate::{cluster, images, run};
 
 pub(super) fn start(cluster: &Cluster, folder: &Path, pki: &Pki) -> Result<()> {
     let host = cluster.control_plane();
@@ -29,13 +29,10 @@ pub(super) fn start(cluster: &Cluster, folder: &Path, pki: &Pki) -> Result<()> {
     Ok(())
 }
 
-/// This program again, as the way from the machine's loopback to the apiserver.
+/// Our own program, as the way from the machine's loopback to the apiserver.
 fn forward(cluster: &Cluster, folder: &Path) -> Result<()> {
     let host = cluster.control_plane();
-    let mut command = Command::new(
-        std::env::var_os("FAIRLEAD_E2E_BIN")
-            .map_or_else(std::env::current_exe, |path| Ok(path.into()))?,
-    );
+    let mut command = Command::new(images::release()?.join("e2e"));
     command
         .args(["forward", "--host", host.name, "--to", &format!("{}:6443", host.address)])
         .arg(format!("--listen=127.0.0.1:{}", cluster.api_port))
@@ -61,6 +58,8 @@ fn apiserver(address: &str, pki: &Pki) -> Vec<String> {
         "--etcd-servers=http://127.0.0.1:2379".into(),
         format!("--advertise-address={address}"),
         "--allow-privileged=true".into(),
+        // No DNS knows the nodes' names here.
+        "--kubelet-preferred-address-types=InternalIP".into(),
         "--authorization-mode=Node,RBAC".into(),
         "--enable-admission-plugins=NodeRestriction".into(),
         format!("--service-cluster-ip-range={SERVICE_CIDR}"),

@@ -58,8 +58,9 @@ fn is_ours(pid: &str, prefix: &str) -> bool {
     let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     let cache = paths::cache();
     let command = read("cmdline");
-    let daemon =
-        program.starts_with(&cache) || program.file_name().is_some_and(|name| name == "e2e");
+    // The kernel says " (deleted)" of a program that was built anew meanwhile.
+    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let daemon = program.starts_with(&cache) || name.trim_end_matches(" (deleted)") == "e2e";
     if daemon && String::from_utf8_lossy(&command).contains(prefix) {
         return true;
     }
