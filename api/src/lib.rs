@@ -4,6 +4,9 @@
 //! Invariants: a value of a name type is valid; a name that is rendered from several parts can be
 //! read back without ambiguity. Absent on purpose: any I/O and any decision.
 
+// The derive of kube names one attribute twice.
+#![allow(clippy::duplicated_attributes)]
+
 pub mod claim;
 pub mod condition;
 pub mod names;

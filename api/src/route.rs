@@ -60,7 +60,7 @@ pub struct RouteSpec {
     /// Which listener leads to which backend.
     #[schemars(length(max = 64))]
     pub rules: Vec<RouteRule>,
-    /// The tenant's NodePorts.
+    /// The tenant's node ports.
     #[schemars(length(max = 64))]
     pub backends: Vec<Backend>,
 }

@@ -180,7 +180,7 @@ fn link(from: &Path, to: &Path) -> Result<()> {
     std::os::unix::fs::symlink(from, to).with_context(|| format!("linking {}", to.display()))
 }
 
-/// Envoy: `ENVOY_BIN`, the `PATH`, or the PyPI wheel.
+/// Envoy: `ENVOY_BIN`, the `PATH`, or the wheel of the Python package index.
 pub fn envoy() -> Result<PathBuf> {
     if let Some(given) = std::env::var_os("ENVOY_BIN") {
         return Ok(given.into());

@@ -128,7 +128,8 @@ fn status(driver: &dyn Driver) -> Result<()> {
         match state {
             Ok(()) => println!("{name:<40} ok"),
             Err(error) => {
-                println!("{name:<40} {}", error.to_string().lines().next().unwrap_or("failed"))
+                let text = error.to_string();
+                println!("{name:<40} {}", text.lines().next().unwrap_or("failed"));
             }
         }
     }

@@ -156,7 +156,7 @@ fn remove_older(folder: &Path, name: &str) -> Result<()> {
     for entry in std::fs::read_dir(folder)?.flatten() {
         let file = entry.file_name().to_string_lossy().into_owned();
         let hash = file.strip_prefix(&format!("{name}-"));
-        if hash.is_some_and(|rest| rest.len() == 16 + 4 && rest.ends_with(".tar")) {
+        if hash.is_some_and(|rest| rest.strip_suffix(".tar").is_some_and(|hash| hash.len() == 16)) {
             std::fs::remove_file(entry.path())?;
         }
     }

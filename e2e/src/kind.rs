@@ -33,7 +33,7 @@ impl Driver for Kind {
         let existing = kind(&["get", "clusters"])?;
         for cluster in topology::clusters() {
             if !existing.lines().any(|name| name == cluster.name) {
-                create(self, &cluster)?;
+                create(*self, &cluster)?;
             }
             for host in &cluster.nodes {
                 host.pool.iter().try_for_each(|held| hold(&container(host.name), *held))?;
@@ -105,7 +105,7 @@ impl Driver for Kind {
     }
 }
 
-fn create(driver: &Kind, cluster: &Cluster) -> Result<()> {
+fn create(driver: Kind, cluster: &Cluster) -> Result<()> {
     say(&format!("creating the kind cluster {}", cluster.name));
     let workers = "- role: worker\n".repeat(cluster.nodes.len() - 1);
     let config = format!(
@@ -134,7 +134,7 @@ nodes:
     ])?;
     // Its one control-plane node works, too: the local driver's first nodes do.
     let untaint = ["taint", "node", "--all", "node-role.kubernetes.io/control-plane-"];
-    cluster::kubectl(driver, cluster, &untaint).map(drop)
+    cluster::kubectl(&driver, cluster, &untaint).map(drop)
 }
 
 fn hold(container: &str, address: Ipv4Addr) -> Result<()> {

@@ -192,7 +192,7 @@ impl Conductor {
             Said::Connected(envoy, stream) => self.engine.envoy_connected(&envoy, stream),
             Said::Disconnected(envoy, stream) => self.engine.envoy_disconnected(&envoy, stream),
             Said::Answered(envoy, stream, events) => {
-                self.engine.envoy_said(&envoy, stream, &events)
+                self.engine.envoy_said(&envoy, stream, &events);
             }
         }
     }

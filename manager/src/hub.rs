@@ -198,3 +198,7 @@ pub(crate) async fn pause_after_failure() {
     let nanos = jiff::Timestamp::now().subsec_nanosecond().unsigned_abs();
     tokio::time::sleep(Duration::from_millis(500 + u64::from(nanos % 1_000))).await;
 }
+
+#[cfg(test)]
+#[path = "hub_tests.rs"]
+mod tests;

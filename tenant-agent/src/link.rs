@@ -41,8 +41,8 @@ impl Link {
         loop {
             let start = Instant::now();
             if let Err(error) = self.stream().await {
-                let error = format!("{error:#}");
-                warn!(hub = self.hub, error, "no stream to the hub");
+                let error = explained(&format!("{error:#}"));
+                warn!(hub = self.hub, %error, "no stream to the hub");
                 self.outbox.set_down(Some(error));
             }
             // A stream that lasted was a good one: begin with short pauses again.
@@ -144,11 +144,34 @@ async fn say(send: &mpsc::Sender<v1::AgentMessage>, message: To) -> Result<()> {
     send.send(message).await.map_err(|_| anyhow::anyhow!("the hub closed the stream"))
 }
 
-/// A status in a few words: its code and what the hub says.
+/// A status in a few words: its code, what the hub says, and what lies beneath.
 fn brief(status: tonic::Status) -> anyhow::Error {
-    use std::error::Error;
-    let cause = status.source().map(|source| format!(": {source}")).unwrap_or_default();
-    anyhow::anyhow!("{:?}: {}{cause}", status.code(), status.message())
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    let mut cause = std::error::Error::source(&status);
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    anyhow::anyhow!(text)
+}
+
+/// The way out, for what rustls and TLS alerts say in a word.
+fn explained(error: &str) -> String {
+    let hints = [
+        ("CertificateExpired", "this agent's certificate has expired; renew tls.crt in its Secret"),
+        ("UnknownIssuer", "ca.crt in this agent's Secret is not the CA of the hub's certificate"),
+        ("UnknownCA", "tls.crt in this agent's Secret is not signed by the hub's CA"),
+        ("DecryptError", "tls.crt in this agent's Secret is not signed by the hub's CA"),
+        ("BadCertificate", "the hub does not accept tls.crt in this agent's Secret"),
+        ("NotValidForName", "the hub's certificate is for another name; see the chart's hub.name"),
+    ];
+    match hints.iter().find(|(word, _)| error.contains(word)) {
+        Some((_, hint)) => format!("{hint} ({error})"),
+        None => error.to_owned(),
+    }
 }
 
 /// Between half of the pause and one and a half of it.

@@ -141,7 +141,7 @@ pub fn accept(
                 match handshake(acceptor, tcp, address, &trust_domain).await {
                     Ok(connection) => drop(send.send(Ok(connection)).await),
                     Err(error) => {
-                        warn!(%address, error = format!("{error:#}"), "connection refused")
+                        warn!(%address, error = format!("{error:#}"), "connection refused");
                     }
                 }
                 drop(permit);

@@ -37,8 +37,12 @@ async fn udp(port: u16) -> std::io::Result<()> {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> std::io::Result<()> {
     let mut servers = tokio::task::JoinSet::new();
-    ports("HTTP_PORTS").into_iter().for_each(|port| drop(servers.spawn(http(port))));
-    ports("UDP_PORTS").into_iter().for_each(|port| drop(servers.spawn(udp(port))));
+    for port in ports("HTTP_PORTS") {
+        servers.spawn(http(port));
+    }
+    for port in ports("UDP_PORTS") {
+        servers.spawn(udp(port));
+    }
     let mut stop = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         _ = stop.recv() => Ok(()),

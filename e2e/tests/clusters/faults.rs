@@ -157,13 +157,14 @@ fn an_agent_that_the_hub_does_not_know_is_told_why() {
     world.workload(&b, "ghost");
     apply(&b, &service("ghost", "web", "{name: http, port: 8400, targetPort: 8080}", ""));
     let url = format!("http://{}:8400/", address(&b, "ghost", "web"));
+    let _restore = Restore;
     let folder = paths::state().join("test-certificates");
     let own = paths::cache().join("certificates");
     std::fs::create_dir_all(&folder).unwrap();
     for (source, tenant, environment, says) in [
         ("own CA, no such tenant", "ghost", "", "the hub has no tenant \"ghost\""),
-        ("own CA, expired", "late", "0", "expired"),
-        ("another CA", "tenant-b", "", "CA"),
+        ("own CA, expired", "late", "0", "this agent's certificate has expired"),
+        ("another CA", "tenant-b", "", "is not the CA of the hub's certificate"),
     ] {
         let from = folder.join(tenant);
         if source != "another CA" {
@@ -189,9 +190,18 @@ fn an_agent_that_the_hub_does_not_know_is_told_why() {
         });
         answers(&url, "cluster=tenant-b");
     }
-    let real = own.join("tenant-tenant-b");
-    install::secret(&Local, &b, "fairlead-agent-tls", &real).unwrap();
-    kubectl(&b, &format!("-n {NAMESPACE} rollout restart deployment/fairlead-agent"));
-    rollout(&b, "deployment/fairlead-agent");
-    until(&hub(), "get tenant tenant-b --no-headers", |line| line.contains("True"));
+}
+
+/// Gives tenant-b its own certificate back, also when the test fails.
+struct Restore;
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        let b = tenant("tenant-b");
+        let real = paths::cache().join("certificates/tenant-tenant-b");
+        install::secret(&Local, &b, "fairlead-agent-tls", &real).expect("the real certificate");
+        kubectl(&b, &format!("-n {NAMESPACE} rollout restart deployment/fairlead-agent"));
+        rollout(&b, "deployment/fairlead-agent");
+        until(&hub(), "get tenant tenant-b --no-headers", |line| line.contains("True"));
+    }
 }

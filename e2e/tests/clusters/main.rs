@@ -3,6 +3,8 @@
 //! The clusters are brought up once; each test has a namespace of its own. Tests that restart things
 //! have the clusters for themselves.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
+
 mod bad_input;
 mod faults;
 mod services;

@@ -81,6 +81,7 @@ fn local_traffic_goes_to_the_nodes_with_a_pod_only() {
     let port = "{name: http, port: 7200, targetPort: 8080}";
     apply(&a, &service("local", "web", port, "  externalTrafficPolicy: Local"));
     let ip = address(&a, "local", "web");
+    answers(&format!("http://{ip}:7200/"), "cluster=tenant-a");
     for _ in 0..20 {
         // A node without a pod would drop the packets; and no node hides who sent them.
         let answer = fetch(&format!("http://{ip}:7200/")).unwrap();

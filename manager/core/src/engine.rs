@@ -361,7 +361,9 @@ impl Engine {
             // Until they are persisted, what was served before is served.
             Ok(Allocation::Claim(claims)) if self.leads => {
                 entry.claiming = true;
-                claims.iter().for_each(|claim| self.claims.insert(claim.clone()));
+                for claim in &claims {
+                    self.claims.insert(claim.clone());
+                }
                 effects.claim.push((id.clone(), claims));
             }
             Ok(Allocation::Claim(_)) => {}

@@ -42,7 +42,10 @@ pub(super) fn hash(bytes: &[u8]) -> Result<Box<str>, String> {
     if bytes.is_empty() || bytes.len() > 32 {
         return Err(format!("hash: must have 1 to 32 bytes, it has {}", bytes.len()));
     }
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into())
+    let digit = |nibble: u8| char::from_digit(nibble.into(), 16);
+    let text: String =
+        bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).flatten().collect();
+    Ok(text.into())
 }
 
 /// A hash as it was sent.

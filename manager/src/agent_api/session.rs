@@ -110,11 +110,10 @@ impl Session {
     /// The inventory against what the hub has.
     fn compare(&mut self, records: &mut dyn Iterator<Item = (Item, Arc<Record>)>) -> Vec<Action> {
         let there: HashMap<Item, Arc<Record>> = records.collect();
-        let missing = |(item, hash): &(&Item, &Box<str>)| {
-            there.get(*item).is_none_or(|record| record.hash != **hash)
-        };
+        let missing =
+            |item: &Item, hash: &str| there.get(item).is_none_or(|record| *record.hash != *hash);
         let mut lacking: Vec<_> =
-            self.wanted.iter().filter(missing).map(|(item, _)| item).collect();
+            self.wanted.iter().filter(|(i, hash)| missing(i, hash)).map(|(item, _)| item).collect();
         // The nodes first: no Route can be served without them.
         lacking.sort();
         let keys: Vec<_> = lacking.into_iter().map(convert::key).collect();

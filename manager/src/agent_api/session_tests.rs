@@ -110,3 +110,38 @@ fn a_put_of_the_wrong_kind_is_refused_and_the_stream_goes_on() {
         matches!(&actions[..], [Action::Send(To::Refused(refused))] if refused.reason == "Invalid")
     );
 }
+
+proptest::proptest! {
+    /// Whatever bytes a stranger sends: an answer or an error, never a panic; and no more is kept than
+    /// the quota allows.
+    #[test]
+    fn any_bytes_are_survived(messages in proptest::collection::vec(proptest::collection::vec(0_u8.., 0..64), 0..8)) {
+        use prost::Message;
+        let mut session = Session::new(2);
+        let _ = session.on_message(inventory(&[], true), &mut std::iter::empty());
+        for bytes in messages {
+            let Ok(message) = v1::AgentMessage::decode(bytes.as_slice()) else { continue };
+            let Some(message) = message.message else { continue };
+            let _ = session.on_message(message, &mut std::iter::empty());
+            proptest::prop_assert!(session.wanted.len() <= 3);
+        }
+    }
+
+    /// A Route with any values is read or refused with the field's name.
+    #[test]
+    fn any_route_is_read_or_refused(
+        port in 0_u32.., protocol in -1..5_i32, node_port in 0_u32.., names in proptest::collection::vec("[a-z.]{0,4}", 3),
+    ) {
+        let route = v1::Route {
+            listeners: vec![v1::Listener { name: names[0].clone(), protocol, port }],
+            rules: vec![v1::Rule { listener: names[1].clone(), backend: names[2].clone() }],
+            backends: vec![v1::Backend { name: names[2].clone(), node_port, nodes: None }],
+            ..v1::Route::default()
+        };
+        let name = RouteName::new(SourceKind::Service, "shop", "web").unwrap();
+        match convert::route(&name, "00", route) {
+            Ok(spec) => drop(fairlead_core::model::Wish::parse(spec)),
+            Err(error) => proptest::prop_assert!(error.contains("listeners") || error.contains("backends")),
+        }
+    }
+}
