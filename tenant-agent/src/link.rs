@@ -163,6 +163,7 @@ fn explained(error: &str) -> String {
     let hints = [
         ("CertificateExpired", "this agent's certificate has expired; renew tls.crt in its Secret"),
         ("UnknownIssuer", "ca.crt in this agent's Secret is not the CA of the hub's certificate"),
+        ("BadSignature", "ca.crt in this agent's Secret is not the CA of the hub's certificate"),
         ("UnknownCA", "tls.crt in this agent's Secret is not signed by the hub's CA"),
         ("DecryptError", "tls.crt in this agent's Secret is not signed by the hub's CA"),
         ("BadCertificate", "the hub does not accept tls.crt in this agent's Secret"),

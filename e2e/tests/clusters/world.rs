@@ -12,6 +12,9 @@ use fairlead_e2e::topology::{self, Cluster};
 use fairlead_e2e::{cluster, install, run, traffic};
 
 static UP: OnceLock<Result<Images, String>> = OnceLock::new();
+/// The label of the namespaces that tests make.
+const MADE_BY: &str = "made-by: fairlead-e2e";
+
 static TURN: RwLock<()> = RwLock::new(());
 
 /// The clusters with Fairlead on them.
@@ -23,12 +26,25 @@ pub struct World<Turn> {
 fn up() -> &'static Images {
     // The forwarders are started from this program's e2e binary, which outlives the tests.
     let result = UP.get_or_init(|| {
-        install::up(&Local).and_then(|()| images::all()).map_err(|error| format!("{error:#}"))
+        install::up(&Local)
+            .and_then(|()| tidy())
+            .and_then(|()| images::all())
+            .map_err(|error| format!("{error:#}"))
     });
     match result {
         Ok(images) => images,
         Err(error) => panic!("the clusters are not up: {error}"),
     }
+}
+
+/// Takes away what an earlier run on the same clusters left behind.
+fn tidy() -> Result<()> {
+    let label = MADE_BY.replace(": ", "=");
+    for tenant in topology::tenants() {
+        let delete = ["delete", "namespace", "-l", &label, "--timeout=120s"];
+        cluster::kubectl(&Local, &tenant, &delete)?;
+    }
+    Ok(())
 }
 
 /// For tests that disturb nobody.
@@ -78,10 +94,8 @@ pub fn until(cluster: &Cluster, arguments: &str, wanted: impl Fn(&str) -> bool) 
 impl<T> World<T> {
     /// A namespace with the echo workload in it.
     pub fn workload(&self, cluster: &Cluster, namespace: &str) {
-        apply(
-            cluster,
-            &format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}"),
-        );
+        let metadata = format!("{{name: {namespace}, labels: {{{MADE_BY}}}}}");
+        apply(cluster, &format!("{{apiVersion: v1, kind: Namespace, metadata: {metadata}}}"));
         traffic::deploy(&Local, cluster, &self.images.echo, namespace, "echo")
             .expect("the workload");
     }
