@@ -32,7 +32,13 @@ enum Answer {
 impl Fleet {
     /// Sets whether an Envoy is ready to serve; true when that was news.
     pub fn set_ready(&mut self, envoy: &EnvoyId, ready: bool) -> bool {
-        if ready { self.ready.insert(envoy.clone()) } else { self.ready.remove(envoy) }
+        if ready {
+            return self.ready.insert(envoy.clone());
+        }
+        if self.clients.get(envoy).is_some_and(|client| !client.connected) {
+            self.clients.remove(envoy);
+        }
+        self.ready.remove(envoy)
     }
 
     /// An Envoy opened a stream: what it has it will tell anew.

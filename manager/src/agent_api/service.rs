@@ -212,7 +212,7 @@ impl Stream {
                 }
                 Some((item, upload, refused)) = under_way.next() => {
                     self.uploads.done(&item);
-                    let answer = Session::on_stored(&item, upload, refused);
+                    let answer = self.session.on_stored(&item, upload, refused);
                     answer.into_iter().map(Action::Send).collect()
                 }
                 () = end.cancelled() => {

@@ -3,7 +3,7 @@
 //! Level-triggered: `wanted` is what the agent wants as far as it has said; what the hub has beyond
 //! that is deleted, once the inventory is complete.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use fairlead_api::{NodeSetSpec, RouteName, RouteSpec};
@@ -45,6 +45,8 @@ pub(super) struct Session {
     wanted: HashMap<Item, Box<str>>,
     /// The report that the agent was sent last.
     reported: HashMap<RouteName, Arc<Record>>,
+    /// Deletions whose outcome the agent waits for.
+    deleting: HashSet<Item>,
 }
 
 impl Session {
@@ -54,6 +56,7 @@ impl Session {
             complete: false,
             wanted: HashMap::new(),
             reported: HashMap::new(),
+            deleting: HashSet::new(),
         }
     }
 
@@ -75,6 +78,7 @@ impl Session {
                 let item =
                     convert::item(&key.unwrap_or_default()).map_err(Status::invalid_argument)?;
                 self.wanted.remove(&item);
+                self.deleting.insert(item.clone());
                 Ok(vec![Action::Store(item, Upload::Gone { told: true })])
             }
         }
@@ -164,6 +168,7 @@ impl Session {
             }
             _ => return Err(invalid("object: is not of the kind that the key names".into())),
         };
+        self.deleting.remove(&item);
         self.wanted.insert(item.clone(), hash);
         Ok((item, upload))
     }
@@ -181,10 +186,14 @@ impl Session {
             if let Item::Route(name) = item {
                 self.reported.remove(name);
             }
-            return None;
+            // Somebody else deleted it: the agent still wants it.
+            let keys = vec![convert::key(item)];
+            return self.wanted.contains_key(item).then(|| Action::Send(To::Want(v1::Want { keys })));
         };
         let Some(hash) = self.wanted.get(item) else {
-            return Some(Action::Store(item.clone(), Upload::Gone { told: false }));
+            // The agent waits for the deletion that is under way: another must not take its place.
+            let gone = || Action::Store(item.clone(), Upload::Gone { told: false });
+            return (!self.deleting.contains(item)).then(gone);
         };
         let (Item::Route(name), Some(report)) = (item, &record.report) else { return None };
         if record.hash != *hash || self.reported.get(name).is_some_and(|old| old == record) {
@@ -195,7 +204,15 @@ impl Session {
     }
 
     /// An upload was stored, or was refused by the apiserver with this reason.
-    pub(super) fn on_stored(item: &Item, upload: Upload, refused: Option<String>) -> Option<To> {
+    pub(super) fn on_stored(
+        &mut self,
+        item: &Item,
+        upload: Upload,
+        refused: Option<String>,
+    ) -> Option<To> {
+        if upload == (Upload::Gone { told: true }) {
+            self.deleting.remove(item);
+        }
         let key = Some(convert::key(item));
         let hash = match upload {
             Upload::Route(hash, _) | Upload::Nodes(hash, _) => convert::hash_bytes(&hash),

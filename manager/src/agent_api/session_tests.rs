@@ -72,7 +72,28 @@ fn a_delete_is_carried_out_and_answered() {
     let upload = Upload::Gone { told: true };
     assert_eq!(feed(&mut session, delete, &[]), [Action::Store(web(), upload.clone())]);
     let stored = To::Stored(v1::Stored { key, hash: Vec::new() });
-    assert_eq!(Session::on_stored(&web(), upload, None), Some(stored));
+    assert_eq!(session.on_stored(&web(), upload, None), Some(stored));
+}
+
+#[test]
+fn a_delete_that_the_agent_waits_for_is_not_replaced_by_our_own() {
+    let mut session = Session::new(10);
+    feed(&mut session, inventory(&[(&web(), 1)], true), &[(web(), record("01", false))]);
+    let delete = From::Delete(v1::Delete { key: Some(convert::key(&web())) });
+    feed(&mut session, delete, &[]);
+    // An upload from before was stored meanwhile.
+    assert_eq!(session.on_record(&web(), Some(&record("01", false))), None);
+    session.on_stored(&web(), Upload::Gone { told: true }, None);
+    let gone = Action::Store(web(), Upload::Gone { told: false });
+    assert_eq!(session.on_record(&web(), Some(&record("01", false))), Some(gone));
+}
+
+#[test]
+fn what_somebody_deletes_on_the_hub_is_asked_for_again() {
+    let mut session = Session::new(10);
+    feed(&mut session, inventory(&[(&web(), 1)], true), &[(web(), record("01", false))]);
+    let want = To::Want(v1::Want { keys: vec![convert::key(&web())] });
+    assert_eq!(session.on_record(&web(), None), Some(Action::Send(want)));
 }
 
 #[test]

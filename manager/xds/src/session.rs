@@ -149,9 +149,14 @@ impl Session {
                 events.push(Event { key, outcome: Outcome::Removed });
                 continue;
             };
+            events.push(Event { key, outcome: Outcome::Acked(held.version) });
+            if !ty.subscribed(&name) {
+                // It let go of the name while the response was under way.
+                self.release(Some(held));
+                continue;
+            }
             let known = ty.known.entry(name).or_default();
             known.rejected = None;
-            events.push(Event { key, outcome: Outcome::Acked(held.version) });
             let old = known.acked.replace(held);
             self.release(old);
         }
