@@ -18,6 +18,9 @@ const POOL: &str = "fairlead.dev/pool";
 /// Asks for one address.
 const ADDRESS: &str = "fairlead.dev/address";
 
+/// The old form of `spec.loadBalancerSourceRanges`.
+const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+
 /// What to do about a Service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Duty {
@@ -83,7 +86,7 @@ pub(crate) struct Ports {
 /// Sorts a Service's ports into what can be served and what not.
 pub(crate) fn ports(service: &Service) -> Ports {
     let spec = service.spec.clone().unwrap_or_default();
-    let mut problems = whole_problems(&spec);
+    let mut problems = whole_problems(service, &spec);
     if !problems.is_empty() {
         return Ports { served: Vec::new(), problems, needs_shadow: false };
     }
@@ -110,17 +113,20 @@ pub(crate) fn ports(service: &Service) -> Ports {
 
 /// What is wrong with the Service as a whole. A restriction that is not enforced is worse than no
 /// address.
-fn whole_problems(spec: &ServiceSpec) -> Vec<Problem> {
-    let restricted = spec.load_balancer_source_ranges.as_ref().is_some_and(|list| !list.is_empty());
-    let problem = Problem {
-        reason: "SourceRangesNotSupported",
-        message:
-            "spec.loadBalancerSourceRanges is not enforced by this version, so the Service is \
-                  not published; remove the field to publish it to everybody"
-                .into(),
-        port: None,
+fn whole_problems(service: &Service, spec: &ServiceSpec) -> Vec<Problem> {
+    let ranges = spec.load_balancer_source_ranges.as_ref();
+    let field = if ranges.is_some_and(|list| !list.is_empty()) {
+        "spec.loadBalancerSourceRanges".to_owned()
+    } else if annotation(service, SOURCE_RANGES).is_some() {
+        format!("the annotation {SOURCE_RANGES}")
+    } else {
+        return Vec::new();
     };
-    restricted.then_some(problem).into_iter().collect()
+    let message = format!(
+        "{field} is not enforced by this version, so the Service is not published; remove it to \
+         publish the Service to everybody"
+    );
+    vec![Problem { reason: "SourceRangesNotSupported", message, port: None }]
 }
 
 fn not_supported(port: &ServicePort) -> Problem {

@@ -105,9 +105,17 @@ fn sctp_is_named_and_the_other_ports_work() {
 
 #[test]
 fn a_restriction_that_is_not_enforced_is_not_passed_over() {
-    let ports = ports(&service(json!({"loadBalancerSourceRanges": ["10.0.0.0/8"]})));
-    assert!(ports.served.is_empty());
-    assert!(ports.problems[0].message.contains("spec.loadBalancerSourceRanges"));
+    let by_field = service(json!({"loadBalancerSourceRanges": ["10.0.0.0/8"]}));
+    let mut by_annotation = service(json!({}));
+    let annotations = [(SOURCE_RANGES.to_owned(), "10.0.0.0/8".to_owned())];
+    by_annotation.metadata.annotations = Some(annotations.into());
+    for (service, named) in
+        [(by_field, "spec.loadBalancerSourceRanges"), (by_annotation, SOURCE_RANGES)]
+    {
+        let ports = ports(&service);
+        assert!(ports.served.is_empty());
+        assert!(ports.problems[0].message.contains(named));
+    }
 }
 
 #[test]

@@ -22,8 +22,12 @@ use fairlead_xds::{Resource, ResourceType};
 
 fn spec(ports: &[(Protocol, u16)], nodes: &Names) -> RouteSpec {
     let name = |(protocol, port): &(Protocol, u16)| format!("{protocol}-{port}").to_lowercase();
-    let source =
-        Source { kind: SourceKind::Service, namespace: "shop".into(), name: "web".into(), uid: "u".into() };
+    let source = Source {
+        kind: SourceKind::Service,
+        namespace: "shop".into(),
+        name: "web".into(),
+        uid: "u".into(),
+    };
     RouteSpec {
         source,
         content_hash: "00".into(),
@@ -85,7 +89,10 @@ fn goldens() {
     let cases = [
         ("tcp", translated(spec(&[(Protocol::Tcp, 80)], &all), Some(&two))),
         ("udp", translated(spec(&[(Protocol::Udp, 53)], &all), Some(&two))),
-        ("two-ports", translated(spec(&[(Protocol::Tcp, 80), (Protocol::Tcp, 443)], &all), Some(&two))),
+        (
+            "two-ports",
+            translated(spec(&[(Protocol::Tcp, 80), (Protocol::Tcp, 443)], &all), Some(&two)),
+        ),
         ("named-nodes", translated(spec(&[(Protocol::Tcp, 80)], &named), Some(&two))),
         ("no-endpoints", translated(spec(&[(Protocol::Tcp, 80)], &none), Some(&two))),
         ("no-nodes", translated(spec(&[(Protocol::Tcp, 80)], &all), None)),

@@ -188,7 +188,10 @@ impl Session {
             }
             // Somebody else deleted it: the agent still wants it.
             let keys = vec![convert::key(item)];
-            return self.wanted.contains_key(item).then(|| Action::Send(To::Want(v1::Want { keys })));
+            return self
+                .wanted
+                .contains_key(item)
+                .then(|| Action::Send(To::Want(v1::Want { keys })));
         };
         let Some(hash) = self.wanted.get(item) else {
             // The agent waits for the deletion that is under way: another must not take its place.
