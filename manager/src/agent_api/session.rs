@@ -187,11 +187,8 @@ impl Session {
                 self.reported.remove(name);
             }
             // Somebody else deleted it: the agent still wants it.
-            let keys = vec![convert::key(item)];
-            return self
-                .wanted
-                .contains_key(item)
-                .then(|| Action::Send(To::Want(v1::Want { keys })));
+            let want = To::Want(v1::Want { keys: vec![convert::key(item)] });
+            return self.wanted.contains_key(item).then_some(Action::Send(want));
         };
         let Some(hash) = self.wanted.get(item) else {
             // The agent waits for the deletion that is under way: another must not take its place.
