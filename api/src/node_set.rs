@@ -15,6 +15,7 @@ pub const NODE_SET: &str = "nodes";
     kind = "NodeSet",
     plural = "nodesets",
     namespaced,
+    shortname = "flnodes",
     category = "fairlead",
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]

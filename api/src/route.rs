@@ -219,8 +219,9 @@ pub struct RouteStatus {
     /// The `metadata.generation` that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The addresses held, as text.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// The addresses held, as text. Written also when there is none: a merge patch keeps what it does
+    /// not name.
+    #[serde(default)]
     pub addresses: Vec<String>,
     /// `Accepted`, `ResolvedRefs` and `Programmed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

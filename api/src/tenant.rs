@@ -1,6 +1,5 @@
 //! `Tenant`: a workload cluster and what it may use.
 
-use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -14,6 +13,7 @@ use serde::{Deserialize, Serialize};
     kind = "Tenant",
     plural = "tenants",
     status = "TenantStatus",
+    shortname = "flt",
     category = "fairlead",
     validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 56")
         .message("metadata.name must be an RFC 1123 label of at most 56 characters"),
@@ -36,10 +36,14 @@ pub struct TenantSpec {
     #[schemars(length(max = 64))]
     pub pools: Vec<String>,
     /// Its nodes' addresses must lie in one of these. None given: any address that is not
-    /// refused always (loopback, link-local, multicast, unspecified).
+    /// refused always (loopback, link-local, multicast, unspecified). One that cannot be read allows
+    /// nothing.
     #[serde(default, rename = "nodeCIDRs")]
-    #[schemars(with = "Vec<String>", length(max = 64))]
-    pub node_cidrs: Vec<IpNet>,
+    #[schemars(
+        length(max = 64),
+        inner(length(max = 43), regex(pattern = "^[0-9a-fA-F.:]+/[0-9]{1,3}$"))
+    )]
+    pub node_cidrs: Vec<String>,
     /// Bounds on what it may hold.
     #[serde(default)]
     pub quotas: Quotas,

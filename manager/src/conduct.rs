@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::PROGRAMMED;
@@ -29,6 +29,8 @@ use crate::watch::{KINDS, Kind, Observed};
 
 /// Writes to the apiserver under way at the same time.
 const WRITES: usize = 32;
+/// A connection that hangs must not hold its place for ever.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Observations that are taken in before the engine decides: bounds the delay of the first.
 const BATCH: usize = 512;
 
@@ -69,9 +71,11 @@ enum Write {
 /// How a write ended.
 enum Done {
     Written,
+    /// The claim with this object is gone.
+    Released(Box<str>),
     Claimed(Vec<Claim>),
     /// Not claimed, and whose the claim in the way is.
-    Obstructed(Option<Box<Claim>>),
+    Obstructed(Box<Claim>),
     Failed,
 }
 
@@ -158,8 +162,8 @@ impl Conductor {
                 self.published.remove(&id);
                 engine.route_gone(&id);
             }
-            Observed::Claim(_, Some(claim)) => engine.claim(claim),
-            Observed::Claim(key, None) => engine.claim_gone(&key),
+            Observed::Claim(claim) => engine.claim(claim),
+            Observed::ClaimGone(key, object) => engine.released(&key, &object),
             Observed::Envoy(name, ready) => engine.envoy_ready(&name.into(), ready),
             Observed::Complete(kind) => {
                 self.complete.insert(kind);
@@ -247,7 +251,8 @@ impl Conductor {
             let start = Instant::now();
             // Who was stopped for a while may have lost the lease without knowing.
             let done = if leadership.epoch().is_some() {
-                carry_out(&hub, &object, write).await
+                let written = tokio::time::timeout(WRITE_TIMEOUT, carry_out(&hub, &object, write));
+                written.await.unwrap_or(Done::Failed)
             } else {
                 Done::Failed
             };
@@ -267,12 +272,11 @@ impl Conductor {
         match (&object, done) {
             (Object::Claims(id), Done::Claimed(claims)) => self.engine.claimed(id, Some(claims)),
             (Object::Claims(id), Done::Obstructed(held)) => {
-                if let Some(held) = held {
-                    self.engine.claim(*held);
-                }
+                self.engine.claim(*held);
                 self.engine.claimed(id, None);
             }
             (Object::Claims(id), _) => self.engine.claimed(id, None),
+            (Object::Claim(key), Done::Released(object)) => self.engine.released(key, &object),
             (Object::Status(id), Done::Failed) => self.engine.not_reported(id),
             (Object::Claim(key), Done::Failed) => self.engine.not_released(key),
             (Object::Pool(name), Done::Failed) => self.engine.pool_not_reported(name),
@@ -285,10 +289,17 @@ async fn carry_out(hub: &Hub, object: &Object, write: Write) -> Done {
     let result = match (object, write) {
         (Object::Claims(_), Write::Claim(claims)) => match hub.claim(claims).await {
             Ok(claims) => return Done::Claimed(claims),
-            Err(Obstacle::Held(held)) => return Done::Obstructed(held),
+            Err(Obstacle::Held(Some(held))) => return Done::Obstructed(held),
+            Err(Obstacle::Held(None)) => {
+                warn!(?object, "a claim in the way cannot be read; an administrator deletes it");
+                return Done::Failed;
+            }
             Err(Obstacle::Failed(error)) => Err(error),
         },
-        (Object::Claim(key), Write::Release(uid)) => hub.release(key, &uid).await,
+        (Object::Claim(key), Write::Release(uid)) => match hub.release(key, &uid).await {
+            Ok(()) => return Done::Released(uid),
+            Err(error) => Err(error),
+        },
         (Object::Status(id), Write::Status(status)) => hub.report(id, &status).await,
         (Object::Pool(name), Write::Pool(status)) => hub.report_pool(name, &status).await,
         // Objects and writes are paired in `step`.

@@ -25,6 +25,13 @@ impl<K: Hash + Eq + Clone, V> Queue<K, V> {
         }
     }
 
+    /// Puts work back that could not be done; what came meanwhile is newer, and counts.
+    pub(crate) fn put_back(&mut self, key: K, work: V) {
+        if !self.waiting.contains_key(&key) {
+            self.push(key, work);
+        }
+    }
+
     /// The next key that nobody works on; to be followed by [`Queue::done`].
     pub(crate) fn next(&mut self) -> Option<(K, V)> {
         if self.busy.len() >= self.limit {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fairlead_api::condition::{CONNECTED, Reason};
 use fairlead_api::{TenantId, TenantStatus};
@@ -16,6 +16,8 @@ use crate::records::Records;
 
 /// How often statuses are looked at.
 const EVERY: Duration = Duration::from_secs(2);
+/// How often a tenant's namespace is made sure of.
+const ENSURE_EVERY: Duration = Duration::from_secs(20);
 /// How often `lastSeen` of a connected tenant is written anew.
 const SEEN_EVERY: i64 = 30;
 
@@ -30,7 +32,7 @@ impl Tenants {
     /// Runs for ever: makes namespaces as Tenants appear, and keeps statuses.
     pub(crate) async fn run(self) {
         // The uid of the Tenant that a namespace was made for, and the status written last.
-        let mut made: HashMap<TenantId, String> = HashMap::new();
+        let mut made: HashMap<TenantId, (String, Instant)> = HashMap::new();
         let mut written: HashMap<TenantId, TenantStatus> = HashMap::new();
         loop {
             tokio::select! {
@@ -49,12 +51,19 @@ impl Tenants {
         }
     }
 
-    async fn make(&self, tenant: &TenantId, uid: String, made: &mut HashMap<TenantId, String>) {
-        if made.get(tenant) == Some(&uid) {
+    async fn make(
+        &self,
+        tenant: &TenantId,
+        uid: String,
+        made: &mut HashMap<TenantId, (String, Instant)>,
+    ) {
+        // Looked at again now and then: somebody may have deleted it.
+        let fresh = |(old, at): &(String, Instant)| *old == uid && at.elapsed() < ENSURE_EVERY;
+        if made.get(tenant).is_some_and(fresh) {
             return;
         }
         match self.hub.ensure_namespace(tenant, &uid).await {
-            Ok(()) => drop(made.insert(tenant.clone(), uid)),
+            Ok(()) => drop(made.insert(tenant.clone(), (uid, Instant::now()))),
             Err(error) => warn!(%tenant, %error, "namespace not made, trying again"),
         }
     }

@@ -30,7 +30,9 @@ pub(crate) enum Observed {
     /// A Route.
     Route(RouteId, Option<Box<Route>>),
     /// An `AddressClaim`.
-    Claim(ClaimKey, Option<Claim>),
+    Claim(Claim),
+    /// The `AddressClaim` with this uid is gone.
+    ClaimGone(ClaimKey, String),
     /// The pod of an Envoy, and whether it is ready.
     Envoy(String, bool),
     /// A kind was read once.
@@ -182,8 +184,11 @@ fn route(object: &Route, there: bool) -> Option<Observed> {
 }
 
 fn claim(object: &AddressClaim, there: bool) -> Option<Observed> {
-    let content = || Claim::parse(object.spec.clone(), &object.uid().unwrap_or_default());
-    Some(Observed::Claim(object.spec.key(), if there { Some(content()?) } else { None }))
+    let uid = object.uid().unwrap_or_default();
+    if there {
+        return Claim::parse(object.spec.clone(), &uid).map(Observed::Claim);
+    }
+    Some(Observed::ClaimGone(object.spec.key(), uid))
 }
 
 fn envoy(object: &Pod, there: bool) -> Option<Observed> {

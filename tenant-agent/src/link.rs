@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tracing::{info, warn};
 
 use crate::endpoints::ServiceKey;
-use crate::outbox::{Item, Letter, Outbox, Word};
+use crate::outbox::{Item, Outbox, Word};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
@@ -72,21 +72,19 @@ impl Link {
         self.outbox.set_down(None);
         self.tell_inventory(&send).await?;
         loop {
-            while let Some(letter) = self.outbox.next() {
-                say(
-                    &send,
-                    match letter {
-                        Letter::Put(put) => To::Put(put),
-                        Letter::Delete(delete) => To::Delete(delete),
-                    },
-                )
-                .await?;
-            }
+            // Reading goes on while there is something to send: both sides wait for a slow one, and
+            // two that only send would wait for each other for ever.
             tokio::select! {
                 message = inbound.message() => match message.map_err(brief)? {
                     Some(message) => message.message.into_iter().for_each(|message| self.hear(message)),
                     None => bail!("the hub closed the stream"),
                 },
+                room = send.reserve(), if self.outbox.has_unsent() => {
+                    let room = room.context("the hub closed the stream")?;
+                    if let Some(letter) = self.outbox.next() {
+                        room.send(v1::AgentMessage { message: Some(letter.into()) });
+                    }
+                }
                 () = self.outbox.changed.notified() => {}
             }
         }

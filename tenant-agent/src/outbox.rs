@@ -87,6 +87,15 @@ pub(crate) enum Letter {
     Delete(v1::Delete),
 }
 
+impl From<Letter> for v1::agent_message::Message {
+    fn from(letter: Letter) -> Self {
+        match letter {
+            Letter::Put(put) => Self::Put(put),
+            Letter::Delete(delete) => Self::Delete(delete),
+        }
+    }
+}
+
 impl Outbox {
     fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
         work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
@@ -152,16 +161,6 @@ impl Outbox {
         self.with(|state| state.wanted.keys().filter_map(key).collect())
     }
 
-    /// Forgets an item that the hub was not heard on.
-    pub(crate) fn give_up(&self, item: &Item) {
-        self.with(|state| {
-            state.wanted.remove(item);
-            state.deleting.remove(item);
-            state.gone.remove(item);
-            state.unsent.remove(item);
-        });
-    }
-
     /// What the hub said about what is wanted now.
     pub(crate) fn word(&self, item: &Item) -> Option<Word> {
         self.with(|state| {
@@ -204,6 +203,11 @@ impl Outbox {
         self.changed.notify_one();
     }
 
+    /// Whether there is something to send.
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.with(|state| !state.unsent.is_empty())
+    }
+
     /// The next letter to send.
     pub(crate) fn next(&self) -> Option<Letter> {
         self.with(|state| {
@@ -226,7 +230,9 @@ impl Outbox {
     /// The hub stored an item, or let go of it; when it was sent comes back.
     pub(crate) fn stored(&self, item: &Item, stored: &v1::Stored) -> Option<Instant> {
         self.with(|state| {
-            if stored.hash.is_empty() && state.deleting.remove(item) {
+            // An answer to an earlier deletion says nothing about one that was not sent yet.
+            let answers = stored.hash.is_empty() && !state.unsent.contains(item);
+            if answers && state.deleting.remove(item) {
                 state.gone.insert(item.clone());
             }
             state.sent.remove(item)

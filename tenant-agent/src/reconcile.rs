@@ -202,7 +202,8 @@ impl Context {
         let item = item(service);
         let forced = plan::is_forced(service);
         if forced {
-            self.outbox.give_up(&item);
+            // Told when that is possible, and not waited for.
+            self.outbox.retract(&item);
         } else if !self.outbox.delete(&item) {
             if let Some(why) = self.outbox.down() {
                 let message = format!(
@@ -258,7 +259,15 @@ impl Context {
             type_: note.kind,
             reason: note.reason.to_owned(),
             note: Some(text),
-            action: "Publish".into(),
+            // Events of one reason are folded into the first by kube's Recorder; the word before the
+            // colon keeps different ones apart.
+            action: note
+                .message
+                .split(':')
+                .next()
+                .filter(|word| !word.contains(' '))
+                .unwrap_or("Publish")
+                .into(),
             secondary: None,
         };
         if let Err(error) = self.recorder.publish(&event, &service.object_ref(&())).await {

@@ -1,6 +1,6 @@
 //! Wiring.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ use crate::nodes;
 use crate::outbox::{Item, Outbox};
 use crate::plan::{self, Duty};
 use crate::reconcile::{self, Context};
+use crate::shadow::SHADOW_OF;
 
 /// How often Services are looked for that went without a word.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -117,6 +118,7 @@ impl Args {
                 ObjectRef::<Service>::new(&name).within(&namespace)
             });
         let controller = Controller::new(Api::all(client.clone()), watcher::Config::default())
+            .owns(Api::<Service>::all(client.clone()), watcher::Config::default().labels(SHADOW_OF))
             .reconcile_on(references)
             .graceful_shutdown_on(stop.clone().cancelled_owned());
         let services = controller.store();
@@ -234,7 +236,7 @@ async fn watch_endpoints(
     let mut stream = std::pin::pin!(stream.default_backoff());
     let mut read = Some(read);
     let mut known: BTreeMap<(Option<String>, String), EndpointSlice> = BTreeMap::new();
-    let mut listed = Vec::new();
+    let mut listed = HashSet::new();
     let name = |slice: &EndpointSlice| (slice.namespace(), slice.name_any());
     // Only the names are kept: enough to tell later that a slice is gone.
     let husk = |slice: &EndpointSlice| {
@@ -249,8 +251,12 @@ async fn watch_endpoints(
         match stream.try_next().await {
             Ok(None) => return Ok(()),
             Ok(Some(Event::Init)) => listed.clear(),
-            Ok(Some(Event::InitApply(slice) | Event::Apply(slice))) => {
-                listed.push(name(&slice));
+            Ok(Some(Event::InitApply(slice))) => {
+                listed.insert(name(&slice));
+                known.insert(name(&slice), husk(&slice));
+                changed.extend(lock(&endpoints).apply(&slice));
+            }
+            Ok(Some(Event::Apply(slice))) => {
                 known.insert(name(&slice), husk(&slice));
                 changed.extend(lock(&endpoints).apply(&slice));
             }
@@ -259,7 +265,7 @@ async fn watch_endpoints(
                     known.keys().filter(|id| !listed.contains(id)).cloned().collect();
                 let gone = lost.iter().filter_map(|id| known.remove(id));
                 changed.extend(gone.filter_map(|slice| lock(&endpoints).delete(&slice)));
-                listed = Vec::new();
+                listed = HashSet::new();
                 read.take().map(|read| read.send(()));
             }
             Ok(Some(Event::Delete(slice))) => {

@@ -16,6 +16,8 @@ use tracing::{info, warn};
 const DURATION: Duration = Duration::from_secs(15);
 /// Leadership that could not be renewed for this long is over: well before others may take it.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+/// A connection that hangs must not take the lease away with it.
+const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 const RETRY: Duration = Duration::from_secs(2);
 
 /// Which term of leadership this is; grows with each change of holder.
@@ -67,7 +69,8 @@ pub fn run(
         loop {
             // Before the call: what it confirms was true then.
             let renewed = Instant::now();
-            match candidate.campaign().await {
+            let campaign = tokio::time::timeout(CALL_TIMEOUT, candidate.campaign());
+            match campaign.await.unwrap_or_else(|_| Err(timed_out())) {
                 Ok(epoch) => set(&send, epoch.map(|epoch| Term { epoch, renewed })),
                 Err(error) => {
                     warn!(lease = candidate.name, %error, "lease not renewed");
@@ -180,6 +183,10 @@ fn settled(result: kube::Result<Lease>, term: i32) -> kube::Result<Option<Epoch>
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn timed_out() -> kube::Error {
+    kube::Error::Service("the apiserver did not answer in time".into())
 }
 
 fn jiff_now() -> jiff::Timestamp {

@@ -61,6 +61,8 @@ fn is_ours(pid: &str, prefix: &str) -> bool {
     // The kernel says " (deleted)" of a program that was built anew meanwhile.
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let daemon = program.starts_with(&cache) || name.trim_end_matches(" (deleted)") == "e2e";
+    // One that was found elsewhere is linked into the cache, and started from there.
+    let daemon = daemon || command.starts_with(cache.as_os_str().as_encoded_bytes());
     if daemon && String::from_utf8_lossy(&command).contains(prefix) {
         return true;
     }

@@ -1,7 +1,7 @@
 //! Which address a Route gets. An incumbent never moves; a Route gets all of its ports on one
 //! address, or none; a refusal names the port and the pool, never another tenant's object.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use fairlead_api::claim::ClaimKey;
@@ -26,6 +26,23 @@ pub enum Allocation {
     Claim(Vec<Claim>),
 }
 
+/// What is held, less what is being given back.
+#[derive(Debug, Clone, Copy)]
+pub struct Held<'a> {
+    /// All claims.
+    pub claims: &'a Claims,
+    /// Claims whose deletion is under way: theirs no more, and nobody else's yet.
+    pub releasing: &'a HashSet<ClaimKey>,
+}
+
+impl Held<'_> {
+    /// Whether a Route holds a key, and will.
+    pub fn by(self, route: &RouteId, uid: &str, key: &ClaimKey) -> bool {
+        let holder = self.claims.get(key).filter(|_| !self.releasing.contains(key));
+        holder.is_some_and(|claim| claim.route == *route && *claim.uid == *uid)
+    }
+}
+
 /// Decides for one Route.
 ///
 /// # Errors
@@ -36,9 +53,9 @@ pub fn allocate(
     wish: &Wish,
     tenant: &Tenant,
     pools: &BTreeMap<String, Pool>,
-    claims: &Claims,
+    held: Held<'_>,
 ) -> Result<Allocation, Verdict> {
-    let seeker = Seeker { route, uid, wish, claims };
+    let seeker = Seeker { route, uid, wish, held, claims: held.claims };
     if let Some(held) = seeker.incumbent() {
         return seeker.stay(held, pools);
     }
@@ -80,6 +97,7 @@ struct Seeker<'a> {
     route: &'a RouteId,
     uid: &'a str,
     wish: &'a Wish,
+    held: Held<'a>,
     claims: &'a Claims,
 }
 
@@ -124,8 +142,7 @@ impl Seeker<'_> {
     }
 
     fn mine(&self, key: &ClaimKey) -> bool {
-        let holder = self.claims.get(key);
-        holder.is_some_and(|claim| claim.route == *self.route && *claim.uid == *self.uid)
+        self.held.by(self.route, self.uid, key)
     }
 
     /// One address: that or an error.
@@ -144,6 +161,10 @@ impl Seeker<'_> {
     /// The first address, in the order of pools and of addresses, that has all ports free.
     fn search(&self, pools: &[(&str, &Pool)]) -> Result<Allocation, Verdict> {
         for (name, pool) in pools {
+            // Reserved on every address: no need to ask each.
+            if self.wish.listeners.iter().any(|listener| pool.reserved.contains(&listener.port)) {
+                continue;
+            }
             if let Some(address) = pool.addresses().find(|ip| self.obstacle(*ip, pool).is_none()) {
                 return Ok(self.claim(self.keys(address), name));
             }

@@ -14,7 +14,7 @@ use fairlead_api::{
 use fairlead_xds::{Change, Event, Key};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::allocate::{Allocation, allocate};
+use crate::allocate::{Allocation, Held, allocate};
 use crate::claims::{Claim, Claims};
 use crate::fleet::{EnvoyId, Fleet};
 use crate::model::{Listener, Meta, Tenant, Wish};
@@ -115,6 +115,9 @@ impl Engine {
 
     /// A Tenant as it is now; `None`: it is gone.
     pub fn tenant(&mut self, id: &TenantId, tenant: Option<Tenant>) {
+        if self.tenants.get(id) == tenant.as_ref() {
+            return;
+        }
         match tenant {
             Some(tenant) => drop(self.tenants.insert(id.clone(), tenant)),
             None => drop(self.tenants.remove(id)),
@@ -130,8 +133,12 @@ impl Engine {
 
     /// A pool as it is now; `None`: it is gone.
     pub fn pool(&mut self, name: &str, spec: Option<AddressPoolSpec>) {
-        match spec {
-            Some(spec) => drop(self.pools.insert(name.to_owned(), Pool::parse(spec))),
+        let pool = spec.map(Pool::parse);
+        if self.pools.get(name) == pool.as_ref() {
+            return;
+        }
+        match pool {
+            Some(pool) => drop(self.pools.insert(name.to_owned(), pool)),
             None => {
                 self.pools.remove(name);
                 self.pool_statuses.remove(name);
@@ -143,6 +150,9 @@ impl Engine {
 
     /// A tenant's nodes as they are now; `None`: it has told of none.
     pub fn nodes(&mut self, id: &TenantId, spec: Option<NodeSetSpec>) {
+        if self.node_sets.get(id) == spec.as_ref() {
+            return;
+        }
         match spec {
             Some(spec) => drop(self.node_sets.insert(id.clone(), spec)),
             None => drop(self.node_sets.remove(id)),
@@ -152,7 +162,8 @@ impl Engine {
     }
 
     fn sort_nodes(&mut self, id: &TenantId) {
-        let allowed = self.tenants.get(id).map_or(&[][..], |tenant| &tenant.node_cidrs);
+        let tenant = self.tenants.get(id);
+        let allowed = tenant.and_then(|tenant| tenant.node_cidrs.as_deref());
         match self.node_sets.get(id) {
             Some(spec) => drop(self.nodes.insert(id.clone(), Nodes::parse(spec.clone(), allowed))),
             None => drop(self.nodes.remove(id)),
@@ -203,8 +214,10 @@ impl Engine {
         self.dirty.remove(&(entry.meta.created, id.clone()));
         self.stale.extend(self.claims.of(id).map(|claim| claim.key));
         for (key, _) in entry.published {
-            self.owners.remove(&key);
-            self.withdrawn.insert(key);
+            if self.owners.get(&key) == Some(id) {
+                self.owners.remove(&key);
+                self.withdrawn.insert(key);
+            }
         }
     }
 
@@ -215,7 +228,7 @@ impl Engine {
         if self.complete && !self.is_needed(&claim) {
             self.stale.insert(key);
         }
-        self.releasing.remove(&key);
+        self.touch(&claim.route);
         self.claims.insert(claim);
         self.pools_changed = true;
     }
@@ -249,6 +262,13 @@ impl Engine {
         }
         self.touch(id);
         self.retry_waiting();
+    }
+
+    /// A claim's object was deleted, or was gone already.
+    pub fn released(&mut self, key: &ClaimKey, object: &str) {
+        if self.claims.get(key).is_some_and(|claim| *claim.object == *object) {
+            self.claim_gone(key);
+        }
     }
 
     /// A claim could not be deleted; it is tried again with the next step.
@@ -352,7 +372,8 @@ impl Engine {
                 return self.publish(id, effects);
             }
         };
-        match allocate(id, &entry.meta.uid, &wish, tenant, &self.pools, &self.claims) {
+        let held = Held { claims: &self.claims, releasing: &self.releasing };
+        match allocate(id, &entry.meta.uid, &wish, tenant, &self.pools, held) {
             Ok(Allocation::Held { address, surplus }) => {
                 entry.accepted = Some(Verdict::yes(Reason::Accepted));
                 entry.serving = Some((wish, address));
@@ -369,10 +390,13 @@ impl Engine {
             Ok(Allocation::Claim(_)) => {}
             Err(verdict) => {
                 entry.accepted = Some(verdict);
-                // A part of the ports is of no use, and others may want them.
-                if entry.serving.is_none() {
-                    self.stale.extend(self.claims.of(id).map(|claim| claim.key));
-                }
+                // What was served is served on, as far as it is held; also after a restart, when
+                // only the claims and the status tell of it. A part of what was never served is of
+                // no use, and others may want it.
+                let before = entry.serving.take().or_else(|| served_before(entry, &wish));
+                entry.serving =
+                    before.and_then(|(wish, ip)| reduced(id, &entry.meta.uid, wish, ip, held));
+                self.stale.extend(self.claims.of(id).map(|claim| claim.key));
                 self.waiting.insert(id.clone());
             }
         }
@@ -430,7 +454,7 @@ impl Engine {
             return false;
         }
         let Some(entry) = self.routes.get(&claim.route) else { return false };
-        if entry.claiming {
+        if entry.claiming || entry.wish.is_err() {
             return true;
         }
         entry.serving.as_ref().is_some_and(|(wish, address)| {
@@ -485,6 +509,33 @@ impl Engine {
             }
         }
     }
+}
+
+/// What a Route's status says that it was served at, for a Route of which this process knows no more.
+fn served_before(entry: &Entry, wish: &Arc<Wish>) -> Option<(Arc<Wish>, IpAddr)> {
+    let address = entry.seen.as_ref()?.addresses.first()?;
+    Some((wish.clone(), address.parse().ok()?))
+}
+
+/// The part of a wish that is held; `None` when that is nothing.
+fn reduced(
+    id: &RouteId,
+    uid: &str,
+    wish: Arc<Wish>,
+    address: IpAddr,
+    held: Held<'_>,
+) -> Option<(Arc<Wish>, IpAddr)> {
+    let mine = |listener: &&Listener| {
+        let Listener { protocol, port, backend: _ } = **listener;
+        held.by(id, uid, &ClaimKey { address, protocol, port })
+    };
+    let listeners: Vec<_> = wish.listeners.iter().filter(mine).cloned().collect();
+    if listeners.is_empty() {
+        return None;
+    }
+    let whole = listeners.len() == wish.listeners.len();
+    let wish = if whole { wish } else { Arc::new(Wish { listeners, ..(*wish).clone() }) };
+    Some((wish, address))
 }
 
 /// Verdict on `Programmed`. It is about a generation: once all ready Envoys have acknowledged it, an

@@ -502,6 +502,80 @@ fn a_restart_takes_up_what_was_persisted_and_drops_what_nobody_holds() {
 }
 
 #[test]
+fn a_restart_serves_on_what_was_served_before_a_refused_change() {
+    let mut before = World::new("10.9.0.1", Sharing::Any);
+    before.apply("blue/web", tcp("blue/web", &[80]));
+    before.apply("red/web", tcp("red/web", &[81]));
+    before.settle();
+    before.apply("blue/web", tcp("blue/web", &[80, 81]));
+    before.settle();
+    assert!(before.says("blue/web", "Accepted").starts_with("False PortTaken"));
+
+    let mut after = World::default();
+    after.engine.lead(true);
+    after.claims = before.claims.clone();
+    for claim in before.claims.values() {
+        after.engine.claim(claim.clone());
+    }
+    let tenant = TenantSpec { pools: vec!["public".into()], ..TenantSpec::default() };
+    for name in ["blue", "red"] {
+        after.engine.tenant(&name.parse().unwrap(), Some(tenant.clone().into()));
+        after.nodes(name, &["10.0.0.1", "10.0.0.2"]);
+    }
+    after.pool("10.9.0.1", Sharing::Any);
+    for (route, ports) in [("blue/web", &[80, 81][..]), ("red/web", &[81])] {
+        let meta = before.engine.routes[&id(route)].meta.clone();
+        after.engine.route(
+            id(route),
+            meta,
+            tcp(route, ports),
+            before.statuses.get(&id(route)).cloned(),
+        );
+    }
+    after.engine.complete();
+    after.settle();
+    assert_eq!(after.claims, before.claims);
+    assert_eq!(after.listeners(), before.listeners());
+}
+
+#[test]
+fn a_port_whose_claim_is_taken_away_is_not_served() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.apply("blue/web", tcp("blue/web", &[80, 81]));
+    world.apply("red/web", tcp("red/web", &[81]));
+    world.settle();
+    // An administrator deletes a claim; whoever is older has the port again.
+    let key = world.claims.keys().find(|key| key.port == 81).copied().unwrap();
+    world.claims.remove(&key);
+    world.engine.claim_gone(&key);
+    world.settle();
+    assert_eq!(world.held("blue/web"), ["10.9.0.1:80", "10.9.0.1:81"]);
+    assert!(world.says("red/web", "Accepted").starts_with("False"));
+}
+
+#[test]
+fn a_reserved_port_is_refused_at_once_in_a_huge_pool() {
+    let mut world = World::new("fd00::/64", Sharing::Any);
+    world.apply("blue/ssh", tcp("blue/ssh", &[22]));
+    world.settle();
+    assert!(world.says("blue/ssh", "Accepted").starts_with("False PoolExhausted"));
+}
+
+#[test]
+fn a_range_of_nodes_that_cannot_be_read_allows_nothing() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    let tenant = TenantSpec {
+        pools: vec!["public".into()],
+        node_cidrs: vec!["10.0.0.1".into()],
+        ..TenantSpec::default()
+    };
+    world.engine.tenant(&"blue".parse().unwrap(), Some(tenant.into()));
+    world.apply("blue/web", tcp("blue/web", &[80]));
+    world.settle();
+    assert!(world.says("blue/web", "ResolvedRefs").starts_with("False NodeNotAllowed"));
+}
+
+#[test]
 fn a_route_made_anew_does_not_inherit_claims() {
     let mut world = World::new("10.9.0.1", Sharing::Any);
     world.apply("blue/web", tcp("blue/web", &[80]));

@@ -13,8 +13,8 @@ use ipnet::IpNet;
 pub struct Tenant {
     /// Pools in the order of preference.
     pub pools: Vec<String>,
-    /// Where its nodes may be; anywhere when empty.
-    pub node_cidrs: Vec<IpNet>,
+    /// Where its nodes may be; `None`: anywhere. A range that cannot be read allows nothing.
+    pub node_cidrs: Option<Vec<IpNet>>,
     /// How many Routes it may have.
     pub max_routes: u32,
 }
@@ -22,6 +22,8 @@ pub struct Tenant {
 impl From<TenantSpec> for Tenant {
     fn from(spec: TenantSpec) -> Self {
         let TenantSpec { pools, node_cidrs, quotas } = spec;
+        let readable = || node_cidrs.iter().filter_map(|text| text.parse().ok()).collect();
+        let node_cidrs = (!node_cidrs.is_empty()).then(readable);
         Self { pools, node_cidrs, max_routes: quotas.routes }
     }
 }
@@ -85,6 +87,10 @@ impl Wish {
                 None => None,
             };
             let backends: Vec<_> = backends.into_iter().map(backend).collect();
+            let mut names = BTreeSet::new();
+            if let Some(twice) = backends.iter().find(|backend| !names.insert(&backend.name)) {
+                return Err(invalid(format!("spec.backends: {:?} is there twice", twice.name)));
+            }
             let mut taken = BTreeSet::new();
             let mut ports = Vec::with_capacity(listeners.len());
             for (index, listener) in listeners.into_iter().enumerate() {

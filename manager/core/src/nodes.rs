@@ -17,7 +17,7 @@ pub struct Nodes {
 
 impl Nodes {
     /// Sorts a `NodeSet` into what may be used and what not.
-    pub fn parse(spec: NodeSetSpec, allowed: &[IpNet]) -> Self {
+    pub fn parse(spec: NodeSetSpec, allowed: Option<&[IpNet]>) -> Self {
         let mut nodes = Self::default();
         for node in spec.nodes {
             let name: Box<str> = node.name.into();
@@ -40,12 +40,12 @@ impl Nodes {
 
 /// An address that the fleet may send this tenant's traffic to. Some are refused always: they would
 /// lead to the hub's own hosts or to everybody.
-fn permit(text: &str, allowed: &[IpNet]) -> Result<IpAddr, String> {
+fn permit(text: &str, allowed: Option<&[IpNet]>) -> Result<IpAddr, String> {
     let address: IpAddr = text.parse().map_err(|_| format!("{text:?} is not an IP address"))?;
     if is_never_allowed(address) {
         return Err(format!("{address} is loopback, link-local, multicast or unspecified"));
     }
-    if !allowed.is_empty() && !allowed.iter().any(|range| range.contains(&address)) {
+    if allowed.is_some_and(|ranges| !ranges.iter().any(|range| range.contains(&address))) {
         return Err(format!("{address} is outside Tenant.spec.nodeCIDRs"));
     }
     Ok(address)
@@ -87,7 +87,7 @@ mod tests {
             ("::ffff:172.18.0.21", false),
             ("nonsense", false),
         ] {
-            assert_eq!(permit(address, &allowed).is_ok(), good, "{address}");
+            assert_eq!(permit(address, Some(&allowed)).is_ok(), good, "{address}");
         }
         for address in [
             "127.0.0.1",
@@ -98,7 +98,7 @@ mod tests {
             "fe80::1",
             "::ffff:1.2.3.4",
         ] {
-            assert!(permit(address, &[]).is_err(), "{address}");
+            assert!(permit(address, None).is_err(), "{address}");
         }
     }
 
@@ -110,7 +110,7 @@ mod tests {
             content_hash: String::new(),
             nodes: vec![node("a", "10.0.0.1"), node("b", "127.0.0.1")],
         };
-        let nodes = Nodes::parse(spec, &[]);
+        let nodes = Nodes::parse(spec, None);
         assert_eq!(nodes.addresses.len(), 1);
         assert!(nodes.refused["b"].contains("127.0.0.1"));
     }

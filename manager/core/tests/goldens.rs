@@ -47,7 +47,7 @@ fn nodes(names: &[&str]) -> Nodes {
         addresses: vec![format!("10.0.0.{}", name.len())],
     };
     let spec = NodeSetSpec { content_hash: String::new(), nodes: names.iter().map(node).collect() };
-    Nodes::parse(spec, &[])
+    Nodes::parse(spec, None)
 }
 
 fn translated(spec: RouteSpec, nodes: Option<&Nodes>) -> Translation {

@@ -32,6 +32,8 @@ const UPLOADS: usize = 16;
 const WAITING: usize = 256;
 /// Messages that wait for the transport.
 const OUTBOUND: usize = 64;
+/// A connection that hangs must not hold its place for ever.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// A stream that has not said Hello by then is closed.
 const HELLO: Duration = Duration::from_secs(10);
 
@@ -207,14 +209,12 @@ impl Stream {
                     if woken.is_err() {
                         return Ok(());
                     }
-                    self.api.max_routes(&self.tenant)?;
+                    if self.api.max_routes(&self.tenant)? != max_routes {
+                        return Err(Status::aborted("the tenant's quota changed; connect again"));
+                    }
                     self.news()
                 }
-                Some((item, upload, refused)) = under_way.next() => {
-                    self.uploads.done(&item);
-                    let answer = self.session.on_stored(&item, upload, refused);
-                    answer.into_iter().map(Action::Send).collect()
-                }
+                Some((item, upload, outcome)) = under_way.next() => self.stored(item, upload, outcome),
                 () = end.cancelled() => {
                     return Err(Status::aborted("the manager ends, or a newer agent took over"));
                 }
@@ -236,6 +236,24 @@ impl Stream {
             session.on_message(message, &mut all)
         });
         taken.unwrap_or_else(|| Ok(Vec::new()))
+    }
+
+    /// An upload ended.
+    fn stored(&mut self, item: Item, upload: Upload, outcome: Outcome) -> Vec<Action> {
+        self.uploads.done(&item);
+        let refused = match outcome {
+            Outcome::Stored => None,
+            Outcome::Refused(message) => Some(message),
+            Outcome::Failed => {
+                self.uploads.put_back(item, upload);
+                return Vec::new();
+            }
+        };
+        let answer = self.session.on_stored(&item, upload, refused).map(Action::Send);
+        // Stored again as it was, it changes no record: what is known of it is told anyway.
+        let record = self.api.records.read(&self.tenant, |all| all.items.get(&item).cloned());
+        let told = record.flatten().and_then(|record| self.session.on_record(&item, Some(&record)));
+        answer.into_iter().chain(told).collect()
     }
 
     /// What changed of the tenant's records.
@@ -261,35 +279,45 @@ impl Stream {
         self.send.send(Ok(message)).await.map_err(|_| Status::cancelled("the agent is gone"))
     }
 
-    /// Stores until it is stored or refused for what it is; what the apiserver cannot do now is
-    /// tried again.
+    /// Stores once. What the apiserver cannot do now goes back to the queue after a pause.
     fn store(
         &self,
         item: Item,
         upload: Upload,
-    ) -> impl Future<Output = (Item, Upload, Option<String>)> + Send + use<> {
+    ) -> impl Future<Output = (Item, Upload, Outcome)> + Send + use<> {
         let (hub, tenant, stages) =
             (self.api.hub.clone(), self.tenant.clone(), self.api.stages.clone());
         async move {
-            loop {
-                let start = Instant::now();
-                match write(&hub, &tenant, &item, upload.clone()).await {
-                    Ok(()) => {
-                        stages.observe("store", start);
-                        return (item, upload, None);
-                    }
-                    Err(kube::Error::Api(status)) if matches!(status.code, 400 | 422) => {
-                        warn!(%tenant, ?item, error = status.message, "refused by the apiserver");
-                        return (item, upload, Some(status.message));
-                    }
-                    Err(error) => {
-                        warn!(%tenant, ?item, %error, "not stored, trying again");
-                        pause_after_failure().await;
-                    }
+            let start = Instant::now();
+            let written = write(&hub, &tenant, &item, upload.clone());
+            let outcome = match tokio::time::timeout(WRITE_TIMEOUT, written).await {
+                Ok(Ok(())) => {
+                    stages.observe("store", start);
+                    Outcome::Stored
                 }
-            }
+                Ok(Err(kube::Error::Api(s))) if matches!(s.code, 400 | 403 | 413 | 422) => {
+                    warn!(%tenant, ?item, error = s.message, "refused by the apiserver");
+                    Outcome::Refused(s.message)
+                }
+                Ok(Err(error)) => {
+                    warn!(%tenant, ?item, %error, "not stored, trying again");
+                    pause_after_failure().await;
+                    Outcome::Failed
+                }
+                Err(_) => Outcome::Failed,
+            };
+            (item, upload, outcome)
         }
     }
+}
+
+/// How an upload ended.
+enum Outcome {
+    Stored,
+    /// The apiserver will not have it as it is.
+    Refused(String),
+    /// It may work later.
+    Failed,
 }
 
 async fn write(hub: &Hub, tenant: &TenantId, item: &Item, upload: Upload) -> kube::Result<()> {

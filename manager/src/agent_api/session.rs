@@ -78,6 +78,9 @@ impl Session {
                 let item =
                     convert::item(&key.unwrap_or_default()).map_err(Status::invalid_argument)?;
                 self.wanted.remove(&item);
+                if let Item::Route(name) = &item {
+                    self.reported.remove(name);
+                }
                 self.deleting.insert(item.clone());
                 Ok(vec![Action::Store(item, Upload::Gone { told: true })])
             }
@@ -97,11 +100,9 @@ impl Session {
             let item = convert::item(&key.unwrap_or_default()).map_err(Status::invalid_argument)?;
             let hash = convert::hash(&hash).map_err(Status::invalid_argument)?;
             self.wanted.insert(item, hash);
-            if self.wanted.len() > self.max_routes + 1 {
-                return Err(Status::resource_exhausted(format!(
-                    "the tenant may have {} Routes (Tenant.spec.quotas.routes)",
-                    self.max_routes
-                )));
+            // Far beyond the quota there is no use in naming each.
+            if self.wanted.len() > self.max_routes * 2 + 1_000 {
+                return Err(Status::resource_exhausted(self.quota()));
             }
         }
         if !inventory.last {
@@ -120,14 +121,41 @@ impl Session {
             self.wanted.iter().filter(|(i, hash)| missing(i, hash)).map(|(item, _)| item).collect();
         // The nodes first: no Route can be served without them.
         lacking.sort();
-        let keys: Vec<_> = lacking.into_iter().map(convert::key).collect();
+        let lacking: Vec<Item> = lacking.into_iter().cloned().collect();
+        // What the hub has is kept; of the rest, what the quota has room for.
+        let is_route = |item: &&Item| **item != Item::Nodes;
+        let kept = there.keys().filter(is_route).filter(|item| self.wanted.contains_key(*item));
+        let mut room = self.max_routes.saturating_sub(kept.count());
+        let (mut keys, mut actions) = (Vec::new(), Vec::new());
+        for item in lacking {
+            let new = item != Item::Nodes && !there.contains_key(&item);
+            if new && room == 0 {
+                actions.extend(self.refuse(&item));
+                continue;
+            }
+            room -= usize::from(new);
+            keys.push(convert::key(&item));
+        }
         let chunks = keys.chunks(MAX_ITEMS).map(<[v1::Key]>::to_vec);
-        let mut actions: Vec<_> =
-            chunks.map(|keys| Action::Send(To::Want(v1::Want { keys }))).collect();
+        actions.extend(chunks.map(|keys| Action::Send(To::Want(v1::Want { keys }))));
         for (item, record) in there {
             actions.extend(self.on_record(&item, Some(&record)));
         }
         actions
+    }
+
+    /// There is no room for an item of the inventory.
+    fn refuse(&mut self, item: &Item) -> Option<Action> {
+        let hash = convert::hash_bytes(&self.wanted.remove(item)?);
+        let (key, reason) = (Some(convert::key(item)), "TooManyRoutes".to_owned());
+        Some(Action::Send(To::Refused(v1::Refused { key, hash, reason, message: self.quota() })))
+    }
+
+    fn quota(&self) -> String {
+        format!(
+            "the tenant may have {} Routes; a platform administrator raises Tenant.spec.quotas.routes",
+            self.max_routes
+        )
     }
 
     fn put(&mut self, put: v1::Put) -> Action {
@@ -152,12 +180,7 @@ impl Session {
         let item = convert::item(key).map_err(invalid)?;
         let hash = convert::hash(hash).map_err(invalid)?;
         if !self.wanted.contains_key(&item) && self.wanted.len() > self.max_routes {
-            let message = format!(
-                "the tenant may have {} Routes; a platform administrator raises \
-                 Tenant.spec.quotas.routes",
-                self.max_routes
-            );
-            return Err(("TooManyRoutes", message));
+            return Err(("TooManyRoutes", self.quota()));
         }
         let upload = match (&item, object) {
             (Item::Route(name), Some(Object::Route(route))) => {

@@ -121,6 +121,30 @@ fn a_tenant_beyond_its_quota_is_told_so() {
 }
 
 #[test]
+fn an_inventory_beyond_the_quota_keeps_what_the_hub_has() {
+    let mut session = Session::new(1);
+    let more = Item::Route(RouteName::new(SourceKind::Service, "shop", "a-new-one").unwrap());
+    let there = [(web(), record("01", false))];
+    let actions = feed(&mut session, inventory(&[(&web(), 1), (&more, 2)], true), &there);
+    assert!(
+        matches!(&actions[..], [Action::Send(To::Refused(refused))] if refused.key == Some(convert::key(&more)))
+    );
+    assert_eq!(session.on_record(&web(), Some(&record("01", false))), None, "it is kept");
+}
+
+#[test]
+fn what_is_deleted_and_put_again_unchanged_is_reported_again() {
+    let mut session = Session::new(10);
+    feed(&mut session, inventory(&[(&web(), 1)], true), &[(web(), record("01", true))]);
+    feed(&mut session, From::Delete(v1::Delete { key: Some(convert::key(&web())) }), &[]);
+    let object = Some(Object::Route(v1::Route::default()));
+    let put = v1::Put { key: Some(convert::key(&web())), hash: vec![1], object };
+    feed(&mut session, From::Put(put), &[]);
+    let told = session.on_record(&web(), Some(&record("01", true)));
+    assert!(matches!(told, Some(Action::Send(To::Status(_)))));
+}
+
+#[test]
 fn a_put_of_the_wrong_kind_is_refused_and_the_stream_goes_on() {
     let mut session = Session::new(10);
     feed(&mut session, inventory(&[], true), &[]);

@@ -51,12 +51,13 @@ async fn main() -> Result<()> {
 }
 
 impl Args {
-    /// Connections of clients, those of the probes aside.
+    /// Connections of clients, those of the probes and of this very question aside.
     async fn active(&self) -> Result<u64> {
         let stats =
             self.ask(Method::GET, "/stats?filter=^listener\\..*\\.downstream_cx_active$").await?;
-        let lines =
-            stats.lines().filter(|line| !line.contains("worker_") && !line.contains("probes"));
+        let lines = stats.lines().filter(|line| {
+            !["worker_", "probes", "listener.admin."].iter().any(|own| line.contains(own))
+        });
         Ok(lines.filter_map(|line| line.rsplit_once(": ")?.1.parse::<u64>().ok()).sum())
     }
 

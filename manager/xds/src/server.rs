@@ -20,6 +20,8 @@ use crate::{Cache, Event, Response, Session};
 
 const METHOD: &str =
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+/// A client that reconnects names all that it has in one request.
+const MAX_REQUEST_BYTES: usize = 64 << 20;
 /// Responses that wait for the transport; each type has at most one under way.
 const QUEUE: usize = 8;
 
@@ -80,7 +82,9 @@ where
             if request.uri().path() != METHOD {
                 return Ok(Status::unimplemented("only delta ADS is served").into_http());
             }
-            Ok(Grpc::new(DeltaCodec).streaming(server, request).await)
+            let codec = Grpc::new(DeltaCodec).max_decoding_message_size(MAX_REQUEST_BYTES);
+            let mut codec = codec;
+            Ok(codec.streaming(server, request).await)
         })
     }
 }

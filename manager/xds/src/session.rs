@@ -173,6 +173,8 @@ impl Session {
         for Item { name, sent } in items {
             let ty = &mut self.types[kind as usize];
             if !single {
+                // The client may have applied it all the same: if it goes, it is to be told.
+                ty.asked.insert(name.clone());
                 ty.alone.insert(name.clone());
                 ty.pending.insert(name);
             } else if let Some(held) = &sent {
@@ -299,7 +301,10 @@ impl Session {
     fn respond(&mut self, kind: ResourceType, state: &State) -> Option<Response> {
         let ty = &self.types[kind as usize];
         let greet = ty.wildcard && !ty.greeted;
-        if ty.in_flight.is_some() || (ty.pending.is_empty() && !greet) || self.too_early(kind) {
+        if ty.in_flight.is_some()
+            || (ty.pending.is_empty() && !greet)
+            || self.too_early(kind, state)
+        {
             return None;
         }
         let (puts, removals) = self.due(kind, state);
@@ -313,11 +318,16 @@ impl Session {
 
     /// An Envoy is ready once it has the first listeners: all that these need goes before them, so
     /// that it is not ready with a part of the listeners only.
-    fn too_early(&self, kind: ResourceType) -> bool {
-        let busy = |ty: &Type| ty.in_flight.is_some() || !ty.pending.is_empty();
+    fn too_early(&self, kind: ResourceType, state: &State) -> bool {
+        // A removal that is held until the listeners let go must not hold the listeners.
+        let awaited = |(kind, ty): (&ResourceType, &Type)| {
+            ty.pending.iter().any(|name| state.of(*kind).get(&**name).is_some())
+        };
+        let before = ResourceType::ALL.iter().zip(&self.types).take(kind as usize);
+        let mut busy = before.map(|(kind, ty)| ty.in_flight.is_some() || awaited((kind, ty)));
         kind == ResourceType::Listener
             && !self.types[kind as usize].greeted
-            && self.types[..kind as usize].iter().any(busy)
+            && busy.any(|busy| busy)
     }
 
     /// What can go out now. Names that need nothing more leave `pending`; those that are held back

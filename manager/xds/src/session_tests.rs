@@ -276,6 +276,34 @@ fn a_cluster_that_a_held_back_listener_still_uses_is_not_taken_away() {
     assert!(!client.has.contains_key(&key(Ty::Cluster, "old")));
 }
 
+#[test]
+fn listeners_go_also_when_their_route_goes_while_the_client_is_greeted() {
+    let mut state = state(service("blue", 1));
+    let before = Client::connect(&state, BTreeMap::new(), HashSet::new());
+    // It comes back, and the first answer to it is still under way when the service goes.
+    let mut client = Client { has: before.has.clone(), ..Client::default() };
+    let hello = |kind: Ty, names: Vec<String>| DeltaDiscoveryRequest {
+        type_url: kind.url().into(),
+        resource_names_subscribe: names,
+        initial_resource_versions: before
+            .has
+            .iter()
+            .filter(|(key, _)| key.kind == kind)
+            .map(|(key, version)| (key.name.to_string(), format!("{version:016x}")))
+            .collect(),
+        ..Default::default()
+    };
+    let mut events = Vec::new();
+    let greeting = client.session.on_request(hello(Ty::Cluster, Vec::new()), &state, &mut events);
+    client.session.on_request(hello(Ty::Endpoints, vec!["blue".into()]), &state, &mut events);
+    client.session.on_request(hello(Ty::Listener, Vec::new()), &state, &mut events);
+    state.apply(gone("blue"));
+    client.wake(&state);
+    client.take(greeting, &state);
+    client.wake(&state);
+    assert_eq!(client.has, BTreeMap::new());
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Put(u8, u32),
