@@ -119,9 +119,11 @@ fn build_release() -> Result<PathBuf> {
         .args(["-p", "fairlead-manager", "-p", "fairlead-agent", "-p", "fairlead-e2e", "--bins"])
         .arg("--target-dir")
         .arg(&target);
-    // What cargo set for this program is not meant for the one it starts.
+    // What cargo set for this program is not meant for the one it starts: build scripts look at it,
+    // and `cargo demo` after `cargo test` would build everything anew.
+    let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("CARGO_PKG_") {
+        if own.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
             command.env_remove(name);
         }
     }

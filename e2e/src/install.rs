@@ -50,9 +50,14 @@ fn certificates() -> Result<PathBuf> {
     let folder = paths::cache().join("certificates");
     certificate(&folder, &[])?;
     for tenant in topology::tenants() {
-        certificate(&folder, &["tenant", tenant.name])?;
+        certificate(&folder, &["tenant", tenant_name(&tenant)])?;
     }
     Ok(folder)
+}
+
+/// The name of a cluster's Tenant on the hub: its namespace there is then named like the cluster.
+fn tenant_name(cluster: &Cluster) -> &str {
+    cluster.name.trim_start_matches("tenant-")
 }
 
 /// Runs `deploy/certs.sh`.
@@ -86,8 +91,7 @@ fn tenant(
     certificates: &Path,
 ) -> Result<()> {
     namespace(driver, tenant)?;
-    // The folder of tenant `tenant-a`: certs.sh puts `tenant-` before every tenant's name.
-    let folder = certificates.join(format!("tenant-{}", tenant.name));
+    let folder = certificates.join(tenant.name);
     secret(driver, tenant, "fairlead-agent-tls", &folder)?;
     let values = [
         format!("hub.address={}:{AGENT_PORT}", driver.hub_address()?),

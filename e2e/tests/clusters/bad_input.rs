@@ -27,7 +27,7 @@ fn an_address_outside_the_pool_is_refused_by_name() {
     let port = "{name: http, port: 7700, targetPort: 8080}";
     apply(&b, &service("outside", "web", port, "  loadBalancerIP: 10.1.2.3"));
     event(&b, "outside", "web", "address 10.1.2.3 is in none of the pools: public");
-    until(&hub(), "-n tenant-tenant-b get route svc.outside.web --no-headers", |line| {
+    until(&hub(), "-n tenant-b get route svc.outside.web --no-headers", |line| {
         line.contains("AddressNotInPool")
     });
     // The way out that the message names.
@@ -50,7 +50,7 @@ fn a_port_that_is_held_is_refused_and_taken_over_when_it_is_free() {
     answers(&url, "cluster=tenant-a");
     apply(&b, &service("held", "second", port, asking));
     event(&b, "held", "second", "port 7800/TCP of 172.18.0.208 is taken");
-    let told = kubectl(&hub(), "-n tenant-tenant-b get route svc.held.second -o yaml");
+    let told = kubectl(&hub(), "-n tenant-b get route svc.held.second -o yaml");
     assert!(!told.contains("tenant-a"), "a refusal never names another tenant's object: {told}");
     answers(&url, "cluster=tenant-a");
     kubectl(&a, "-n held delete service first --timeout=30s");
@@ -70,7 +70,7 @@ spec: {addresses: [172.18.0.207], sharing: Exclusive}
 ";
     apply(&hub(), pool);
     let pools = r#"{"spec":{"pools":["public","tiny"]}}"#;
-    kubectl(&hub(), &format!("patch tenant tenant-b --type=merge -p {pools}"));
+    kubectl(&hub(), &format!("patch tenant b --type=merge -p {pools}"));
     let asking = |name: &str, port: u16| {
         service("full", name, &format!("{{name: http, port: {port}, targetPort: 8080}}"), "")
             .replace("metadata: {", "metadata: {annotations: {fairlead.dev/pool: tiny}, ")

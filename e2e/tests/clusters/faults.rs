@@ -83,7 +83,7 @@ fn a_restart_of_the_agents_changes_nothing() {
     apply(&a, &service("agents", "web", "{name: http, port: 8100, targetPort: 8080}", ""));
     let ip = address(&a, "agents", "web");
     answers(&format!("http://{ip}:8100/"), "cluster=tenant-a");
-    let route = "-n tenant-tenant-a get route svc.agents.web \
+    let route = "-n tenant-a get route svc.agents.web \
                  -o jsonpath={.metadata.uid}/{.metadata.generation}";
     let before = kubectl(&hub(), route);
     let (sent, errors) = under_load(&format!("{ip}:8100"), || {
@@ -164,7 +164,7 @@ fn an_agent_that_the_hub_does_not_know_is_told_why() {
     for (source, tenant, environment, says) in [
         ("own CA, no such tenant", "ghost", "", "the hub has no tenant \"ghost\""),
         ("own CA, expired", "late", "0", "this agent's certificate has expired"),
-        ("another CA", "tenant-b", "", "is not the CA of the hub's certificate"),
+        ("another CA", "b", "", "is not the CA of the hub's certificate"),
     ] {
         let from = folder.join(tenant);
         if source != "another CA" {
@@ -198,10 +198,10 @@ struct Restore;
 impl Drop for Restore {
     fn drop(&mut self) {
         let b = tenant("tenant-b");
-        let real = paths::cache().join("certificates/tenant-tenant-b");
+        let real = paths::cache().join("certificates/tenant-b");
         install::secret(&Local, &b, "fairlead-agent-tls", &real).expect("the real certificate");
         kubectl(&b, &format!("-n {NAMESPACE} rollout restart deployment/fairlead-agent"));
         rollout(&b, "deployment/fairlead-agent");
-        until(&hub(), "get tenant tenant-b --no-headers", |line| line.contains("True"));
+        until(&hub(), "get tenant b --no-headers", |line| line.contains("True"));
     }
 }

@@ -16,7 +16,7 @@ fn a_service_is_served_changed_and_gone() {
     apply(&a, &service("life", "web", HTTP, ""));
     let ip = address(&a, "life", "web");
     answers(&format!("http://{ip}/"), "cluster=tenant-a");
-    until(&hub(), "-n tenant-tenant-a get route svc.life.web --no-headers", |line| {
+    until(&hub(), "-n tenant-a get route svc.life.web --no-headers", |line| {
         line.contains("Service/life/web") && line.contains("True") && line.contains(&ip)
     });
 
@@ -28,7 +28,7 @@ fn a_service_is_served_changed_and_gone() {
     // No pod: the connection is closed; a pod again: it answers.
     kubectl(&a, "-n life scale deployment/echo --replicas=0");
     gone(&format!("http://{ip}:8088/"));
-    until(&hub(), "-n tenant-tenant-a get route svc.life.web --no-headers", |line| {
+    until(&hub(), "-n tenant-a get route svc.life.web --no-headers", |line| {
         line.contains("NoReadyEndpoints")
     });
     kubectl(&a, "-n life scale deployment/echo --replicas=1");
@@ -153,11 +153,9 @@ fn a_node_that_is_taken_out_receives_nothing_and_comes_back() {
 
     let exclude = "node.kubernetes.io/exclude-from-external-load-balancers";
     kubectl(&a, &format!("label node {node} {exclude}=true"));
-    let nodes = "-n tenant-tenant-a get nodeset nodes -o jsonpath={.spec.nodes[*].name}";
+    let nodes = "-n tenant-a get nodeset nodes -o jsonpath={.spec.nodes[*].name}";
     until(&hub(), nodes, |names| !names.contains(node));
-    until(&hub(), "-n tenant-tenant-a get route svc.nodes.web --no-headers", |l| {
-        l.contains("True")
-    });
+    until(&hub(), "-n tenant-a get route svc.nodes.web --no-headers", |l| l.contains("True"));
     answers(&url, "cluster=tenant-a");
     let excluded = arrived();
     kubectl(&a, &format!("label node {node} {exclude}-"));
