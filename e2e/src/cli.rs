@@ -89,7 +89,7 @@ impl Args {
         let driver = &*self.driver.driver();
         match self.command {
             What::Up { bare: true } => driver.up(),
-            What::Up { bare: false } => install::up(driver),
+            What::Up { bare: false } => install::up(driver).map(drop),
             What::Down => driver.down(),
             What::Status => status(driver),
             What::Env => {

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::driver::Driver;
 use crate::topology::{self, Cluster};
-use crate::{cluster, images, install, run, traffic};
+use crate::{cluster, install, run, traffic};
 
 /// Runs the demo; with `exit`, takes everything down at the end.
 pub fn run(driver: &dyn Driver, exit: bool) -> Result<()> {
@@ -16,8 +16,7 @@ pub fn run(driver: &dyn Driver, exit: bool) -> Result<()> {
 }
 
 fn show(driver: &dyn Driver) -> Result<()> {
-    install::up(driver)?;
-    let images = images::all()?;
+    let images = install::up(driver)?;
     let tenants = topology::tenants();
     for tenant in &tenants {
         traffic::deploy(driver, tenant, &images.echo, "default", "web")?;

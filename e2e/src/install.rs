@@ -16,8 +16,9 @@ pub const NAMESPACE: &str = "fairlead-system";
 /// The `NodePort` of the agents' API, as the chart has it.
 const AGENT_PORT: u16 = 30_843;
 
-/// Brings the clusters up and installs Fairlead on them; what is there already is upgraded.
-pub fn up(driver: &dyn Driver) -> Result<()> {
+/// Brings the clusters up and installs Fairlead on them; what is there already is upgraded. The
+/// images that it runs come back.
+pub fn up(driver: &dyn Driver) -> Result<Images> {
     driver.up()?;
     let images = images::all()?;
     load(driver, &images)?;
@@ -28,7 +29,7 @@ pub fn up(driver: &dyn Driver) -> Result<()> {
         self::tenant(driver, &tenant, &images, &certificates)?;
         say(&format!("{} runs Fairlead's agent", tenant.name));
     }
-    Ok(())
+    Ok(images)
 }
 
 /// Gives each cluster the images that it runs.

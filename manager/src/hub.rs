@@ -9,6 +9,7 @@ use fairlead_api::{
     RouteStatus, Tenant, TenantId, TenantStatus,
 };
 use fairlead_core::claims::Claim;
+use fairlead_process::retry::{absent_is_fine, between};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -61,13 +62,13 @@ impl Hub {
     /// Deletes a Route; one that is not there is fine.
     pub(crate) async fn delete_route(&self, id: &RouteId) -> kube::Result<()> {
         let api: Api<Route> = self.of(&id.tenant);
-        settled(api.delete(id.name.as_str(), &DeleteParams::default()).await.map(drop))
+        absent_is_fine(api.delete(id.name.as_str(), &DeleteParams::default()).await.map(drop))
     }
 
     /// Deletes a tenant's nodes; none is fine.
     pub(crate) async fn delete_nodes(&self, tenant: &TenantId) -> kube::Result<()> {
         let api: Api<NodeSet> = self.of(tenant);
-        settled(api.delete(NODE_SET, &DeleteParams::default()).await.map(drop))
+        absent_is_fine(api.delete(NODE_SET, &DeleteParams::default()).await.map(drop))
     }
 
     /// Creates claims, all or none. What stands in the way comes back as an error, or as the claim
@@ -122,7 +123,7 @@ impl Hub {
         match api.delete(&key.object_name(), &params).await {
             // Another one has it by now: then ours is gone.
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-            result => settled(result.map(drop)),
+            result => absent_is_fine(result.map(drop)),
         }
     }
 
@@ -130,7 +131,9 @@ impl Hub {
     pub(crate) async fn report(&self, id: &RouteId, status: &RouteStatus) -> kube::Result<()> {
         let api: Api<Route> = self.of(&id.tenant);
         let patch = Patch::Merge(json!({ "status": status }));
-        settled(api.patch_status(id.name.as_str(), &PatchParams::default(), &patch).await.map(drop))
+        absent_is_fine(
+            api.patch_status(id.name.as_str(), &PatchParams::default(), &patch).await.map(drop),
+        )
     }
 
     /// Writes a pool's status.
@@ -141,7 +144,7 @@ impl Hub {
     ) -> kube::Result<()> {
         let api: Api<AddressPool> = Api::all(self.client.clone());
         let patch = Patch::Merge(json!({ "status": status }));
-        settled(api.patch_status(name, &PatchParams::default(), &patch).await.map(drop))
+        absent_is_fine(api.patch_status(name, &PatchParams::default(), &patch).await.map(drop))
     }
 
     /// Writes a tenant's status.
@@ -152,7 +155,9 @@ impl Hub {
     ) -> kube::Result<()> {
         let api: Api<Tenant> = Api::all(self.client.clone());
         let patch = Patch::Merge(json!({ "status": status }));
-        settled(api.patch_status(id.as_str(), &PatchParams::default(), &patch).await.map(drop))
+        absent_is_fine(
+            api.patch_status(id.as_str(), &PatchParams::default(), &patch).await.map(drop),
+        )
     }
 
     /// Makes a tenant's namespace. It belongs to the Tenant, and goes with it.
@@ -185,18 +190,11 @@ pub(crate) enum Obstacle {
     Failed(kube::Error),
 }
 
-fn settled(result: kube::Result<()>) -> kube::Result<()> {
-    match result {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        other => other,
-    }
-}
-
 /// How long to leave the apiserver alone after it failed: half a second to one and a half, so that
 /// not everybody comes back at once.
 pub(crate) async fn pause_after_failure() {
-    let nanos = jiff::Timestamp::now().subsec_nanosecond().unsigned_abs();
-    tokio::time::sleep(Duration::from_millis(500 + u64::from(nanos % 1_000))).await;
+    let pause = between(Duration::from_millis(500), Duration::from_millis(1_500));
+    tokio::time::sleep(pause).await;
 }
 
 #[cfg(test)]

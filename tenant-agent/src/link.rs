@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use fairlead_process::metrics::Stages;
+use fairlead_process::retry::between;
 use fairlead_process::tls::{self, Files};
 use fairlead_proto::v1::agent_message::Message as To;
 use fairlead_proto::v1::hub_client::HubClient;
@@ -49,7 +50,7 @@ impl Link {
             if start.elapsed() > LONGEST_PAUSE {
                 pause = FIRST_PAUSE;
             }
-            tokio::time::sleep(jittered(pause)).await;
+            tokio::time::sleep(between(pause / 2, pause * 3 / 2)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
@@ -171,10 +172,4 @@ fn explained(error: &str) -> String {
         Some((_, hint)) => format!("{hint} ({error})"),
         None => error.to_owned(),
     }
-}
-
-/// Between half of the pause and one and a half of it.
-fn jittered(pause: Duration) -> Duration {
-    let nanos = jiff::Timestamp::now().subsec_nanosecond().unsigned_abs();
-    pause / 2 + pause * (nanos % 1_000) / 1_000
 }

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fairlead_process::metrics::Stages;
+use fairlead_process::retry::{absent_is_fine, between};
 use fairlead_proto::v1::put::Object;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -61,11 +62,10 @@ pub(crate) async fn reconcile(
     }
 }
 
-/// What failed is tried again, later and later.
+/// What failed is tried again after a pause.
 pub(crate) fn retry(service: Arc<Service>, error: &kube::Error, _: Arc<Context>) -> Action {
     warn!(service = %ObjectRef::from_obj(&*service), %error, "not reconciled, trying again");
-    let nanos = jiff::Timestamp::now().subsec_nanosecond().unsigned_abs();
-    Action::requeue(Duration::from_millis(1_000 + u64::from(nanos % 4_000)))
+    Action::requeue(between(Duration::from_secs(1), Duration::from_secs(5)))
 }
 
 fn key(service: &Service) -> ServiceKey {
@@ -171,7 +171,7 @@ impl Context {
         if shadow::shadow_of(&found) != Some(&service.name_any()) {
             return Ok(());
         }
-        gone(self.api(service).delete(&name, &DeleteParams::default()).await.map(drop))
+        absent_is_fine(self.api(service).delete(&name, &DeleteParams::default()).await.map(drop))
     }
 
     /// Sets the finalizers, before anything is made on the hub.
@@ -189,7 +189,7 @@ impl Context {
         // With the version that was read: somebody else's finalizer is never lost.
         let metadata = json!({"finalizers": all, "resourceVersion": service.resource_version()});
         let patch = Patch::Merge(json!({ "metadata": metadata }));
-        gone(
+        absent_is_fine(
             self.api(service)
                 .patch(&service.name_any(), &PatchParams::default(), &patch)
                 .await
@@ -244,7 +244,7 @@ impl Context {
         let kept: Vec<_> = conditions.into_iter().filter(|c| !crate::report::is_ours(c)).collect();
         let status = json!({"loadBalancer": {"ingress": null}, "conditions": kept});
         let patch = Patch::Merge(json!({ "status": status }));
-        gone(
+        absent_is_fine(
             self.api(service)
                 .patch_status(&service.name_any(), &PatchParams::default(), &patch)
                 .await
@@ -273,12 +273,5 @@ impl Context {
         if let Err(error) = self.recorder.publish(&event, &service.object_ref(&())).await {
             warn!(%error, "Event not written");
         }
-    }
-}
-
-fn gone(result: kube::Result<()>) -> kube::Result<()> {
-    match result {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        other => other,
     }
 }

@@ -8,5 +8,6 @@ pub mod lease;
 pub mod logs;
 pub mod metrics;
 pub mod probes;
+pub mod retry;
 pub mod shutdown;
 pub mod tls;

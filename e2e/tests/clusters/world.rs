@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fairlead_e2e::driver::Driver;
-use fairlead_e2e::images::{self, Images};
+use fairlead_e2e::images::Images;
 use fairlead_e2e::local::Local;
 use fairlead_e2e::say::say;
 use fairlead_e2e::topology::{self, Cluster};
@@ -27,8 +27,7 @@ fn up() -> &'static Images {
     // The forwarders are started from this program's e2e binary, which outlives the tests.
     let result = UP.get_or_init(|| {
         install::up(&Local)
-            .and_then(|()| tidy())
-            .and_then(|()| images::all())
+            .and_then(|images| tidy().map(|()| images))
             .map_err(|error| format!("{error:#}"))
     });
     match result {

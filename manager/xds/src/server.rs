@@ -82,9 +82,8 @@ where
             if request.uri().path() != METHOD {
                 return Ok(Status::unimplemented("only delta ADS is served").into_http());
             }
-            let codec = Grpc::new(DeltaCodec).max_decoding_message_size(MAX_REQUEST_BYTES);
-            let mut codec = codec;
-            Ok(codec.streaming(server, request).await)
+            let mut grpc = Grpc::new(DeltaCodec).max_decoding_message_size(MAX_REQUEST_BYTES);
+            Ok(grpc.streaming(server, request).await)
         })
     }
 }
