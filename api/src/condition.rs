@@ -8,6 +8,10 @@ pub const ACCEPTED: &str = "Accepted";
 pub const RESOLVED_REFS: &str = "ResolvedRefs";
 /// Every ready Envoy of the fleet acknowledged exactly this generation.
 pub const PROGRAMMED: &str = "Programmed";
+/// True: some host names are another tenant's; the others are served.
+pub const CONFLICTED: &str = "Conflicted";
+/// True: some rules cannot be served as they are; the others are.
+pub const PARTIALLY_INVALID: &str = "PartiallyInvalid";
 /// On a Tenant: its agent has a stream open.
 pub const CONNECTED: &str = "Connected";
 
@@ -30,6 +34,14 @@ pub enum Reason {
     PortTaken,
     /// `Accepted`: the hub has no such tenant.
     UnknownTenant,
+    /// `Accepted`, `Conflicted`: host names are another tenant's.
+    HostnameConflict,
+    /// `PartiallyInvalid`: some rules cannot be served as they are.
+    UnsupportedValue,
+    /// `ResolvedRefs`: the source names an object that is not there, or is broken.
+    RefNotFound,
+    /// `ResolvedRefs`: a certificate is missing, broken or has expired.
+    InvalidCertificate,
     /// `ResolvedRefs`: all backends lead somewhere.
     ResolvedRefs,
     /// `ResolvedRefs`: a backend has no ready endpoint in the tenant.
@@ -64,6 +76,10 @@ impl Reason {
             Self::PoolExhausted => "PoolExhausted",
             Self::PortTaken => "PortTaken",
             Self::UnknownTenant => "UnknownTenant",
+            Self::HostnameConflict => "HostnameConflict",
+            Self::UnsupportedValue => "UnsupportedValue",
+            Self::RefNotFound => "RefNotFound",
+            Self::InvalidCertificate => "InvalidCertificate",
             Self::ResolvedRefs => "ResolvedRefs",
             Self::NoReadyEndpoints => "NoReadyEndpoints",
             Self::NoNodes => "NoNodes",

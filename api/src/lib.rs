@@ -9,13 +9,14 @@
 
 pub mod claim;
 pub mod condition;
+pub mod http;
 pub mod names;
 pub mod node_set;
 pub mod pool;
 pub mod route;
 pub mod tenant;
 
-pub use claim::{AddressClaim, AddressClaimSpec};
+pub use claim::{AddressClaim, AddressClaimSpec, HostnameClaim, HostnameClaimSpec};
 pub use names::{NameError, RouteId, RouteName, TenantId};
 pub use node_set::{Node, NodeSet, NodeSetSpec};
 pub use pool::{AddressPool, AddressPoolSpec, AddressPoolStatus, Sharing};
@@ -27,6 +28,9 @@ pub const GROUP: &str = "fairlead.dev";
 /// `spec.loadBalancerClass` of the Services that Fairlead publishes.
 pub const LOAD_BALANCER_CLASS: &str = "fairlead.dev/fairlead";
 
+/// `spec.controller` of the `IngressClass` whose Ingresses Fairlead publishes.
+pub const INGRESS_CONTROLLER: &str = "fairlead.dev/ingress";
+
 /// The `CustomResourceDefinition`s, in the order in which `crdgen` writes them: (file name, definition).
 pub fn definitions() -> Vec<(
     &'static str,
@@ -36,6 +40,7 @@ pub fn definitions() -> Vec<(
     vec![
         ("addressclaims.yaml", AddressClaim::crd()),
         ("addresspools.yaml", AddressPool::crd()),
+        ("hostnameclaims.yaml", HostnameClaim::crd()),
         ("nodesets.yaml", NodeSet::crd()),
         ("routes.yaml", Route::crd()),
         ("tenants.yaml", Tenant::crd()),

@@ -70,6 +70,7 @@ impl RouteName {
         }
         let prefix = match kind {
             SourceKind::Service => "svc",
+            SourceKind::Ingress => "ing",
         };
         let text = format!("{prefix}.{namespace}.{name}");
         if !name.split('.').all(is_label) || text.len() > 253 {
@@ -88,7 +89,12 @@ impl RouteName {
     pub fn parts(&self) -> Option<(SourceKind, &str, &str)> {
         let (prefix, rest) = self.0.split_once('.')?;
         let (namespace, name) = rest.split_once('.')?;
-        (prefix == "svc").then_some((SourceKind::Service, namespace, name))
+        let kind = match prefix {
+            "svc" => SourceKind::Service,
+            "ing" => SourceKind::Ingress,
+            _ => return None,
+        };
+        Some((kind, namespace, name))
     }
 
     /// A name as it is read from an object of the hub.

@@ -36,6 +36,12 @@ pub struct AddressPoolSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Vec<i32>", length(max = 1024), inner(range(min = 1, max = 65535)))]
     pub reserved_ports: Vec<u16>,
+    /// Proxies in front of the pool's addresses that may be believed: so many of the last entries of
+    /// `X-Forwarded-For` were added by them. 0, unless given: the client is who connects, and what it
+    /// says of itself is not believed.
+    #[serde(default)]
+    #[schemars(with = "i32", range(min = 0, max = 16))]
+    pub trusted_hops: u32,
 }
 
 /// Who may hold ports on one address at the same time.

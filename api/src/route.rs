@@ -7,6 +7,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::http::{Host, Unresolved, Upstream, is_default};
+
 /// One source object's wish, in the Gateway API's words. Written by the manager for the tenant's
 /// agent; nobody edits it by hand.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq)]
@@ -20,6 +22,7 @@ use serde::{Deserialize, Serialize};
     shortname = "flr",
     category = "fairlead",
     printcolumn(name = "Source", type_ = "string", json_path = ".status.display.source"),
+    printcolumn(name = "Hostnames", type_ = "string", json_path = ".status.display.hostnames"),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.display.address"),
     printcolumn(name = "Ports", type_ = "string", json_path = ".status.display.ports"),
     printcolumn(
@@ -38,9 +41,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.rules.all(r, self.listeners.exists(l, l.name == r.listener))")
-        .message("spec.rules[].listener must name one of spec.listeners"),
-    validation = Rule::new("self.rules.all(r, self.backends.exists(b, b.name == r.backend))")
-        .message("spec.rules[].backend must name one of spec.backends")
+        .message("spec.rules[].listener must name one of spec.listeners")
 )]
 pub struct RouteSpec {
     /// The tenant's object that this Route publishes.
@@ -57,12 +58,22 @@ pub struct RouteSpec {
     /// Where clients connect.
     #[schemars(length(min = 1, max = 64))]
     pub listeners: Vec<Listener>,
-    /// Which listener leads to which backend.
+    /// Layer 4: which listener leads to which backend.
+    #[serde(default)]
     #[schemars(length(max = 64))]
     pub rules: Vec<RouteRule>,
     /// The tenant's node ports.
-    #[schemars(length(max = 64))]
+    #[serde(default)]
+    #[schemars(length(max = 1000))]
     pub backends: Vec<Backend>,
+    /// Layer 7: what each host name leads to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1000))]
+    pub hosts: Vec<Host>,
+    /// What the source names and the agent did not find.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    pub unresolved: Vec<Unresolved>,
 }
 
 /// The object in the tenant cluster.
@@ -96,12 +107,15 @@ impl fmt::Display for Source {
 pub enum SourceKind {
     /// A core/v1 Service of type `LoadBalancer`.
     Service,
+    /// A networking.k8s.io/v1 Ingress.
+    Ingress,
 }
 
 impl fmt::Display for SourceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Service => f.write_str("Service"),
+            Self::Ingress => f.write_str("Ingress"),
         }
     }
 }
@@ -141,7 +155,7 @@ pub struct Listener {
     pub port: u16,
 }
 
-/// Transport protocols that the fleet serves.
+/// Protocols that the fleet serves.
 #[derive(
     Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash,
 )]
@@ -151,6 +165,25 @@ pub enum Protocol {
     Tcp,
     /// UDP, by session.
     Udp,
+    /// HTTP over TCP: the listener's port is shared, and the host name leads on.
+    Http,
+    /// HTTP over TLS: the port is shared, and the server name leads on.
+    Https,
+}
+
+impl Protocol {
+    /// Whether Routes share the listener's port by host names.
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Https)
+    }
+
+    /// What it runs over: `Tcp` or `Udp`.
+    pub fn transport(self) -> Self {
+        match self {
+            Self::Tcp | Self::Http | Self::Https => Self::Tcp,
+            Self::Udp => Self::Udp,
+        }
+    }
 }
 
 impl fmt::Display for Protocol {
@@ -158,6 +191,8 @@ impl fmt::Display for Protocol {
         match self {
             Self::Tcp => f.write_str("TCP"),
             Self::Udp => f.write_str("UDP"),
+            Self::Http => f.write_str("HTTP"),
+            Self::Https => f.write_str("HTTPS"),
         }
     }
 }
@@ -178,8 +213,9 @@ pub struct RouteRule {
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase")]
 pub struct Backend {
-    /// Unique in the Route.
-    #[schemars(length(min = 1, max = 63))]
+    /// Unique in the Route. Of an Ingress: `<service>:<port>`, by which all Ingresses of the
+    /// namespace share one Envoy Cluster.
+    #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// The port on the nodes.
     #[schemars(with = "i32", range(min = 1, max = 65535))]
@@ -187,6 +223,9 @@ pub struct Backend {
     /// Which nodes serve it.
     #[serde(default)]
     pub nodes: Nodes,
+    /// Layer 7: how it is spoken to.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub upstream: Upstream,
 }
 
 /// Which of the tenant's nodes serve a backend.
@@ -237,6 +276,9 @@ pub struct RouteStatus {
 pub struct Display {
     /// `Service/shop/web`.
     pub source: String,
+    /// `shop.example.com,www.example.com`.
+    #[serde(default)]
+    pub hostnames: String,
     /// `172.18.0.200`.
     pub address: String,
     /// `80,443/TCP`.

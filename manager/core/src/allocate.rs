@@ -6,10 +6,11 @@ use std::net::IpAddr;
 
 use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::{Reason, Verdict};
-use fairlead_api::{RouteId, Sharing};
+use fairlead_api::route::Protocol;
+use fairlead_api::{RouteId, Sharing, TenantId};
 
-use crate::claims::{Claim, Claims};
-use crate::model::{Tenant, Wish};
+use crate::claims::{Claim, Claims, Holder};
+use crate::model::{Listener, Tenant, Wish};
 use crate::pool::Pool;
 
 /// What a Route holds, or what it lacks.
@@ -24,6 +25,8 @@ pub enum Allocation {
     },
     /// It needs these claims, all or none.
     Claim(Vec<Claim>),
+    /// A port that it can share is being claimed, or given back: it looks again after that.
+    Wait,
 }
 
 /// What is held, less what is being given back.
@@ -38,12 +41,38 @@ pub struct Held<'a> {
 impl Held<'_> {
     /// Whether a Route holds a key, and will.
     pub fn by(self, route: &RouteId, uid: &str, key: &ClaimKey) -> bool {
-        let holder = self.claims.get(key).filter(|_| !self.releasing.contains(key));
-        holder.is_some_and(|claim| claim.route == *route && *claim.uid == *uid)
+        let claim = self.claims.get(key).filter(|_| !self.releasing.contains(key));
+        claim.is_some_and(|claim| is_held_by(&claim.holder, route, uid))
+    }
+
+    /// Whether a Route may use a listener of an address: it holds the port, or shares it.
+    pub fn usable(self, route: &RouteId, uid: &str, address: IpAddr, listener: &Listener) -> bool {
+        let key = listener.key(address);
+        let claim = self.claims.get(&key).filter(|_| !self.releasing.contains(&key));
+        claim.is_some_and(|claim| {
+            !claim.object.is_empty()
+                && (is_held_by(&claim.holder, route, uid)
+                    || is_shared_with(&claim.holder, listener.protocol, &route.tenant))
+        })
     }
 }
 
-/// Decides for one Route.
+fn is_held_by(holder: &Holder, route: &RouteId, uid: &str) -> bool {
+    matches!(holder, Holder::Route { route: r, uid: u } if r == route && **u == *uid)
+}
+
+/// A port that is shared by host names, and with this tenant.
+fn is_shared_with(holder: &Holder, wanted: Protocol, with: &TenantId) -> bool {
+    match holder {
+        Holder::Shared { protocol, tenant } => {
+            *protocol == wanted && tenant.as_ref().is_none_or(|tenant| tenant == with)
+        }
+        Holder::Route { .. } => false,
+    }
+}
+
+/// Decides for one Route. `seat`: the address at which a Route of layer 7 is served already; it holds
+/// no claim of its own, since its ports are shared.
 ///
 /// # Errors
 /// A verdict on `Accepted`: why it gets nothing, and the way out.
@@ -51,11 +80,15 @@ pub fn allocate(
     route: &RouteId,
     uid: &str,
     wish: &Wish,
+    seat: Option<IpAddr>,
     tenant: &Tenant,
     pools: &BTreeMap<String, Pool>,
     held: Held<'_>,
 ) -> Result<Allocation, Verdict> {
     let seeker = Seeker { route, uid, wish, held, claims: held.claims };
+    if wish.is_http() {
+        return seeker.sit(seat, &candidates(wish, tenant, pools)?);
+    }
     if let Some(held) = seeker.incumbent() {
         return seeker.stay(held, pools);
     }
@@ -103,17 +136,99 @@ struct Seeker<'a> {
 
 impl Seeker<'_> {
     fn keys(&self, address: IpAddr) -> impl Iterator<Item = ClaimKey> {
-        self.wish.listeners.iter().map(move |l| ClaimKey {
-            address,
-            protocol: l.protocol,
-            port: l.port,
+        self.wish.listeners.iter().map(move |listener| listener.key(address))
+    }
+
+    /// A Route of layer 7: an incumbent stays, another one goes to the first address where all its
+    /// ports are shared, or can be.
+    fn sit(&self, seat: Option<IpAddr>, pools: &[(&str, &Pool)]) -> Result<Allocation, Verdict> {
+        if let Some(ip) = self.wish.ip {
+            let (name, pool) = find(ip, pools)?;
+            return self.join(ip, name, pool);
+        }
+        let incumbent = seat.and_then(|ip| Some((ip, find(ip, pools).ok()?)));
+        if let Some((ip, (name, pool))) = incumbent {
+            return self.join(ip, name, pool);
+        }
+        for (name, pool) in pools {
+            if self.is_reserved(pool) {
+                continue;
+            }
+            let found = pool.addresses().find_map(|ip| self.join(ip, name, pool).ok());
+            if let Some(allocation) = found {
+                return Ok(allocation);
+            }
+        }
+        Err(self.exhausted(pools))
+    }
+
+    /// What it takes to share an address.
+    fn join(&self, address: IpAddr, name: &str, pool: &Pool) -> Result<Allocation, Verdict> {
+        let (mut missing, mut wait) = (Vec::new(), false);
+        for listener in &self.wish.listeners {
+            let key = listener.key(address);
+            match self.claims.get(&key) {
+                _ if self.held.usable(self.route, self.uid, address, listener) => {}
+                None if pool.reserved.contains(&key.port) => {
+                    return Err(taken(&key, "is reserved by the pool"));
+                }
+                None => missing.push(listener),
+                Some(claim) if self.may_share(claim, listener) => wait = true,
+                Some(_) => return Err(taken(&key, "is taken")),
+            }
+        }
+        if wait {
+            return Ok(Allocation::Wait);
+        }
+        if missing.is_empty() {
+            return Ok(Allocation::Held { address, surplus: Vec::new() });
+        }
+        if self.is_strange(address, pool) {
+            let key = missing[0].key(address);
+            return Err(taken(&key, "is on an address that the pool does not let you share"));
+        }
+        let tenant = || Some(self.route.tenant.clone());
+        let holder = |listener: &Listener| match pool.sharing {
+            Sharing::Exclusive => self.as_holder(),
+            Sharing::Tenant => Holder::Shared { protocol: listener.protocol, tenant: tenant() },
+            Sharing::Any => Holder::Shared { protocol: listener.protocol, tenant: None },
+        };
+        let claims = missing.into_iter().map(|listener| Claim {
+            key: listener.key(address),
+            pool: name.into(),
+            holder: holder(listener),
+            object: Box::default(),
+        });
+        Ok(Allocation::Claim(claims.collect()))
+    }
+
+    fn may_share(&self, claim: &Claim, listener: &Listener) -> bool {
+        is_held_by(&claim.holder, self.route, self.uid)
+            || is_shared_with(&claim.holder, listener.protocol, &self.route.tenant)
+    }
+
+    fn as_holder(&self) -> Holder {
+        Holder::Route { route: self.route.clone(), uid: self.uid.into() }
+    }
+
+    /// Somebody is on the address with whom the pool does not let this Route be.
+    fn is_strange(&self, address: IpAddr, pool: &Pool) -> bool {
+        self.claims.on(address).any(|claim| match pool.sharing {
+            Sharing::Exclusive => claim.route() != Some(self.route),
+            Sharing::Tenant => claim.holder.is_strange(&self.route.tenant),
+            Sharing::Any => false,
         })
+    }
+
+    fn is_reserved(&self, pool: &Pool) -> bool {
+        self.wish.listeners.iter().any(|listener| pool.reserved.contains(&listener.port))
     }
 
     /// The address and pool that the Route holds already. Another address that it asks for by name
     /// is the one reason to look elsewhere.
     fn incumbent(&self) -> Option<&Claim> {
-        let mut mine = self.claims.of(self.route).filter(|claim| *claim.uid == *self.uid);
+        let mine = |claim: &&Claim| is_held_by(&claim.holder, self.route, self.uid);
+        let mut mine = self.claims.of(self.route).filter(mine);
         match self.wish.ip {
             Some(ip) => mine.find(|claim| claim.key.address == ip),
             None => mine.next(),
@@ -147,11 +262,7 @@ impl Seeker<'_> {
 
     /// One address: that or an error.
     fn take(&self, ip: IpAddr, pools: &[(&str, &Pool)]) -> Result<Allocation, Verdict> {
-        let Some((name, pool)) = pools.iter().find(|(_, pool)| pool.contains(ip)) else {
-            let names: Vec<_> = pools.iter().map(|(name, _)| *name).collect();
-            let message = format!("address {ip} is in none of the pools: {}", names.join(", "));
-            return Err(Verdict::no(Reason::AddressNotInPool, message));
-        };
+        let (name, pool) = find(ip, pools)?;
         match self.obstacle(ip, pool) {
             Some((key, why)) => Err(taken(&key, why)),
             None => Ok(self.claim(self.keys(ip), name)),
@@ -162,13 +273,17 @@ impl Seeker<'_> {
     fn search(&self, pools: &[(&str, &Pool)]) -> Result<Allocation, Verdict> {
         for (name, pool) in pools {
             // Reserved on every address: no need to ask each.
-            if self.wish.listeners.iter().any(|listener| pool.reserved.contains(&listener.port)) {
+            if self.is_reserved(pool) {
                 continue;
             }
             if let Some(address) = pool.addresses().find(|ip| self.obstacle(*ip, pool).is_none()) {
                 return Ok(self.claim(self.keys(address), name));
             }
         }
+        Err(self.exhausted(pools))
+    }
+
+    fn exhausted(&self, pools: &[(&str, &Pool)]) -> Verdict {
         let names: Vec<_> = pools.iter().map(|(name, _)| format!("{name:?}")).collect();
         let ports: Vec<_> =
             self.wish.listeners.iter().map(|l| format!("{}/{}", l.port, l.protocol)).collect();
@@ -177,7 +292,7 @@ impl Seeker<'_> {
             names.join(", "),
             ports.join(" and "),
         );
-        Err(Verdict::no(Reason::PoolExhausted, message))
+        Verdict::no(Reason::PoolExhausted, message)
     }
 
     /// Why the Route cannot have the address.
@@ -185,12 +300,7 @@ impl Seeker<'_> {
         let mut keys = self.keys(address);
         let first = keys.next()?;
         let mut all = std::iter::once(first).chain(keys);
-        let stranger = |claim: &Claim| match pool.sharing {
-            Sharing::Exclusive => claim.route != *self.route,
-            Sharing::Tenant => claim.route.tenant != self.route.tenant,
-            Sharing::Any => false,
-        };
-        if self.claims.on(address).any(stranger) {
+        if self.is_strange(address, pool) {
             return Some((first, "is on an address that the pool does not let you share"));
         }
         all.find_map(|key| {
@@ -205,12 +315,20 @@ impl Seeker<'_> {
         let claims = keys.into_iter().map(|key| Claim {
             key,
             pool: pool.into(),
-            route: self.route.clone(),
-            uid: self.uid.into(),
+            holder: self.as_holder(),
             object: Box::default(),
         });
         Allocation::Claim(claims.collect())
     }
+}
+
+/// The pool that has an address.
+fn find<'a>(ip: IpAddr, pools: &[(&'a str, &'a Pool)]) -> Result<(&'a str, &'a Pool), Verdict> {
+    pools.iter().find(|(_, pool)| pool.contains(ip)).copied().ok_or_else(|| {
+        let names: Vec<_> = pools.iter().map(|(name, _)| *name).collect();
+        let message = format!("address {ip} is in none of the pools: {}", names.join(", "));
+        Verdict::no(Reason::AddressNotInPool, message)
+    })
 }
 
 fn taken(key: &ClaimKey, why: &str) -> Verdict {

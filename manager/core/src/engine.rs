@@ -1,27 +1,31 @@
 //! The hub's model and what is dirty in it. A change costs what changed: only dirty Routes are
 //! allocated and translated, only resources that differ are published.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use fairlead_api::claim::ClaimKey;
-use fairlead_api::condition::{PROGRAMMED, Reason, Verdict};
+use fairlead_api::claim::{ClaimKey, HostKey};
+use fairlead_api::condition::{Reason, Verdict};
 use fairlead_api::route::Source;
 use fairlead_api::{
     AddressPoolSpec, AddressPoolStatus, NodeSetSpec, RouteId, RouteSpec, RouteStatus, TenantId,
 };
-use fairlead_xds::{Change, Event, Key};
+use fairlead_xds::{Change, Event};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::allocate::{Allocation, Held, allocate};
-use crate::claims::{Claim, Claims};
+use crate::claims::{Claim, Claims, Holder};
 use crate::fleet::{EnvoyId, Fleet};
-use crate::model::{Listener, Meta, Tenant, Wish};
+use crate::hosts::{HostClaim, Hosts};
+use crate::http::web::{Surroundings, Web};
+use crate::http::{Secret, SecretId};
+use crate::model::{Meta, Tenant, Wish};
 use crate::nodes::Nodes;
 use crate::pool::Pool;
-use crate::status::{Findings, status};
-use crate::translate::translate;
+use crate::publish::{Owner, Published, Publisher};
+
+mod decide;
+mod report;
 
 /// What a shell has to carry out.
 #[derive(Debug, Default, PartialEq)]
@@ -32,6 +36,10 @@ pub struct Effects {
     pub claim: Vec<(RouteId, Vec<Claim>)>,
     /// Claims to delete, with the uid of the object that is meant.
     pub release: Vec<(ClaimKey, Box<str>)>,
+    /// Host names to claim; [`Engine::host_claimed`] takes the outcome.
+    pub claim_hosts: Vec<HostClaim>,
+    /// Host names to let go, with the uid of the object that is meant.
+    pub release_hosts: Vec<(HostKey, Box<str>)>,
     /// Statuses to write.
     pub statuses: Vec<(RouteId, RouteStatus)>,
     /// Statuses of pools to write.
@@ -49,18 +57,24 @@ pub struct Engine {
     routes: BTreeMap<RouteId, Entry>,
     claims: Claims,
     releasing: HashSet<ClaimKey>,
+    hosts: Hosts,
     fleet: Fleet,
-    owners: HashMap<Key, RouteId>,
+    web: Web,
+    publisher: Publisher,
     /// Routes to look at, the oldest first.
     dirty: BTreeSet<(i64, RouteId)>,
-    /// Routes that the allocator refused: they try again when something was freed.
+    /// Routes that the allocator refused, or a host name: they try again when something was freed.
     waiting: BTreeSet<RouteId>,
     /// Routes whose status may have changed.
     unreported: BTreeSet<RouteId>,
+    /// Routes that are not programmed: what Envoys say of a listener that many share is about these.
+    unprogrammed: BTreeSet<RouteId>,
+    /// Routes whose claims are being created, and which.
+    tentative: BTreeMap<RouteId, Vec<ClaimKey>>,
     /// Claims that nobody needs.
     stale: BTreeSet<ClaimKey>,
-    /// Resources whose Route is gone.
-    withdrawn: BTreeSet<Key>,
+    /// Host names that nobody may need.
+    stale_hosts: BTreeSet<HostKey>,
     pools_changed: bool,
     complete: bool,
     leads: bool,
@@ -71,12 +85,15 @@ struct Entry {
     meta: Meta,
     source: Source,
     wish: Result<Arc<Wish>, Verdict>,
-    /// Claims of this Route are being created.
-    claiming: bool,
     /// The last wish that was accepted, and its address: this is what the fleet serves, whatever
     /// became of later wishes.
     serving: Option<(Arc<Wish>, IpAddr)>,
-    published: Vec<(Key, u64)>,
+    /// Layer 4 only: what belongs to this Route alone.
+    published: Published,
+    /// Host names that it wants.
+    wanted: BTreeSet<HostKey>,
+    /// Host names that are another tenant's, each with what to do about it.
+    conflicts: Vec<String>,
     accepted: Option<Verdict>,
     resolved: Option<Verdict>,
     /// As the hub's object has it.
@@ -96,6 +113,7 @@ impl Engine {
     pub fn lead(&mut self, leads: bool) {
         if leads && !self.leads {
             self.releasing.clear();
+            self.hosts.forget_releases();
             self.pool_statuses.clear();
             for entry in self.routes.values_mut() {
                 entry.sent = None;
@@ -110,6 +128,7 @@ impl Engine {
         self.dirty =
             self.routes.iter().map(|(id, entry)| (entry.meta.created, id.clone())).collect();
         self.stale = self.claims.iter().map(|claim| claim.key).collect();
+        self.stale_hosts = self.hosts.keys().cloned().collect();
         self.pools_changed = true;
     }
 
@@ -145,6 +164,7 @@ impl Engine {
             }
         }
         self.pools_changed = true;
+        self.web.touch_fronts();
         self.retry_waiting();
     }
 
@@ -195,9 +215,10 @@ impl Engine {
             meta: meta.clone(),
             source: source.clone(),
             wish: Err(Verdict::no(Reason::Pending, "")),
-            claiming: false,
             serving: None,
             published: Vec::new(),
+            wanted: BTreeSet::new(),
+            conflicts: Vec::new(),
             accepted: None,
             resolved: None,
             seen: None,
@@ -208,17 +229,26 @@ impl Engine {
 
     /// A Route is gone: so is what it published, and its claims may go.
     pub fn route_gone(&mut self, id: &RouteId) {
-        let Some(entry) = self.routes.remove(id) else { return };
+        let Some(mut entry) = self.routes.remove(id) else { return };
         self.waiting.remove(id);
         self.unreported.remove(id);
+        self.unprogrammed.remove(id);
         self.dirty.remove(&(entry.meta.created, id.clone()));
         self.stale.extend(self.claims.of(id).map(|claim| claim.key));
-        for (key, _) in entry.published {
-            if self.owners.get(&key) == Some(id) {
-                self.owners.remove(&key);
-                self.withdrawn.insert(key);
-            }
+        if let Some((wish, address)) = &entry.serving {
+            self.stale.extend(wish.listeners.iter().map(|listener| listener.key(*address)));
         }
+        for key in &entry.wanted {
+            self.hosts.unwant(key, entry.meta.created, id);
+        }
+        self.stale_hosts.extend(entry.wanted);
+        self.web.serve(id, None);
+        self.publisher.replace(&Owner::Route(id.clone()), &mut entry.published, Vec::new());
+    }
+
+    /// A Secret as it is now; `None`: it is gone.
+    pub fn secret(&mut self, id: &SecretId, secret: Option<Secret>) {
+        self.web.secret(id, secret, &mut self.publisher);
     }
 
     /// A claim as the hub has it.
@@ -228,9 +258,16 @@ impl Engine {
         if self.complete && !self.is_needed(&claim) {
             self.stale.insert(key);
         }
-        self.touch(&claim.route);
+        self.touch_holder(&claim);
         self.claims.insert(claim);
         self.pools_changed = true;
+    }
+
+    fn touch_holder(&mut self, claim: &Claim) {
+        match claim.route() {
+            Some(route) => self.touch(&route.clone()),
+            None => self.retry_waiting(),
+        }
     }
 
     /// A claim is gone: others may have what it was for.
@@ -239,25 +276,70 @@ impl Engine {
         self.stale.remove(key);
         let Some(claim) = self.claims.remove(key) else { return };
         self.pools_changed = true;
-        self.touch(&claim.route);
+        self.touch_holder(&claim);
         self.retry_waiting();
     }
 
     fn is_needed(&self, claim: &Claim) -> bool {
-        self.routes.get(&claim.route).is_some_and(|entry| entry.meta.uid == claim.uid)
+        match &claim.holder {
+            Holder::Route { route, uid } => {
+                self.routes.get(route).is_some_and(|entry| entry.meta.uid == *uid)
+            }
+            Holder::Shared { .. } => {
+                // Whoever is claiming now may be about to sit down there.
+                self.tentative.values().flatten().any(|key| *key == claim.key) || self.web.is_seated(claim.key.address)
+            }
+        }
+    }
+
+    /// A host name's claim as the hub has it.
+    pub fn host(&mut self, claim: HostClaim) {
+        let key = claim.key.clone();
+        self.hosts.insert(claim);
+        self.stale_hosts.insert(key.clone());
+        self.touch_hosts(&key);
+    }
+
+    /// The outcome of [`Effects::claim_hosts`]: the claim that is there now, perhaps another's; `None`:
+    /// there is none.
+    pub fn host_claimed(&mut self, key: &HostKey, claim: Option<HostClaim>) {
+        // What was only about to be claimed.
+        self.hosts.remove(key, "");
+        match claim {
+            Some(claim) => self.host(claim),
+            None => self.touch_hosts(key),
+        }
+    }
+
+    /// A host name's claim is gone: others may have it.
+    pub fn host_released(&mut self, key: &HostKey, object: &str) {
+        if self.hosts.remove(key, object) {
+            self.touch_hosts(key);
+            // A name that overlaps may be free now.
+            self.retry_waiting();
+        }
+    }
+
+    /// A host name's claim could not be deleted; it is tried again with the next step.
+    pub fn host_not_released(&mut self, key: &HostKey) {
+        self.hosts.not_released(key);
+        self.stale_hosts.insert(key.clone());
+    }
+
+    fn touch_hosts(&mut self, key: &HostKey) {
+        self.dirty.extend(self.hosts.wanting(key).cloned());
     }
 
     /// The outcome of [`Effects::claim`]: the claims as they were persisted, or none of them.
     pub fn claimed(&mut self, id: &RouteId, persisted: Option<Vec<Claim>>) {
-        let tentative: Vec<_> =
-            self.claims.of(id).filter(|c| c.object.is_empty()).map(|c| c.key).collect();
-        for key in tentative {
-            self.claims.remove(&key);
-        }
-        if let Some(entry) = self.routes.get_mut(id) {
-            entry.claiming = false;
+        for key in self.tentative.remove(id).unwrap_or_default() {
+            if self.claims.get(&key).is_some_and(|claim| claim.object.is_empty()) {
+                self.claims.remove(&key);
+            }
         }
         for claim in persisted.into_iter().flatten() {
+            // Looked at again: the Route may be gone by now.
+            self.stale.insert(claim.key);
             self.claim(claim);
         }
         self.touch(id);
@@ -312,8 +394,19 @@ impl Engine {
     pub fn envoy_said(&mut self, envoy: &EnvoyId, stream: u64, events: &[Event]) {
         for event in events {
             self.fleet.observe(envoy, stream, event);
-            if let Some(route) = self.owners.get(&event.key) {
-                self.unreported.insert(route.clone());
+            let Some(owner) = self.publisher.owner(&event.key) else { continue };
+            match owner.clone() {
+                Owner::Route(id) => drop(self.unreported.insert(id)),
+                Owner::Site(key) => {
+                    self.web.observe(&key, &event.key, &event.outcome);
+                    self.unreported.extend(self.web.members(&key).cloned());
+                }
+                Owner::Upstream(name) => self.unreported.extend(self.web.users(&name).cloned()),
+                Owner::Front(address) => {
+                    let open = |id: &&RouteId| self.unprogrammed.contains(*id);
+                    self.unreported.extend(self.web.seated(address).filter(open).cloned());
+                }
+                Owner::Secret(_) => {}
             }
         }
     }
@@ -339,10 +432,8 @@ impl Engine {
         for (_, id) in std::mem::take(&mut self.dirty) {
             self.decide(&id, &mut effects);
         }
-        let gone = std::mem::take(&mut self.withdrawn).into_iter();
-        effects
-            .changes
-            .extend(gone.filter(|key| !self.owners.contains_key(key)).map(Change::Remove));
+        self.translate_web();
+        effects.changes = self.publisher.take();
         if self.leads {
             self.release(&mut effects);
             for id in std::mem::take(&mut self.unreported) {
@@ -353,215 +444,14 @@ impl Engine {
         effects
     }
 
-    fn decide(&mut self, id: &RouteId, effects: &mut Effects) {
-        let Some(entry) = self.routes.get_mut(id) else { return };
-        if entry.claiming {
-            return;
-        }
-        let Some(tenant) = self.tenants.get(&id.tenant) else {
-            let message = format!("the hub has no Tenant {:?}", id.tenant.as_str());
-            entry.accepted = Some(Verdict::no(Reason::UnknownTenant, message));
-            entry.serving = None;
-            self.stale.extend(self.claims.of(id).map(|claim| claim.key));
-            return self.publish(id, effects);
+    fn translate_web(&mut self) {
+        let trusted_hops = |address: IpAddr| {
+            let pool = self.pools.values().find(|pool| pool.contains(address));
+            pool.map_or(0, |pool| pool.trusted_hops)
         };
-        let wish = match &entry.wish {
-            Ok(wish) => wish.clone(),
-            Err(verdict) => {
-                entry.accepted = Some(verdict.clone());
-                return self.publish(id, effects);
-            }
-        };
-        let held = Held { claims: &self.claims, releasing: &self.releasing };
-        match allocate(id, &entry.meta.uid, &wish, tenant, &self.pools, held) {
-            Ok(Allocation::Held { address, surplus }) => {
-                entry.accepted = Some(Verdict::yes(Reason::Accepted));
-                entry.serving = Some((wish, address));
-                self.stale.extend(surplus);
-            }
-            // Until they are persisted, what was served before is served.
-            Ok(Allocation::Claim(claims)) if self.leads => {
-                entry.claiming = true;
-                for claim in &claims {
-                    self.claims.insert(claim.clone());
-                }
-                effects.claim.push((id.clone(), claims));
-            }
-            Ok(Allocation::Claim(_)) => {}
-            Err(verdict) => {
-                entry.accepted = Some(verdict);
-                // What was served is served on, as far as it is held; also after a restart, when
-                // only the claims and the status tell of it. A part of what was never served is of
-                // no use, and others may want it.
-                let before = entry.serving.take().or_else(|| served_before(entry, &wish));
-                entry.serving =
-                    before.and_then(|(wish, ip)| reduced(id, &entry.meta.uid, wish, ip, held));
-                self.stale.extend(self.claims.of(id).map(|claim| claim.key));
-                self.waiting.insert(id.clone());
-            }
-        }
-        self.publish(id, effects);
-    }
-
-    /// Translates what a Route serves and publishes what differs.
-    fn publish(&mut self, id: &RouteId, effects: &mut Effects) {
-        let Some(entry) = self.routes.get_mut(id) else { return };
-        let resources = match &entry.serving {
-            Some((wish, address)) => {
-                let translation = translate(id, wish, *address, self.nodes.get(&id.tenant));
-                entry.resolved = Some(translation.resolved);
-                translation.resources
-            }
-            None => {
-                entry.resolved = None;
-                Vec::new()
-            }
-        };
-        let new: Vec<_> = resources.iter().map(|r| (r.key.clone(), r.version)).collect();
-        let old = std::mem::replace(&mut entry.published, new);
-        for resource in resources {
-            self.owners.insert(resource.key.clone(), id.clone());
-            if !old.contains(&(resource.key.clone(), resource.version)) {
-                effects.changes.push(Change::Put(resource));
-            }
-        }
-        for (key, _) in old {
-            if !entry.published.iter().any(|(now, _)| *now == key)
-                && self.owners.get(&key) == Some(id)
-            {
-                self.owners.remove(&key);
-                self.withdrawn.insert(key);
-            }
-        }
-        self.unreported.insert(id.clone());
-    }
-
-    fn release(&mut self, effects: &mut Effects) {
-        for key in std::mem::take(&mut self.stale) {
-            let Some(claim) = self.claims.get(&key) else { continue };
-            if claim.object.is_empty() || (self.is_needed(claim) && self.is_wanted(claim)) {
-                continue;
-            }
-            if self.releasing.insert(key) {
-                effects.release.push((key, claim.object.clone()));
-            }
-        }
-    }
-
-    /// Whether the Route that holds a claim serves by it, or may come to.
-    fn is_wanted(&self, claim: &Claim) -> bool {
-        if !self.tenants.contains_key(&claim.route.tenant) {
-            return false;
-        }
-        let Some(entry) = self.routes.get(&claim.route) else { return false };
-        if entry.claiming || entry.wish.is_err() {
-            return true;
-        }
-        entry.serving.as_ref().is_some_and(|(wish, address)| {
-            let key = |listener: &Listener| (*address, listener.protocol, listener.port);
-            let ClaimKey { address, protocol, port } = claim.key;
-            wish.listeners.iter().any(|listener| key(listener) == (address, protocol, port))
-        })
-    }
-
-    fn report(&mut self, id: &RouteId, now: &Time, effects: &mut Effects) {
-        let Some(entry) = self.routes.get_mut(id) else { return };
-        // Before the first verdict there is nothing to say.
-        let Some(accepted) = entry.accepted.clone() else { return };
-        let old = entry.sent.as_ref().or(entry.seen.as_ref());
-        let programmed = programmed(entry, &accepted, &self.fleet, old);
-        let findings = Findings {
-            generation: entry.meta.generation,
-            source: &entry.source,
-            wish: entry.wish.as_deref().ok(),
-            address: entry.serving.as_ref().map(|(_, address)| *address),
-            accepted,
-            resolved: entry.resolved.clone(),
-            programmed,
-        };
-        let new = status(findings, old, now);
-        if old != Some(&new) {
-            entry.sent = Some(new.clone());
-            effects.statuses.push((id.clone(), new));
-        }
-    }
-
-    fn report_pools(&mut self, effects: &mut Effects) {
-        if !std::mem::take(&mut self.pools_changed) {
-            return;
-        }
-        for (name, pool) in &self.pools {
-            let (used, claims) = self.claims.usage(name);
-            let addresses = pool.size();
-            let free = addresses.saturating_sub(used);
-            // Kubernetes' integers are signed.
-            let bounded = |n: u64| n.min(i64::MAX as u64);
-            let status = AddressPoolStatus {
-                addresses: bounded(addresses),
-                used: bounded(used),
-                free: bounded(free),
-                claims: bounded(claims),
-                problem: pool.problem.clone(),
-            };
-            if self.pool_statuses.get(name) != Some(&status) {
-                self.pool_statuses.insert(name.clone(), status.clone());
-                effects.pools.push((name.clone(), status));
-            }
-        }
-    }
-}
-
-/// What a Route's status says that it was served at, for a Route of which this process knows no more.
-fn served_before(entry: &Entry, wish: &Arc<Wish>) -> Option<(Arc<Wish>, IpAddr)> {
-    let address = entry.seen.as_ref()?.addresses.first()?;
-    Some((wish.clone(), address.parse().ok()?))
-}
-
-/// The part of a wish that is held; `None` when that is nothing.
-fn reduced(
-    id: &RouteId,
-    uid: &str,
-    wish: Arc<Wish>,
-    address: IpAddr,
-    held: Held<'_>,
-) -> Option<(Arc<Wish>, IpAddr)> {
-    let mine = |listener: &&Listener| {
-        let Listener { protocol, port, backend: _ } = **listener;
-        held.by(id, uid, &ClaimKey { address, protocol, port })
-    };
-    let listeners: Vec<_> = wish.listeners.iter().filter(mine).cloned().collect();
-    if listeners.is_empty() {
-        return None;
-    }
-    let whole = listeners.len() == wish.listeners.len();
-    let wish = if whole { wish } else { Arc::new(Wish { listeners, ..(*wish).clone() }) };
-    Some((wish, address))
-}
-
-/// Verdict on `Programmed`. It is about a generation: once all ready Envoys have acknowledged it, an
-/// Envoy that joins or reconnects does not take that back (it is not ready before it has it).
-fn programmed(
-    entry: &Entry,
-    accepted: &Verdict,
-    fleet: &Fleet,
-    old: Option<&RouteStatus>,
-) -> Verdict {
-    if !accepted.holds {
-        let message = match entry.serving {
-            Some(_) => "the last generation that was accepted is still served",
-            None => "nothing is served",
-        };
-        return Verdict::no(Reason::NotAccepted, message);
-    }
-    let verdict = fleet.verdict(&entry.published);
-    let was = old.and_then(|status| status.conditions.iter().find(|c| c.type_ == PROGRAMMED));
-    let once = was.is_some_and(|condition| {
-        condition.status == "True" && condition.observed_generation == Some(entry.meta.generation)
-    });
-    if verdict.reason == Reason::Pending && once {
-        Verdict::yes(Reason::Programmed)
-    } else {
-        verdict
+        let around = Surroundings { nodes: &self.nodes, trusted_hops: &trusted_hops };
+        let touched = self.web.step(&around, &mut self.publisher);
+        self.unreported.extend(touched);
     }
 }
 

@@ -12,9 +12,13 @@ pub mod allocate;
 pub mod claims;
 pub mod engine;
 pub mod fleet;
+pub mod hosts;
+pub mod http;
 pub mod model;
 pub mod nodes;
+mod pb;
 pub mod pool;
+mod publish;
 pub mod status;
 pub mod translate;
 

@@ -3,10 +3,19 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::{Reason, Verdict};
-use fairlead_api::route::{NodePolicy, Protocol, Source};
+use fairlead_api::http::{Host, Unresolved, Upstream};
+use fairlead_api::route::{NodePolicy, Protocol, RouteRule, Source};
 use fairlead_api::{RouteSpec, TenantSpec};
 use ipnet::IpNet;
+
+use crate::http::check;
+
+/// Where plain HTTP is served.
+pub const HTTP_PORT: u16 = 80;
+/// Where HTTPS is served.
+pub const HTTPS_PORT: u16 = 443;
 
 /// A tenant's permissions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +59,12 @@ pub struct Wish {
     pub listeners: Vec<Listener>,
     /// Backends by name.
     pub backends: Vec<Backend>,
+    /// Layer 7: what can be served of the hosts.
+    pub hosts: Vec<Host>,
+    /// Layer 7: what cannot, naming the field.
+    pub invalid: Vec<String>,
+    /// What the source names and the agent did not find.
+    pub unresolved: Vec<Unresolved>,
 }
 
 /// One port of a Route.
@@ -59,8 +74,15 @@ pub struct Listener {
     pub protocol: Protocol,
     /// The port on the address.
     pub port: u16,
-    /// Index into `backends`.
-    pub backend: usize,
+    /// Index into `backends`; `None` where host names lead on.
+    pub backend: Option<usize>,
+}
+
+impl Listener {
+    /// What it claims of an address.
+    pub fn key(&self, address: IpAddr) -> ClaimKey {
+        ClaimKey { address, protocol: self.protocol.transport(), port: self.port }
+    }
 }
 
 /// One `NodePort` of a Route.
@@ -72,59 +94,107 @@ pub struct Backend {
     pub node_port: u16,
     /// Node names; `None` for all.
     pub nodes: Option<BTreeSet<Box<str>>>,
+    /// How it is spoken to.
+    pub upstream: Upstream,
 }
 
 impl Wish {
+    /// Whether host names lead on.
+    pub fn is_http(&self) -> bool {
+        self.listeners.iter().any(|listener| listener.protocol.is_http())
+    }
+
     /// Reads a spec. What cannot be served comes back as a verdict on `Accepted` that names the field.
     pub fn parse(spec: RouteSpec) -> Result<(Source, Self), (Source, Verdict)> {
-        let RouteSpec { source, content_hash: _, address, listeners, rules, backends } = spec;
-        let invalid = |message: String| Verdict::no(Reason::Invalid, message);
-        let parsed = (|| {
-            let ip = match &address.ip {
-                Some(text) => Some(text.parse().map_err(|_| {
-                    invalid(format!("spec.address.ip: {text:?} is not an IP address"))
-                })?),
-                None => None,
-            };
-            let backends: Vec<_> = backends.into_iter().map(backend).collect();
-            let mut names = BTreeSet::new();
-            if let Some(twice) = backends.iter().find(|backend| !names.insert(&backend.name)) {
-                return Err(invalid(format!("spec.backends: {:?} is there twice", twice.name)));
-            }
-            let mut taken = BTreeSet::new();
-            let mut ports = Vec::with_capacity(listeners.len());
-            for (index, listener) in listeners.into_iter().enumerate() {
-                let at =
-                    |what: &str| format!("spec.listeners[{index}] ({}): {what}", listener.name);
-                if listener.port == 0 {
-                    return Err(invalid(at("port must be 1 to 65535")));
-                }
-                if !taken.insert((listener.protocol, listener.port)) {
-                    return Err(invalid(at("another listener has this protocol and port")));
-                }
-                let rule = rules.iter().find(|rule| rule.listener == listener.name);
-                let rule = rule.ok_or_else(|| invalid(at("no rule leads it to a backend")))?;
-                let backend = backends.iter().position(|b| *b.name == *rule.backend);
-                let backend = backend.ok_or_else(|| invalid(at("its rule names no backend")))?;
-                ports.push(Listener { protocol: listener.protocol, port: listener.port, backend });
-            }
-            if ports.is_empty() {
-                return Err(invalid("spec.listeners: at least one is needed".into()));
-            }
-            Ok(Self { pool: address.pool, ip, listeners: ports, backends })
-        })();
-        match parsed {
+        let source = spec.source.clone();
+        match read(spec) {
             Ok(wish) => Ok((source, wish)),
-            Err(verdict) => Err((source, verdict)),
+            Err(message) => Err((source, Verdict::no(Reason::Invalid, message))),
         }
     }
 }
 
+fn read(spec: RouteSpec) -> Result<Wish, String> {
+    let RouteSpec {
+        source: _,
+        content_hash: _,
+        address,
+        listeners,
+        rules,
+        backends,
+        hosts,
+        unresolved,
+    } = spec;
+    let ip = address.ip.map(|text| {
+        text.parse().map_err(|_| format!("spec.address.ip: {text:?} is not an IP address"))
+    });
+    let backends: Vec<_> = backends.into_iter().map(backend).collect();
+    let mut names = BTreeSet::new();
+    if let Some(twice) = backends.iter().find(|backend| !names.insert(&backend.name)) {
+        return Err(format!("spec.backends: {:?} is there twice", twice.name));
+    }
+    let listeners = read_listeners(listeners, &rules, &backends)?;
+    let (hosts, invalid) = check::hosts(hosts, &backends);
+    Ok(Wish { pool: address.pool, ip: ip.transpose()?, listeners, backends, hosts, invalid, unresolved })
+}
+
+fn read_listeners(
+    listeners: Vec<fairlead_api::route::Listener>,
+    rules: &[RouteRule],
+    backends: &[Backend],
+) -> Result<Vec<Listener>, String> {
+    let mut taken = BTreeSet::new();
+    let mut ports = Vec::with_capacity(listeners.len());
+    let http = listeners.iter().any(|listener| listener.protocol.is_http());
+    for (index, listener) in listeners.into_iter().enumerate() {
+        let at = |what: &str| format!("spec.listeners[{index}] ({}): {what}", listener.name);
+        let (protocol, port) = (listener.protocol, listener.port);
+        if port == 0 {
+            return Err(at("port must be 1 to 65535"));
+        }
+        if !taken.insert((protocol.transport(), port)) {
+            return Err(at("another listener has this protocol and port"));
+        }
+        if let Some(only) = fixed_port(protocol).filter(|only| *only != port) {
+            return Err(at(&format!("{protocol} is served on port {only}")));
+        }
+        if protocol.is_http() != http {
+            return Err(at("a Route has listeners of layer 4 or of layer 7, not of both"));
+        }
+        let backend = if http { None } else { Some(leads_to(&listener.name, rules, backends)) };
+        ports.push(Listener { protocol, port, backend: backend.transpose().map_err(at)? });
+    }
+    if ports.is_empty() {
+        return Err("spec.listeners: at least one is needed".into());
+    }
+    Ok(ports)
+}
+
+/// Ports that are shared by host names are the well-known ones.
+fn fixed_port(protocol: Protocol) -> Option<u16> {
+    match protocol {
+        Protocol::Http => Some(HTTP_PORT),
+        Protocol::Https => Some(HTTPS_PORT),
+        Protocol::Tcp | Protocol::Udp => None,
+    }
+}
+
+fn leads_to(
+    listener: &str,
+    rules: &[RouteRule],
+    backends: &[Backend],
+) -> Result<usize, &'static str> {
+    let rule = rules.iter().find(|rule| rule.listener == listener);
+    let rule = rule.ok_or("no rule leads it to a backend")?;
+    let place = backends.iter().position(|backend| *backend.name == *rule.backend);
+    place.ok_or("its rule names no backend")
+}
+
 fn backend(backend: fairlead_api::route::Backend) -> Backend {
-    let fairlead_api::route::Backend { name, node_port, nodes } = backend;
+    let fairlead_api::route::Backend { name, node_port, nodes, upstream } = backend;
     let nodes = match nodes.policy {
         NodePolicy::All => None,
         NodePolicy::Named => Some(nodes.names.into_iter().map(Into::into).collect()),
     };
-    Backend { name: name.into(), node_port, nodes }
+    Backend { name: name.into(), node_port, nodes, upstream }
 }

@@ -13,6 +13,8 @@ pub struct Pool {
     pub sharing: Sharing,
     /// Ports that are never given out.
     pub reserved: BTreeSet<u16>,
+    /// Proxies in front that are believed.
+    pub trusted_hops: u32,
     /// Entries that cannot be read, named; the others work.
     pub problem: String,
     ranges: Vec<(IpAddr, IpAddr)>,
@@ -21,7 +23,7 @@ pub struct Pool {
 impl Pool {
     /// Reads a spec.
     pub fn parse(spec: AddressPoolSpec) -> Self {
-        let AddressPoolSpec { addresses, sharing, reserved_ports } = spec;
+        let AddressPoolSpec { addresses, sharing, reserved_ports, trusted_hops } = spec;
         let (mut ranges, mut problems) = (Vec::new(), Vec::new());
         for (index, text) in addresses.iter().enumerate() {
             match range(text) {
@@ -32,7 +34,7 @@ impl Pool {
             }
         }
         let reserved = reserved_ports.into_iter().collect();
-        Self { sharing, reserved, problem: problems.join("; "), ranges }
+        Self { sharing, reserved, trusted_hops, problem: problems.join("; "), ranges }
     }
 
     /// Whether the address is one of the pool's.

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use fairlead_api::condition::{ACCEPTED, PROGRAMMED, RESOLVED_REFS, Verdict};
+use fairlead_api::condition::{
+    ACCEPTED, CONFLICTED, PARTIALLY_INVALID, PROGRAMMED, RESOLVED_REFS, Reason, Verdict,
+};
 use fairlead_api::route::{Display, Protocol, RouteStatus, Source};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -26,13 +28,35 @@ pub struct Findings<'a> {
     pub resolved: Option<Verdict>,
     /// On `Programmed`.
     pub programmed: Verdict,
+    /// Host names that are another tenant's.
+    pub conflicts: &'a [String],
+    /// Rules that an older Route's keep from being met.
+    pub shadowed: Vec<&'a str>,
 }
 
 /// The status that says so. `old` is the one before, for the times in it.
 pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> RouteStatus {
-    let Findings { generation, source, wish, address, accepted, resolved, programmed } = findings;
+    let Findings {
+        generation,
+        source,
+        wish,
+        address,
+        accepted,
+        resolved,
+        programmed,
+        conflicts,
+        shadowed,
+    } = findings;
     let verdicts =
         [(ACCEPTED, Some(accepted)), (RESOLVED_REFS, resolved), (PROGRAMMED, Some(programmed))];
+    let invalid = wish.map_or(&[][..], |wish| &wish.invalid);
+    let partly = invalid.iter().map(String::as_str).chain(shadowed).collect::<Vec<_>>();
+    let conflicts: Vec<_> = conflicts.iter().map(String::as_str).collect();
+    // These hold when something is wrong.
+    let faults = [
+        (CONFLICTED, Reason::HostnameConflict, conflicts),
+        (PARTIALLY_INVALID, Reason::UnsupportedValue, partly),
+    ];
     let old = old.map_or(&[][..], |status| status.conditions.as_slice());
     let mut reason = String::new();
     let mut conditions = Vec::with_capacity(verdicts.len());
@@ -43,6 +67,16 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
         }
         conditions.push(verdict.condition(kind, generation, old, now));
     }
+    for (kind, why, what) in faults {
+        if what.is_empty() {
+            continue;
+        }
+        if reason.is_empty() {
+            why.as_str().clone_into(&mut reason);
+        }
+        let verdict = Verdict { message: some(&what), ..Verdict::yes(why) };
+        conditions.push(verdict.condition(kind, generation, old, now));
+    }
     let address = address.map(|ip| ip.to_string());
     RouteStatus {
         observed_generation: Some(generation),
@@ -50,6 +84,7 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
         conditions,
         display: Display {
             source: source.to_string(),
+            hostnames: wish.map(hostnames).unwrap_or_default(),
             address: address.unwrap_or_default(),
             ports: wish.map(ports).unwrap_or_default(),
             reason,
@@ -57,11 +92,33 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
     }
 }
 
-/// `80,443/TCP`, or `53/TCP,53/UDP`.
+/// The first of several messages; a condition's message is for a person.
+fn some(messages: &[&str]) -> String {
+    let shown = messages.iter().take(5).copied().collect::<Vec<_>>().join("; ");
+    match messages.len().saturating_sub(5) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
+}
+
+/// `a.example.com,b.example.com,…`
+fn hostnames(wish: &Wish) -> String {
+    let names: Vec<_> = wish.hosts.iter().take(3).map(|host| host.hostname.as_str()).collect();
+    let more = if wish.hosts.len() > names.len() { ",…" } else { "" };
+    format!("{}{more}", names.join(","))
+}
+
+/// `80,443/TCP`, or `53/TCP,53/UDP`, or `80,443/HTTP`.
 fn ports(wish: &Wish) -> String {
     let mut by_protocol: BTreeMap<Protocol, Vec<String>> = BTreeMap::new();
+    let tls = wish.hosts.iter().any(|host| host.tls.is_some());
     for listener in &wish.listeners {
-        by_protocol.entry(listener.protocol).or_default().push(listener.port.to_string());
+        let protocol = match listener.protocol {
+            Protocol::Https if !tls => continue,
+            Protocol::Https => Protocol::Http,
+            other => other,
+        };
+        by_protocol.entry(protocol).or_default().push(listener.port.to_string());
     }
     let groups =
         by_protocol.iter().map(|(protocol, ports)| format!("{}/{protocol}", ports.join(",")));

@@ -12,19 +12,14 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig,
 };
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster, OutlierDetection};
-use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
-use envoy_types::pb::envoy::config::core::v3::socket_address::{
-    PortSpecifier, Protocol as Transport,
-};
-use envoy_types::pb::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, ApiVersion, ConfigSource, SocketAddress, address,
-};
+use envoy_types::pb::envoy::config::core::v3::Address;
+use envoy_types::pb::envoy::config::core::v3::socket_address::Protocol as Transport;
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
 };
 use envoy_types::pb::envoy::config::listener::v3::{
-    Filter, FilterChain, Listener, ListenerFilter, UdpListenerConfig, filter, listener_filter,
+    FilterChain, Listener, UdpListenerConfig,
 };
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
@@ -32,7 +27,6 @@ use envoy_types::pb::envoy::extensions::filters::udp::udp_proxy::v3::udp_proxy_c
 use envoy_types::pb::envoy::extensions::filters::udp::udp_proxy::v3::{
     Route as UdpRoute, UdpProxyConfig,
 };
-use envoy_types::pb::google::protobuf::{Any, BoolValue, UInt32Value};
 use envoy_types::pb::xds::core::v3::TypedExtensionConfig;
 use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
 use envoy_types::pb::xds::r#type::matcher::v3::matcher::OnMatch;
@@ -41,10 +35,10 @@ use fairlead_api::RouteId;
 use fairlead_api::condition::{Reason, Verdict};
 use fairlead_api::route::Protocol;
 use fairlead_xds::{Key, Resource, ResourceType};
-use prost::Message;
 
 use crate::model::{Backend, Wish};
 use crate::nodes::Nodes;
+use crate::pb::{ads, any, duration, flag, listener_filter, network_filter, number, socket};
 
 /// Envoy's edge guide: small buffers, since clients are strangers.
 const BUFFER_BYTES: u32 = 32 * 1024;
@@ -63,21 +57,22 @@ pub struct Translation {
     pub resolved: Verdict,
 }
 
-/// Translates one Route.
+/// Translates one Route of layer 4.
 pub fn translate(route: &RouteId, wish: &Wish, ip: IpAddr, nodes: Option<&Nodes>) -> Translation {
     let none = Nodes::default();
     let nodes_known = nodes.unwrap_or(&none);
     let mut resources = Vec::with_capacity(wish.backends.len() * 2 + wish.listeners.len());
     for backend in &wish.backends {
         let name = backend_name(route, backend);
-        resources.push(cluster(&name));
+        resources.push(tcp_cluster(&name));
         resources.push(endpoints(&name, backend, nodes_known));
     }
     for listener in &wish.listeners {
-        let cluster = backend_name(route, &wish.backends[listener.backend]);
-        resources.push(match listener.protocol {
-            Protocol::Tcp => tcp_listener(ip, listener.port, &cluster),
+        let Some(backend) = listener.backend else { continue };
+        let cluster = backend_name(route, &wish.backends[backend]);
+        resources.push(match listener.protocol.transport() {
             Protocol::Udp => udp_listener(ip, listener.port, &cluster),
+            _ => tcp_listener(ip, listener.port, &cluster),
         });
     }
     Translation { resources, resolved: resolve(wish, nodes) }
@@ -87,11 +82,19 @@ fn backend_name(route: &RouteId, backend: &Backend) -> String {
     format!("{route}/{}", backend.name)
 }
 
-fn listener_name(protocol: Protocol, ip: IpAddr, port: u16) -> String {
+pub(crate) fn listener_name(protocol: Protocol, ip: IpAddr, port: u16) -> String {
     format!("{protocol}/{}", std::net::SocketAddr::new(ip, port))
 }
 
-fn resolve(wish: &Wish, nodes: Option<&Nodes>) -> Verdict {
+/// Whether all that a Route names leads somewhere.
+pub(crate) fn resolve(wish: &Wish, nodes: Option<&Nodes>) -> Verdict {
+    if let Some(first) = wish.unresolved.first() {
+        let more = match wish.unresolved.len() - 1 {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        return Verdict::no(Reason::RefNotFound, format!("{}: {}{more}", first.reason, first.message));
+    }
     let Some(nodes) = nodes else {
         let message = "the tenant's agent has told of no nodes yet";
         return Verdict::no(Reason::NoNodes, message);
@@ -123,22 +126,18 @@ fn members<'a>(backend: &'a Backend, nodes: &'a Nodes) -> impl Iterator<Item = I
     nodes.addresses.iter().filter(move |(name, _)| wanted(name)).map(|(_, address)| *address)
 }
 
-fn cluster(name: &str) -> Resource {
-    let eds_config = ConfigSource {
-        resource_api_version: ApiVersion::V3.into(),
-        config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
-        ..ConfigSource::default()
-    };
+/// A backend's Cluster, but for what its protocol adds.
+pub(crate) fn cluster(name: &str) -> Cluster {
     let thresholds = Thresholds {
         max_connections: number(MAX_CONNECTIONS),
         max_pending_requests: number(MAX_CONNECTIONS),
         ..Thresholds::default()
     };
-    let cluster = Cluster {
+    Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig {
-            eds_config: Some(eds_config),
+            eds_config: Some(ads()),
             ..Default::default()
         }),
         connect_timeout: duration(CONNECT_TIMEOUT),
@@ -147,9 +146,12 @@ fn cluster(name: &str) -> Resource {
             thresholds: vec![thresholds],
             ..Default::default()
         }),
-        outlier_detection: Some(outlier_detection()),
         ..Cluster::default()
-    };
+    }
+}
+
+fn tcp_cluster(name: &str) -> Resource {
+    let cluster = Cluster { outlier_detection: Some(outlier_detection()), ..cluster(name) };
     let endpoints = Key::new(ResourceType::Endpoints, name);
     Resource::new(Key::new(ResourceType::Cluster, name), &cluster, []).renewing(endpoints)
 }
@@ -165,7 +167,8 @@ fn outlier_detection() -> OutlierDetection {
     }
 }
 
-fn endpoints(name: &str, backend: &Backend, nodes: &Nodes) -> Resource {
+/// Where a backend is.
+pub(crate) fn endpoints(name: &str, backend: &Backend, nodes: &Nodes) -> Resource {
     let endpoint = |ip| LbEndpoint {
         host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
             address: Some(socket(ip, backend.node_port, Transport::Tcp)),
@@ -191,14 +194,8 @@ fn tcp_listener(ip: IpAddr, port: u16, cluster: &str) -> Resource {
         max_connect_attempts: number(CONNECT_ATTEMPTS),
         ..TcpProxy::default()
     };
-    let filter = Filter {
-        name: "envoy.filters.network.tcp_proxy".into(),
-        config_type: Some(filter::ConfigType::TypedConfig(any(
-            "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-            &proxy,
-        ))),
-    };
-    let chain = FilterChain { filters: vec![filter], ..FilterChain::default() };
+    let filters = vec![network_filter("envoy.filters.network.tcp_proxy", &proxy)];
+    let chain = FilterChain { filters, ..FilterChain::default() };
     let address = socket(ip, port, Transport::Tcp);
     let listener = Listener { filter_chains: vec![chain], ..listener(&name, address) };
     needing(&name, &listener, cluster)
@@ -209,7 +206,7 @@ fn udp_listener(ip: IpAddr, port: u16, cluster: &str) -> Resource {
     let route = UdpRoute { cluster: cluster.to_owned() };
     let action = TypedExtensionConfig {
         name: "route".into(),
-        typed_config: Some(any("envoy.extensions.filters.udp.udp_proxy.v3.Route", &route)),
+        typed_config: Some(any(&route)),
     };
     let matcher = Matcher {
         on_no_match: Some(Box::new(OnMatch {
@@ -223,28 +220,21 @@ fn udp_listener(ip: IpAddr, port: u16, cluster: &str) -> Resource {
         route_specifier: Some(RouteSpecifier::Matcher(matcher)),
         ..UdpProxyConfig::default()
     };
-    let filter = ListenerFilter {
-        name: "envoy.filters.udp_listener.udp_proxy".into(),
-        config_type: Some(listener_filter::ConfigType::TypedConfig(any(
-            "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig",
-            &proxy,
-        ))),
-        ..ListenerFilter::default()
-    };
     let listener = Listener {
-        listener_filters: vec![filter],
+        listener_filters: vec![listener_filter("envoy.filters.udp_listener.udp_proxy", &proxy)],
         udp_listener_config: Some(UdpListenerConfig::default()),
         ..listener(&name, socket(ip, port, Transport::Udp))
     };
     needing(&name, &listener, cluster)
 }
 
-fn listener(name: &str, address: Address) -> Listener {
+/// What all listeners have.
+pub(crate) fn listener(name: &str, address: Address) -> Listener {
     Listener {
         name: name.to_owned(),
         address: Some(address),
         // An announced address may live on any node of the hub, and move.
-        freebind: Some(BoolValue { value: true }),
+        freebind: flag(true),
         per_connection_buffer_limit_bytes: number(BUFFER_BYTES),
         ..Listener::default()
     }
@@ -254,28 +244,4 @@ fn needing(name: &str, listener: &Listener, cluster: &str) -> Resource {
     let needs =
         [Key::new(ResourceType::Cluster, cluster), Key::new(ResourceType::Endpoints, cluster)];
     Resource::new(Key::new(ResourceType::Listener, name), listener, needs)
-}
-
-fn socket(ip: IpAddr, port: u16, transport: Transport) -> Address {
-    let socket = SocketAddress {
-        protocol: transport.into(),
-        address: ip.to_string(),
-        port_specifier: Some(PortSpecifier::PortValue(port.into())),
-        ..SocketAddress::default()
-    };
-    Address { address: Some(address::Address::SocketAddress(socket)) }
-}
-
-fn any(type_name: &str, message: &impl Message) -> Any {
-    Any { type_url: format!("type.googleapis.com/{type_name}"), value: message.encode_to_vec() }
-}
-
-fn number(value: u32) -> Option<UInt32Value> {
-    Some(UInt32Value { value })
-}
-
-fn duration(value: Duration) -> Option<envoy_types::pb::google::protobuf::Duration> {
-    let seconds = i64::try_from(value.as_secs()).unwrap_or(i64::MAX);
-    let nanos = i32::try_from(value.subsec_nanos()).unwrap_or(0);
-    Some(envoy_types::pb::google::protobuf::Duration { seconds, nanos })
 }

@@ -29,7 +29,7 @@ mod wire;
 #[cfg(feature = "server")]
 pub use cache::Cache;
 pub use changes::ChangeLog;
-pub use resource::{Key, Resource, ResourceType};
+pub use resource::{Key, Resource, ResourceType, hash};
 #[cfg(feature = "server")]
 pub use server::{Observer, Server};
 pub use session::{Event, Outcome, Session};

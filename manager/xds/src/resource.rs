@@ -19,14 +19,22 @@ pub enum ResourceType {
     Endpoints,
     /// `envoy.config.listener.v3.Listener`
     Listener,
+    /// `envoy.config.route.v3.ScopedRouteConfiguration`
+    ScopedRoutes,
     /// `envoy.config.route.v3.RouteConfiguration`
     Routes,
 }
 
 impl ResourceType {
     /// All types, in order.
-    pub const ALL: [Self; 5] =
-        [Self::Secret, Self::Cluster, Self::Endpoints, Self::Listener, Self::Routes];
+    pub const ALL: [Self; 6] = [
+        Self::Secret,
+        Self::Cluster,
+        Self::Endpoints,
+        Self::Listener,
+        Self::ScopedRoutes,
+        Self::Routes,
+    ];
 
     /// The type URL of its `Any`.
     pub fn url(self) -> &'static str {
@@ -35,14 +43,33 @@ impl ResourceType {
             Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             Self::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
+            Self::ScopedRoutes => {
+                "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration"
+            }
             Self::Routes => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
         }
+    }
+
+    /// How many resources one response may have. Of several `RouteConfiguration`s or `Secret`s in one
+    /// response with a bad one among them, Envoy applies an unpredictable part of the good ones.
+    pub(crate) fn per_response(self) -> usize {
+        if matches!(self, Self::Routes | Self::Secret) { 1 } else { 500 }
+    }
+
+    /// How many responses may be under way.
+    pub(crate) fn window(self) -> usize {
+        if matches!(self, Self::Routes | Self::Secret) { 32 } else { 1 }
     }
 
     /// The type of a URL; `None` for one that is not served.
     pub fn of_url(url: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.url() == url)
     }
+}
+
+/// A hash that is the same in every process: what versions are made of.
+pub fn hash(bytes: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(bytes)
 }
 
 /// A resource's identity.
@@ -87,9 +114,13 @@ impl Resource {
     /// Encodes `message` as resource `key`. Maps with more than one entry encode in random order:
     /// the caller has to avoid them, or versions flap.
     pub fn new(key: Key, message: &impl Message, needs: impl Into<Arc<[Key]>>) -> Self {
-        let value = message.encode_to_vec();
-        let version = xxhash_rust::xxh3::xxh3_64(&value);
-        let body = encode(&key, version, &value);
+        Self::of_bytes(key, &message.encode_to_vec(), needs)
+    }
+
+    /// Takes a message that is encoded already as resource `key`.
+    pub fn of_bytes(key: Key, value: &[u8], needs: impl Into<Arc<[Key]>>) -> Self {
+        let version = hash(value);
+        let body = encode(&key, version, value);
         Self { key, version, needs: needs.into(), renews: None, body }
     }
 

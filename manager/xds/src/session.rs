@@ -1,10 +1,12 @@
 //! The delta protocol with one client, as a state machine.
 //!
-//! At most one response per type is under way; what changes meanwhile waits and goes out together.
+//! At most one response per type is under way (of `RouteConfiguration`s, which go out one by one, a
+//! few); what changes meanwhile waits and goes out together.
 //! When a client rejects a response with several resources, each is sent again alone, so that one
 //! bad resource is named and the others arrive.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
@@ -12,8 +14,8 @@ use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use crate::resource::parse_version;
 use crate::{Key, Resource, ResourceType, Response, State};
 
-/// Bounds on one response, so that a bulk load does not stall a client's main thread.
-const MAX_RESOURCES: usize = 500;
+/// Bounds one response, as [`ResourceType::per_response`] does, so that a bulk load does not stall a
+/// client's main thread.
 const MAX_BYTES: usize = 1 << 20;
 
 /// What the client made of a resource.
@@ -59,7 +61,7 @@ struct Type {
     /// Names that go out alone, since a response with several was rejected.
     alone: BTreeSet<Arc<str>>,
     cursor: u64,
-    in_flight: Option<InFlight>,
+    in_flight: VecDeque<InFlight>,
     /// Something was sent already. A wildcard subscriber is sent its first response even when there
     /// is nothing to send: Envoy's start-up waits for it.
     greeted: bool,
@@ -96,6 +98,10 @@ impl Type {
     fn subscribed(&self, name: &str) -> bool {
         self.wildcard || self.names.contains(name)
     }
+
+    fn is_under_way(&self, name: &str) -> bool {
+        self.in_flight.iter().any(|sent| sent.items.iter().any(|item| *item.name == *name))
+    }
 }
 
 impl Session {
@@ -121,7 +127,13 @@ impl Session {
         for kind in ResourceType::ALL {
             self.collect(kind, state);
         }
-        ResourceType::ALL.into_iter().filter_map(|kind| self.respond(kind, state)).collect()
+        let mut due = Vec::new();
+        for kind in ResourceType::ALL {
+            while let Some(response) = self.respond(kind, state) {
+                due.push(response);
+            }
+        }
+        due
     }
 
     /// ACK or NACK of the response under way.
@@ -131,8 +143,9 @@ impl Session {
         request: &DeltaDiscoveryRequest,
         events: &mut Vec<Event>,
     ) {
-        let slot = &mut self.types[kind as usize].in_flight;
-        let Some(done) = slot.take_if(|sent| sent.nonce == request.response_nonce) else { return };
+        let sent = &mut self.types[kind as usize].in_flight;
+        let place = sent.iter().position(|sent| sent.nonce == request.response_nonce);
+        let Some(done) = place.and_then(|place| sent.remove(place)) else { return };
         match &request.error_detail {
             None => self.acked(kind, done.items, events),
             Some(error) => self.rejected(kind, done.items, &error.message, events),
@@ -301,7 +314,7 @@ impl Session {
     fn respond(&mut self, kind: ResourceType, state: &State) -> Option<Response> {
         let ty = &self.types[kind as usize];
         let greet = ty.wildcard && !ty.greeted;
-        if ty.in_flight.is_some()
+        if ty.in_flight.len() >= kind.window()
             || (ty.pending.is_empty() && !greet)
             || self.too_early(kind, state)
         {
@@ -324,7 +337,7 @@ impl Session {
             ty.pending.iter().any(|name| state.of(*kind).get(&**name).is_some())
         };
         let before = ResourceType::ALL.iter().zip(&self.types).take(kind as usize);
-        let mut busy = before.map(|(kind, ty)| ty.in_flight.is_some() || awaited((kind, ty)));
+        let mut busy = before.map(|(kind, ty)| !ty.in_flight.is_empty() || awaited((kind, ty)));
         kind == ResourceType::Listener
             && !self.types[kind as usize].greeted
             && busy.any(|busy| busy)
@@ -334,7 +347,10 @@ impl Session {
     /// stay.
     fn due(&mut self, kind: ResourceType, state: &State) -> (Vec<Arc<Resource>>, Vec<Arc<str>>) {
         let (mut puts, mut removals, mut bytes) = (Vec::new(), Vec::new(), 0);
-        for name in self.types[kind as usize].pending.clone() {
+        let mut next = self.types[kind as usize].pending.first().cloned();
+        while let Some(name) = next {
+            let after = (Bound::Excluded(name.clone()), Bound::Unbounded);
+            next = self.types[kind as usize].pending.range(after).next().cloned();
             match self.decide(kind, &name, state) {
                 Step::Hold => {}
                 Step::Done => self.done(kind, &name),
@@ -349,7 +365,7 @@ impl Session {
                 }
             }
             let whole = kind == ResourceType::Listener && !self.types[kind as usize].greeted;
-            if !whole && (puts.len() >= MAX_RESOURCES || bytes >= MAX_BYTES) {
+            if !whole && (puts.len() >= kind.per_response() || bytes >= MAX_BYTES) {
                 break;
             }
         }
@@ -361,6 +377,7 @@ impl Session {
         let known = ty.known.get(name);
         let acked = known.and_then(|known| known.acked.as_ref());
         match state.of(kind).get(&**name) {
+            _ if ty.is_under_way(name) => Step::Hold,
             Some(_) if !ty.subscribed(name) => Step::Done,
             Some(now) => {
                 let renew = known.is_some_and(|known| known.renew);
@@ -420,7 +437,7 @@ impl Session {
             }
         }
         let ty = &mut self.types[kind as usize];
-        ty.in_flight = Some(InFlight { nonce: nonce.clone(), items });
+        ty.in_flight.push_back(InFlight { nonce: nonce.clone(), items });
         ty.greeted = true;
         let resources = puts.iter().map(|resource| resource.body.clone()).collect();
         Response { kind, nonce, resources, removed }

@@ -1,0 +1,110 @@
+//! What is told of Routes and pools.
+
+use fairlead_api::condition::{PROGRAMMED, Reason, Verdict};
+use fairlead_api::{AddressPoolStatus, RouteId, RouteStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{Effects, Engine, Entry};
+use crate::http::web::Web;
+use crate::status::{Findings, status};
+
+impl Engine {
+    pub(super) fn report(&mut self, id: &RouteId, now: &Time, effects: &mut Effects) {
+        let Some(entry) = self.routes.get_mut(id) else { return };
+        // Before the first verdict there is nothing to say.
+        let Some(accepted) = entry.accepted.clone() else { return };
+        let old = entry.sent.as_ref().or(entry.seen.as_ref());
+        let verdict = match self.web.rejection(id) {
+            Some(text) => Verdict::no(Reason::Rejected, text),
+            None if entry.published.is_empty() => self.fleet.verdict(&self.web.published(id)),
+            None => self.fleet.verdict(&entry.published),
+        };
+        let programmed = programmed(entry, &accepted, verdict, old);
+        let is_programmed = programmed.holds;
+        let resolved = entry.resolved.clone().map(|verdict| certified(verdict, &self.web, id));
+        let findings = Findings {
+            generation: entry.meta.generation,
+            source: &entry.source,
+            wish: entry.wish.as_deref().ok(),
+            address: entry.serving.as_ref().map(|(_, address)| *address),
+            accepted,
+            resolved,
+            programmed,
+            conflicts: &entry.conflicts,
+            shadowed: self.web.shadowed(id),
+        };
+        let new = status(findings, old, now);
+        if is_programmed {
+            self.unprogrammed.remove(id);
+        } else {
+            self.unprogrammed.insert(id.clone());
+        }
+        if old != Some(&new) {
+            entry.sent = Some(new.clone());
+            effects.statuses.push((id.clone(), new));
+        }
+    }
+
+    pub(super) fn report_pools(&mut self, effects: &mut Effects) {
+        if !std::mem::take(&mut self.pools_changed) {
+            return;
+        }
+        for (name, pool) in &self.pools {
+            let (used, claims) = self.claims.usage(name);
+            let addresses = pool.size();
+            let free = addresses.saturating_sub(used);
+            // Kubernetes' integers are signed.
+            let bounded = |n: u64| n.min(i64::MAX as u64);
+            let status = AddressPoolStatus {
+                addresses: bounded(addresses),
+                used: bounded(used),
+                free: bounded(free),
+                claims: bounded(claims),
+                problem: pool.problem.clone(),
+            };
+            if self.pool_statuses.get(name) != Some(&status) {
+                self.pool_statuses.insert(name.clone(), status.clone());
+                effects.pools.push((name.clone(), status));
+            }
+        }
+    }
+}
+
+/// What resolves but for a certificate that cannot be served.
+fn certified(verdict: Verdict, web: &Web, id: &RouteId) -> Verdict {
+    let missing = web.without_certificate(id);
+    if !verdict.holds || missing.is_empty() {
+        return verdict;
+    }
+    let message = format!(
+        "no certificate yet for {}: its Secret was not sent by the agent; plain HTTP is served",
+        missing.join(", ")
+    );
+    Verdict::no(Reason::InvalidCertificate, message)
+}
+
+/// Verdict on `Programmed`. It is about a generation: once all ready Envoys have acknowledged it, an
+/// Envoy that joins or reconnects does not take that back (it is not ready before it has it).
+fn programmed(
+    entry: &Entry,
+    accepted: &Verdict,
+    verdict: Verdict,
+    old: Option<&RouteStatus>,
+) -> Verdict {
+    if !accepted.holds {
+        let message = match entry.serving {
+            Some(_) => "the last generation that was accepted is still served",
+            None => "nothing is served",
+        };
+        return Verdict::no(Reason::NotAccepted, message);
+    }
+    let was = old.and_then(|status| status.conditions.iter().find(|c| c.type_ == PROGRAMMED));
+    let once = was.is_some_and(|condition| {
+        condition.status == "True" && condition.observed_generation == Some(entry.meta.generation)
+    });
+    if verdict.reason == Reason::Pending && once {
+        Verdict::yes(Reason::Programmed)
+    } else {
+        verdict
+    }
+}

@@ -1,0 +1,256 @@
+//! The listeners of an address that host names share: plain HTTP on 80, TLS on 443.
+//!
+//! They say nothing of hosts but which names a certificate is for: a new host with a certificate is an
+//! update of the listener, applied in place; everything else comes by scopes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::common::mutation_rules::v3::{
+    HeaderMutation as Mutation, header_mutation,
+};
+use envoy_types::pb::envoy::config::core::v3::{
+    Http2ProtocolOptions, HttpProtocolOptions, TransportSocket, TypedExtensionConfig,
+    transport_socket,
+};
+use envoy_types::pb::envoy::config::core::v3::socket_address::Protocol as Transport;
+use envoy_types::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
+use envoy_types::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
+    PathWithEscapedSlashesAction, RouteSpecifier, StripPortMode, UpgradeConfig,
+};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::scoped_routes::scope_key_builder::{
+    FragmentBuilder, fragment_builder,
+};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::scoped_routes::scope_key_builder::fragment_builder::{
+    HeaderValueExtractor, header_value_extractor,
+};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::scoped_routes::{
+    ConfigSpecifier, ScopeKeyBuilder,
+};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, ScopedRds, ScopedRoutes,
+};
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
+use envoy_types::pb::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation as Early;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters, tls_parameters,
+};
+use fairlead_api::TenantId;
+use fairlead_api::http::ANY_HOST;
+use fairlead_api::route::Protocol;
+use fairlead_xds::{Key, Resource, ResourceType};
+
+use super::filters::{self, SCOPE};
+use super::secrets;
+use super::site::{Chain, prefix};
+use crate::model::{HTTP_PORT, HTTPS_PORT};
+use crate::pb::{
+    ads, any, duration, extension, flag, listener_filter, network_filter, number, set_header,
+    socket,
+};
+use crate::translate::{listener, listener_name};
+
+/// More than the 64 KiB that people send.
+const MAX_HEADERS_KB: u32 = 96;
+const MAX_HEADERS: u32 = 200;
+/// Envoy's edge guide.
+const STREAMS: u32 = 100;
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+const IDLE: Duration = Duration::from_secs(3_600);
+/// A scope whose routes do not come holds a new listener up no longer than this.
+const FETCH: Duration = Duration::from_secs(5);
+
+/// What is known of the hosts at an address.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Front {
+    /// Host names by how TLS for them ends, and whose they are.
+    pub(crate) chains: BTreeMap<(TenantId, Chain), BTreeSet<Box<str>>>,
+    /// There is a wildcard host, or one for all others.
+    pub(crate) wild: bool,
+    /// Proxies in front that are believed.
+    pub(crate) trusted_hops: u32,
+}
+
+/// The listeners of an address.
+pub(crate) fn translate(address: IpAddr, front: &Front) -> Vec<Resource> {
+    let mut resources = vec![plain(address, front)];
+    resources.extend((!front.chains.is_empty()).then(|| secure(address, front)));
+    resources
+}
+
+fn plain(address: IpAddr, front: &Front) -> Resource {
+    let manager = manager(&prefix(address, HTTP_PORT, None), front);
+    let chain = FilterChain {
+        filters: vec![network_filter("envoy.filters.network.http_connection_manager", &manager)],
+        ..FilterChain::default()
+    };
+    publish(address, HTTP_PORT, vec![chain], Vec::new())
+}
+
+fn secure(address: IpAddr, front: &Front) -> Resource {
+    let mut chains = Vec::with_capacity(front.chains.len());
+    for ((tenant, chain), names) in &front.chains {
+        // All other server names: no match at all.
+        let others = names.contains(ANY_HOST);
+        let server_names = names.iter().filter(|_| !others).map(ToString::to_string).collect();
+        let transport_protocol = "tls".to_owned();
+        let matching = FilterChainMatch { server_names, transport_protocol, ..Default::default() };
+        let mut built = match chain {
+            Chain::Terminate(id) => {
+                let manager = manager(&prefix(address, HTTPS_PORT, Some(tenant)), front);
+                let filter = "envoy.filters.network.http_connection_manager";
+                FilterChain {
+                    name: secrets::certificate_name(id),
+                    filters: vec![network_filter(filter, &manager)],
+                    transport_socket: Some(transport(&secrets::certificate_name(id))),
+                    ..FilterChain::default()
+                }
+            }
+            // Not held back until the Cluster is there: the listener is everybody's.
+            Chain::Passthrough(cluster) => passthrough(cluster),
+        };
+        built.filter_chain_match = Some(matching);
+        if others && names.len() > 1 {
+            // One certificate for all others and for names: the names need a chain of their own.
+            let mut named = built.clone();
+            named.name.push_str(" named");
+            let server_names = names.iter().filter(|name| &***name != ANY_HOST);
+            if let Some(matching) = &mut named.filter_chain_match {
+                matching.server_names = server_names.map(ToString::to_string).collect();
+            }
+            chains.push(named);
+        }
+        chains.push(built);
+    }
+    let inspector = listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default());
+    publish(address, HTTPS_PORT, chains, vec![inspector])
+}
+
+fn publish(
+    address: IpAddr,
+    port: u16,
+    filter_chains: Vec<FilterChain>,
+    listener_filters: Vec<envoy_types::pb::envoy::config::listener::v3::ListenerFilter>,
+) -> Resource {
+    let name = listener_name(Protocol::Tcp, address, port);
+    let base = listener(&name, socket(address, port, Transport::Tcp));
+    let listener = Listener { filter_chains, listener_filters, ..base };
+    Resource::new(Key::new(ResourceType::Listener, name.as_str()), &listener, [])
+}
+
+fn passthrough(cluster: &str) -> FilterChain {
+    let proxy = TcpProxy {
+        stat_prefix: "passthrough".into(),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+        ..TcpProxy::default()
+    };
+    FilterChain {
+        name: cluster.to_owned(),
+        filters: vec![network_filter("envoy.filters.network.tcp_proxy", &proxy)],
+        ..FilterChain::default()
+    }
+}
+
+fn transport(certificate: &str) -> TransportSocket {
+    let sds = SdsSecretConfig { name: certificate.to_owned(), sds_config: Some(ads()) };
+    let parameters = TlsParameters {
+        tls_minimum_protocol_version: tls_parameters::TlsProtocol::TlSv12.into(),
+        ..TlsParameters::default()
+    };
+    let context = DownstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            tls_params: Some(parameters),
+            tls_certificate_sds_secret_configs: vec![sds],
+            alpn_protocols: vec!["h2".into(), "http/1.1".into()],
+            ..CommonTlsContext::default()
+        }),
+        ..DownstreamTlsContext::default()
+    };
+    TransportSocket {
+        name: "envoy.transport_sockets.tls".into(),
+        config_type: Some(transport_socket::ConfigType::TypedConfig(any(&context))),
+    }
+}
+
+/// `scopes`: what the scopes at this listener begin with.
+fn manager(scopes: &str, front: &Front) -> HttpConnectionManager {
+    let upgrade = UpgradeConfig { upgrade_type: "websocket".into(), ..UpgradeConfig::default() };
+    HttpConnectionManager {
+        stat_prefix: "http".into(),
+        http_filters: filters::all(front.wild.then_some(scopes)),
+        route_specifier: Some(RouteSpecifier::ScopedRoutes(scoped_routes())),
+        early_header_mutation_extensions: vec![early(scopes)],
+        use_remote_address: flag(true),
+        xff_num_trusted_hops: front.trusted_hops,
+        strip_port_mode: Some(StripPortMode::StripAnyHostPort(true)),
+        strip_trailing_host_dot: true,
+        upgrade_configs: vec![upgrade],
+        max_request_headers_kb: number(MAX_HEADERS_KB),
+        common_http_protocol_options: Some(HttpProtocolOptions {
+            idle_timeout: duration(IDLE),
+            max_headers_count: number(MAX_HEADERS),
+            headers_with_underscores_action: HeadersWithUnderscoresAction::Allow.into(),
+            ..HttpProtocolOptions::default()
+        }),
+        http2_protocol_options: Some(Http2ProtocolOptions {
+            allow_connect: true,
+            max_concurrent_streams: number(STREAMS),
+            initial_stream_window_size: number(STREAM_WINDOW),
+            initial_connection_window_size: number(CONNECTION_WINDOW),
+            ..Http2ProtocolOptions::default()
+        }),
+        // The route's own holds: an hour.
+        stream_idle_timeout: duration(IDLE),
+        request_headers_timeout: duration(HEADERS_TIMEOUT),
+        normalize_path: flag(true),
+        merge_slashes: true,
+        path_with_escaped_slashes_action: PathWithEscapedSlashesAction::RejectRequest.into(),
+        server_header_transformation: 2, // PASS_THROUGH: the backend's own
+        ..HttpConnectionManager::default()
+    }
+}
+
+fn scoped_routes() -> ScopedRoutes {
+    let whole = HeaderValueExtractor {
+        name: SCOPE.into(),
+        extract_type: Some(header_value_extractor::ExtractType::Index(0)),
+        ..HeaderValueExtractor::default()
+    };
+    let fragment =
+        FragmentBuilder { r#type: Some(fragment_builder::Type::HeaderValueExtractor(whole)) };
+    let mut routes = ads();
+    routes.initial_fetch_timeout = duration(FETCH);
+    ScopedRoutes {
+        name: "fairlead".into(),
+        scope_key_builder: Some(ScopeKeyBuilder { fragments: vec![fragment] }),
+        rds_config_source: Some(routes),
+        config_specifier: Some(ConfigSpecifier::ScopedRds(ScopedRds {
+            scoped_rds_config_source: Some(ads()),
+            ..ScopedRds::default()
+        })),
+    }
+}
+
+/// Before the scope is looked up: its key from the host, and nothing of what the client says it is.
+fn early(scopes: &str) -> TypedExtensionConfig {
+    let set = |name: &str, value: String| Mutation {
+        action: Some(header_mutation::Action::Append(set_header(name, value))),
+    };
+    let drop = |name: &str| Mutation {
+        action: Some(header_mutation::Action::Remove(name.to_owned())),
+    };
+    let mutations = vec![
+        drop(SCOPE),
+        set(SCOPE, format!("{scopes}%REQ(:AUTHORITY)%")),
+        drop("x-forwarded-host"),
+        set("x-forwarded-host", "%REQ(:AUTHORITY)%".into()),
+        set("x-forwarded-port", "%DOWNSTREAM_LOCAL_PORT%".into()),
+    ];
+    extension("envoy.http.early_header_mutation.header_mutation", &Early { mutations })
+}

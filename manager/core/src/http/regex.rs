@@ -1,0 +1,106 @@
+//! Expressions that a tenant wrote: whether RE2 will take them, without running RE2.
+
+use regex_syntax::ParserBuilder;
+use regex_syntax::hir::{Class, Hir, HirKind};
+use regex_syntax::utf8::Utf8Sequences;
+
+const MAX_LENGTH: usize = 1_024;
+/// Instructions, as estimated here. Envoy's own bound (`re2.max_program_size.error_level`, set in the
+/// chart) is more than twice that.
+const MAX_SIZE: usize = 400;
+
+/// Whether an expression can be used.
+pub fn check(field: &str, pattern: &str) -> Result<(), String> {
+    if pattern.len() > MAX_LENGTH {
+        return Err(format!("{field}: an expression has at most {MAX_LENGTH} characters"));
+    }
+    if pattern.bytes().any(|byte| byte.is_ascii_control()) {
+        return Err(format!("{field}: an expression has no control characters"));
+    }
+    let parsed = ParserBuilder::new().nest_limit(64).build().parse(pattern);
+    let hir = parsed.map_err(|error| {
+        let text = error.to_string();
+        let reason = text.lines().last().unwrap_or_default().trim().to_owned();
+        format!("{field}: {pattern:?} is no expression that RE2 understands: {reason}")
+    })?;
+    let size = size(&hir, MAX_SIZE);
+    if size > MAX_SIZE {
+        return Err(format!(
+            "{field}: {pattern:?} is too large once its repetitions are written out; make it simpler"
+        ));
+    }
+    Ok(())
+}
+
+/// How many groups an expression has; 0 for one that cannot be read.
+pub fn groups(pattern: &str) -> usize {
+    let parsed = ParserBuilder::new().nest_limit(64).build().parse(pattern);
+    parsed.map_or(0, |hir| hir.properties().explicit_captures_len())
+}
+
+/// Whether `\1` to `\9` of a substitution are groups that there are.
+pub fn substitution(text: &str, groups: usize) -> Result<(), String> {
+    let mut rest = text.chars();
+    while let Some(one) = rest.next() {
+        if one != '\\' {
+            continue;
+        }
+        let digit = rest.next().and_then(|next| next.to_digit(10));
+        if digit.is_none_or(|number| number as usize > groups) {
+            return Err(format!("urlRewrite: {text:?}: the path has only {groups} groups"));
+        }
+    }
+    Ok(())
+}
+
+/// Instructions of the compiled program, roughly; no more is counted once it is beyond `bound`.
+fn size(hir: &Hir, bound: usize) -> usize {
+    let capped = |size: usize| size.min(bound + 1);
+    match hir.kind() {
+        HirKind::Empty | HirKind::Look(_) => 1,
+        HirKind::Literal(literal) => literal.0.len(),
+        HirKind::Class(Class::Unicode(class)) => capped(
+            class
+                .ranges()
+                .iter()
+                .flat_map(|range| Utf8Sequences::new(range.start(), range.end()))
+                .take(bound + 1)
+                .map(|sequence| sequence.len())
+                .sum(),
+        ),
+        HirKind::Class(Class::Bytes(class)) => class.ranges().len(),
+        HirKind::Repetition(repetition) => {
+            let times = repetition.max.unwrap_or(repetition.min + 1).max(1) as usize;
+            capped((size(&repetition.sub, bound) + 1).saturating_mul(times))
+        }
+        HirKind::Capture(capture) => capped(size(&capture.sub, bound) + 2),
+        HirKind::Concat(all) => capped(all.iter().map(|one| size(one, bound)).sum()),
+        HirKind::Alternation(all) => capped(all.iter().map(|one| size(one, bound) + 1).sum()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_people_write_passes_and_what_explodes_does_not() {
+        for good in ["/foo(/|$)(.*)", "/v[0-9]+/items/[a-z]{1,8}", "/(de|en|fr)/.*", "/\\d{3}"] {
+            check("path", good).unwrap();
+        }
+        let long = "a".repeat(2_000);
+        for bad in
+            ["/(a{1,50}){1,50}", "/((a{30}){30}){30}", "/(", "/a(?=b)", "/(.)\\1", "/\n", &long]
+        {
+            assert!(check("path", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_substitution_names_groups_that_there_are() {
+        assert_eq!(groups("/foo(/|$)(.*)"), 2);
+        substitution("/\\2", 2).unwrap();
+        assert!(substitution("/\\3", 2).is_err());
+        assert!(substitution("/\\x", 2).is_err());
+    }
+}

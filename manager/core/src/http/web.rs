@@ -1,0 +1,431 @@
+//! Layer 7 of the whole fleet: which hosts are served where, by which Routes; and what of it is dirty.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use fairlead_api::{RouteId, TenantId};
+use fairlead_xds::{Key, Outcome, Resource, ResourceType};
+
+use super::listener::{self, Front};
+use super::secrets::{self, Secret, SecretId};
+use super::site::{self, Chain, Member, Secrets, SiteKey};
+use super::upstream;
+use crate::model::{Backend, Wish};
+use crate::nodes::Nodes;
+use crate::publish::{Owner, Published, Publisher};
+
+/// A Route as layer 7 serves it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Served {
+    /// `metadata.creationTimestamp`: the older Route's rules come first.
+    pub(crate) created: i64,
+    /// The source's namespace in the tenant cluster.
+    pub(crate) namespace: Box<str>,
+    pub(crate) wish: Arc<Wish>,
+    pub(crate) address: IpAddr,
+    /// The host names that are the tenant's.
+    pub(crate) hosts: BTreeSet<Box<str>>,
+}
+
+/// What surrounds layer 7 and decides on it.
+pub(crate) struct Surroundings<'a> {
+    pub(crate) nodes: &'a BTreeMap<TenantId, Nodes>,
+    /// Proxies in front of an address that are believed.
+    pub(crate) trusted_hops: &'a dyn Fn(IpAddr) -> u32,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Web {
+    served: BTreeMap<RouteId, Served>,
+    seats: BTreeMap<IpAddr, BTreeSet<RouteId>>,
+    sites: BTreeMap<SiteKey, Site>,
+    upstreams: BTreeMap<String, Shared>,
+    fronts: BTreeMap<IpAddr, Published>,
+    secrets: BTreeMap<SecretId, Stored>,
+    /// Which sites name a Secret.
+    named_by: BTreeMap<SecretId, BTreeSet<SiteKey>>,
+    dirty_sites: BTreeSet<SiteKey>,
+    dirty_upstreams: BTreeSet<String>,
+    dirty_fronts: BTreeSet<IpAddr>,
+}
+
+#[derive(Debug)]
+struct Site {
+    tenant: TenantId,
+    members: BTreeSet<(i64, RouteId)>,
+    published: Published,
+    chain: Option<Chain>,
+    secrets: BTreeSet<SecretId>,
+    shadowed: Vec<(RouteId, String)>,
+    /// The last routes that an Envoy took, by their keys.
+    good: BTreeMap<Key, Resource>,
+    /// The routes as they are published.
+    current: BTreeMap<Key, Resource>,
+    /// Routes that an Envoy refused, in its words.
+    rejected: BTreeMap<Key, (u64, Arc<str>)>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    tenant: TenantId,
+    namespace: Box<str>,
+    backend: Backend,
+    users: BTreeSet<RouteId>,
+    published: Published,
+}
+
+#[derive(Debug, Default)]
+struct Stored {
+    secret: Secret,
+    published: Published,
+}
+
+impl Secrets for BTreeMap<SecretId, Stored> {
+    fn has_certificate(&self, id: &SecretId) -> bool {
+        self.get(id).is_some_and(|stored| matches!(stored.secret.certificate, Some(Ok(_))))
+    }
+
+    fn users(&self, id: &SecretId) -> Option<String> {
+        self.get(id)?.secret.users.clone()?.ok()
+    }
+
+    fn has_ca(&self, id: &SecretId) -> bool {
+        self.get(id).is_some_and(|stored| matches!(stored.secret.ca, Some(Ok(_))))
+    }
+}
+
+impl Web {
+    /// A Route is served like this now; `None`: no more.
+    pub(crate) fn serve(&mut self, id: &RouteId, served: Option<Served>) {
+        if self.served.get(id) == served.as_ref() {
+            return self.touch_upstreams(id);
+        }
+        let old = match &served {
+            Some(served) => self.served.insert(id.clone(), served.clone()),
+            None => self.served.remove(id),
+        };
+        if let Some(old) = &old {
+            self.leave(id, old, served.as_ref());
+        }
+        if let Some(new) = &served {
+            self.enter(id, new);
+        }
+    }
+
+    fn leave(&mut self, id: &RouteId, old: &Served, new: Option<&Served>) {
+        if new.is_none_or(|new| new.address != old.address) {
+            if let Some(routes) = self.seats.get_mut(&old.address) {
+                routes.remove(id);
+                if routes.is_empty() {
+                    self.seats.remove(&old.address);
+                }
+            }
+            self.dirty_fronts.insert(old.address);
+        }
+        for hostname in &old.hosts {
+            let key = SiteKey { address: old.address, hostname: hostname.clone() };
+            if let Some(site) = self.sites.get_mut(&key) {
+                site.members.remove(&(old.created, id.clone()));
+            }
+            self.dirty_sites.insert(key);
+        }
+        for backend in &old.wish.backends {
+            let name = upstream::name(id, &old.namespace, backend);
+            if let Some(shared) = self.upstreams.get_mut(&name) {
+                shared.users.remove(id);
+            }
+            self.dirty_upstreams.insert(name);
+        }
+    }
+
+    fn enter(&mut self, id: &RouteId, new: &Served) {
+        if self.seats.entry(new.address).or_default().insert(id.clone()) {
+            self.dirty_fronts.insert(new.address);
+        }
+        for hostname in &new.hosts {
+            let key = SiteKey { address: new.address, hostname: hostname.clone() };
+            let site = self.sites.entry(key.clone()).or_insert_with(|| Site {
+                tenant: id.tenant.clone(),
+                members: BTreeSet::new(),
+                published: Vec::new(),
+                chain: None,
+                secrets: BTreeSet::new(),
+                shadowed: Vec::new(),
+                good: BTreeMap::new(),
+                current: BTreeMap::new(),
+                rejected: BTreeMap::new(),
+            });
+            // The name may have been another tenant's until now.
+            site.tenant = id.tenant.clone();
+            site.members.insert((new.created, id.clone()));
+            self.dirty_sites.insert(key);
+        }
+        for backend in &new.wish.backends {
+            let name = upstream::name(id, &new.namespace, backend);
+            let shared = self.upstreams.entry(name.clone()).or_insert_with(|| Shared {
+                tenant: id.tenant.clone(),
+                namespace: new.namespace.clone(),
+                backend: backend.clone(),
+                users: BTreeSet::new(),
+                published: Vec::new(),
+            });
+            // Where Routes differ for a moment, the one that was told last knows best.
+            shared.backend = backend.clone();
+            shared.users.insert(id.clone());
+            self.dirty_upstreams.insert(name);
+        }
+    }
+
+    /// Nodes may have changed.
+    fn touch_upstreams(&mut self, id: &RouteId) {
+        let Some(served) = self.served.get(id) else { return };
+        let names =
+            served.wish.backends.iter().map(|one| upstream::name(id, &served.namespace, one));
+        self.dirty_upstreams.extend(names);
+    }
+
+    /// All addresses may be wanted differently: a pool changed.
+    pub(crate) fn touch_fronts(&mut self) {
+        self.dirty_fronts.extend(self.seats.keys());
+    }
+
+    /// A Secret as it is now; `None`: it is gone.
+    pub(crate) fn secret(&mut self, id: &SecretId, secret: Option<Secret>, to: &mut Publisher) {
+        if self.secrets.get(id).map(|stored| &stored.secret) == secret.as_ref() {
+            return;
+        }
+        let stored = self.secrets.entry(id.clone()).or_default();
+        stored.secret = secret.clone().unwrap_or_default();
+        let resources = secrets::translate(id, &stored.secret);
+        to.replace(&Owner::Secret(id.clone()), &mut stored.published, resources);
+        if secret.is_none() {
+            self.secrets.remove(id);
+        }
+        self.dirty_sites.extend(self.named_by.get(id).into_iter().flatten().cloned());
+    }
+
+    /// The address at which a Route is served.
+    pub(crate) fn is_seated(&self, address: IpAddr) -> bool {
+        self.seats.contains_key(&address)
+    }
+
+    /// Routes that are served at an address.
+    pub(crate) fn seated(&self, address: IpAddr) -> impl Iterator<Item = &RouteId> {
+        self.seats.get(&address).into_iter().flatten()
+    }
+
+    /// Routes that are part of a site.
+    pub(crate) fn members(&self, key: &SiteKey) -> impl Iterator<Item = &RouteId> {
+        self.sites.get(key).into_iter().flat_map(|site| &site.members).map(|(_, route)| route)
+    }
+
+    /// Routes that use a Cluster.
+    pub(crate) fn users(&self, upstream: &str) -> impl Iterator<Item = &RouteId> {
+        self.upstreams.get(upstream).into_iter().flat_map(|shared| &shared.users)
+    }
+
+    /// Translates what is dirty. The Routes whose status may have changed come back.
+    pub(crate) fn step(&mut self, around: &Surroundings<'_>, to: &mut Publisher) -> BTreeSet<RouteId> {
+        let mut touched = BTreeSet::new();
+        for name in std::mem::take(&mut self.dirty_upstreams) {
+            self.translate_upstream(name, around, to);
+        }
+        for key in std::mem::take(&mut self.dirty_sites) {
+            touched.extend(self.members(&key).cloned());
+            self.translate_site(key, to);
+        }
+        for address in std::mem::take(&mut self.dirty_fronts) {
+            self.translate_front(address, around, to);
+        }
+        touched
+    }
+
+    fn translate_upstream(&mut self, name: String, around: &Surroundings<'_>, to: &mut Publisher) {
+        let Some(shared) = self.upstreams.get_mut(&name) else { return };
+        let none = Nodes::default();
+        let resources = if shared.users.is_empty() {
+            Vec::new()
+        } else {
+            let nodes = around.nodes.get(&shared.tenant).unwrap_or(&none);
+            let (tenant, namespace) = (&shared.tenant, &shared.namespace);
+            upstream::translate(&name, tenant, namespace, &shared.backend, nodes).into()
+        };
+        to.replace(&Owner::Upstream(name.clone()), &mut shared.published, resources);
+        if shared.users.is_empty() {
+            self.upstreams.remove(&name);
+        }
+    }
+
+    fn translate_site(&mut self, key: SiteKey, to: &mut Publisher) {
+        let Some(site) = self.sites.get_mut(&key) else { return };
+        let mut members = Vec::with_capacity(site.members.len());
+        for (_, route) in &site.members {
+            let Some(served) = self.served.get(route) else { continue };
+            let host = served.wish.hosts.iter().find(|host| *host.hostname == *key.hostname);
+            let Some(host) = host else { continue };
+            members.push(Member { route, namespace: &served.namespace, wish: &served.wish, host });
+        }
+        let named: BTreeSet<_> =
+            members.iter().flat_map(|member| site::named(member, &site.tenant)).collect();
+        let made = site::translate(&key, &site.tenant, &members, &self.secrets);
+        let gone = members.is_empty();
+        let is_new = site.published.is_empty();
+        let resources = if gone { Vec::new() } else { site.keep_good(made.resources) };
+        to.replace(&Owner::Site(key.clone()), &mut site.published, resources);
+        site.shadowed = made.shadowed;
+        let chain = if gone { None } else { made.chain };
+        if site.chain != chain || ((is_new || gone) && key.hostname.starts_with('*')) {
+            self.dirty_fronts.insert(key.address);
+        }
+        site.chain = chain;
+        let before = std::mem::replace(&mut site.secrets, named.clone());
+        for id in before.difference(&named) {
+            if let Some(sites) = self.named_by.get_mut(id) {
+                sites.remove(&key);
+                if sites.is_empty() {
+                    self.named_by.remove(id);
+                }
+            }
+        }
+        for id in named {
+            self.named_by.entry(id).or_default().insert(key.clone());
+        }
+        if gone {
+            self.sites.remove(&key);
+        }
+    }
+
+    fn translate_front(&mut self, address: IpAddr, around: &Surroundings<'_>, to: &mut Publisher) {
+        let mut published = self.fronts.remove(&address).unwrap_or_default();
+        let resources = match self.front(address, around) {
+            Some(front) => listener::translate(address, &front),
+            None => Vec::new(),
+        };
+        to.replace(&Owner::Front(address), &mut published, resources);
+        if !published.is_empty() {
+            self.fronts.insert(address, published);
+        }
+    }
+
+    /// What is known of the hosts at an address; `None`: nobody is there.
+    fn front(&self, address: IpAddr, around: &Surroundings<'_>) -> Option<Front> {
+        if !self.is_seated(address) {
+            return None;
+        }
+        let mut front =
+            Front { trusted_hops: (around.trusted_hops)(address), ..Front::default() };
+        let first = SiteKey { address, hostname: "".into() };
+        let here = self.sites.range(first..).take_while(|(key, _)| key.address == address);
+        for (key, site) in here {
+            front.wild |= key.hostname.starts_with('*');
+            let Some(chain) = &site.chain else { continue };
+            let names = front.chains.entry((site.tenant.clone(), chain.clone())).or_default();
+            names.insert(key.hostname.clone());
+        }
+        Some(front)
+    }
+
+    /// What an Envoy made of routes: what it took is good, what it refused is taken back.
+    pub(crate) fn observe(&mut self, key: &SiteKey, resource: &Key, outcome: &Outcome) {
+        if resource.kind != ResourceType::Routes {
+            return;
+        }
+        let Some(site) = self.sites.get_mut(key) else { return };
+        match outcome {
+            Outcome::Acked(version) => {
+                let current = site.current.get(resource).filter(|one| one.version == *version);
+                if let Some(current) = current {
+                    site.good.insert(resource.clone(), current.clone());
+                }
+            }
+            Outcome::Rejected(version, text) => {
+                let refused = (*version, text.clone());
+                if site.rejected.insert(resource.clone(), refused).is_none_or(|old| old.0 != *version)
+                {
+                    self.dirty_sites.insert(key.clone());
+                }
+            }
+            Outcome::Removed => {}
+        }
+    }
+
+    /// All that must be acknowledged for a Route to be programmed.
+    pub(crate) fn published(&self, id: &RouteId) -> Published {
+        let Some(served) = self.served.get(id) else { return Vec::new() };
+        let site = |hostname: &Box<str>| {
+            self.sites.get(&SiteKey { address: served.address, hostname: hostname.clone() })
+        };
+        let sites = served.hosts.iter().filter_map(site).flat_map(|site| &site.published);
+        let shared = |backend| self.upstreams.get(&upstream::name(id, &served.namespace, backend));
+        let upstreams =
+            served.wish.backends.iter().filter_map(shared).flat_map(|shared| &shared.published);
+        let front = self.fronts.get(&served.address).into_iter().flatten();
+        sites.chain(upstreams).chain(front).cloned().collect()
+    }
+
+    /// What an Envoy refused of a Route's hosts, in its words.
+    pub(crate) fn rejection(&self, id: &RouteId) -> Option<String> {
+        let served = self.served.get(id)?;
+        served.hosts.iter().find_map(|hostname| {
+            let key = SiteKey { address: served.address, hostname: hostname.clone() };
+            let (_, text) = self.sites.get(&key)?.rejected.values().next()?;
+            Some(format!("host {hostname:?} is served as it was before: Envoy refused: {text}"))
+        })
+    }
+
+    /// Rules of a Route that an older Route's keep from being met.
+    pub(crate) fn shadowed(&self, id: &RouteId) -> Vec<&str> {
+        let Some(served) = self.served.get(id) else { return Vec::new() };
+        let site = |hostname: &Box<str>| {
+            self.sites.get(&SiteKey { address: served.address, hostname: hostname.clone() })
+        };
+        let all = served.hosts.iter().filter_map(site).flat_map(|site| &site.shadowed);
+        all.filter(|(route, _)| route == id).map(|(_, what)| what.as_str()).collect()
+    }
+
+    /// Hosts of a Route that have no certificate to serve though they ask for one.
+    pub(crate) fn without_certificate(&self, id: &RouteId) -> Vec<String> {
+        let Some(served) = self.served.get(id) else { return Vec::new() };
+        let missing = |host: &&fairlead_api::http::Host| {
+            let secret = host.tls.as_ref().and_then(|tls| tls.certificate.as_deref());
+            let id = |name: &str| SecretId {
+                tenant: id.tenant.clone(),
+                namespace: served.namespace.clone(),
+                name: name.into(),
+            };
+            secret.is_some_and(|name| !self.secrets.has_certificate(&id(name)))
+        };
+        let hosts = served.wish.hosts.iter().filter(missing);
+        hosts.map(|host| host.hostname.clone()).collect()
+    }
+}
+
+impl Site {
+    /// Routes that an Envoy refused are replaced by the last that one took.
+    fn keep_good(&mut self, resources: Vec<Resource>) -> Vec<Resource> {
+        let mut kept = Vec::with_capacity(resources.len());
+        self.current.clear();
+        let mut refused = BTreeMap::new();
+        for resource in resources {
+            if resource.key.kind != ResourceType::Routes {
+                kept.push(resource);
+                continue;
+            }
+            let old = self.rejected.remove(&resource.key).filter(|old| old.0 == resource.version);
+            let is_refused = old.is_some();
+            if let Some(old) = old {
+                refused.insert(resource.key.clone(), old);
+            }
+            let chosen = match self.good.get(&resource.key) {
+                Some(good) if is_refused => good.clone(),
+                _ => resource,
+            };
+            self.current.insert(chosen.key.clone(), chosen.clone());
+            kept.push(chosen);
+        }
+        self.rejected = refused;
+        self.good.retain(|key, _| kept.iter().any(|one| one.key == *key));
+        kept
+    }
+}
