@@ -17,7 +17,7 @@ pub mod route;
 pub mod tenant;
 
 pub use claim::{AddressClaim, AddressClaimSpec, HostnameClaim, HostnameClaimSpec};
-pub use names::{NameError, RouteId, RouteName, TenantId};
+pub use names::{NameError, RouteId, RouteName, SecretName, TenantId};
 pub use node_set::{Node, NodeSet, NodeSetSpec};
 pub use pool::{AddressPool, AddressPoolSpec, AddressPoolStatus, Sharing};
 pub use route::{Route, RouteSpec, RouteStatus};

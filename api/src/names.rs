@@ -114,6 +114,38 @@ impl fmt::Display for RouteName {
     }
 }
 
+/// The name of a Secret on the hub that holds what Routes need of a tenant's Secret:
+/// `tls.<namespace>.<name>`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SecretName(Box<str>);
+
+const SECRET_PREFIX: &str = "tls.";
+
+impl SecretName {
+    /// The name for the tenant's Secret `namespace`/`name`.
+    pub fn new(namespace: &str, name: &str) -> Result<Self, NameError> {
+        // What holds for Routes holds here.
+        let RouteName(route) = RouteName::new(SourceKind::Ingress, namespace, name)?;
+        let rest = route.split_once('.').map_or("", |(_, rest)| rest);
+        Ok(Self(format!("{SECRET_PREFIX}{rest}").into()))
+    }
+
+    /// The namespace and name that the name was made of.
+    pub fn parts(&self) -> Option<(&str, &str)> {
+        self.0.strip_prefix(SECRET_PREFIX)?.split_once('.')
+    }
+
+    /// A name as it is read from an object of the hub.
+    pub fn of_object(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// A Route among those of all tenants.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouteId {

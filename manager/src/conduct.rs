@@ -4,10 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fairlead_api::claim::ClaimKey;
+use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::condition::PROGRAMMED;
-use fairlead_api::{AddressPoolStatus, Route, RouteId, RouteStatus};
+use fairlead_api::{AddressPoolStatus, Route, RouteId, RouteStatus, SecretName, TenantId};
 use fairlead_core::claims::Claim;
+use fairlead_core::hosts::HostClaim;
+use fairlead_core::http::{Secret, SecretId};
 use fairlead_core::model::Meta;
 use fairlead_core::{Effects, Engine};
 use fairlead_process::lease::Leadership;
@@ -57,6 +59,7 @@ enum Object {
     Status(RouteId),
     Claims(RouteId),
     Claim(ClaimKey),
+    Host(HostKey),
     Pool(String),
 }
 
@@ -65,6 +68,8 @@ enum Write {
     Status(RouteStatus),
     Claim(Vec<Claim>),
     Release(Box<str>),
+    ClaimHost(HostClaim),
+    ReleaseHost(Box<str>),
     Pool(AddressPoolStatus),
 }
 
@@ -74,6 +79,10 @@ enum Done {
     /// The claim with this object is gone.
     Released(Box<str>),
     Claimed(Vec<Claim>),
+    /// The host name's claim that is there now.
+    HostClaimed(HostClaim),
+    /// The host name was not claimed.
+    HostNotClaimed,
     /// Not claimed, and whose the claim in the way is.
     Obstructed(Box<Claim>),
     Failed,
@@ -164,6 +173,9 @@ impl Conductor {
             }
             Observed::Claim(claim) => engine.claim(claim),
             Observed::ClaimGone(key, object) => engine.released(&key, &object),
+            Observed::Host(claim) => engine.host(claim),
+            Observed::HostGone(key, object) => engine.host_released(&key, &object),
+            Observed::Secret(tenant, name, secret) => self.secret(&tenant, name, secret),
             Observed::Envoy(name, ready) => engine.envoy_ready(&name.into(), ready),
             Observed::Complete(kind) => {
                 self.complete.insert(kind);
@@ -172,6 +184,36 @@ impl Conductor {
                 }
             }
         }
+    }
+
+    fn secret(
+        &mut self,
+        tenant: &TenantId,
+        name: SecretName,
+        secret: Option<(Box<str>, Secret)>,
+    ) {
+        let Some((namespace, own)) = name.parts() else { return };
+        let (tenant_id, namespace) = (tenant.clone(), namespace.into());
+        let id = SecretId { tenant: tenant_id, namespace, name: own.into() };
+        let (hash, content) = secret.unzip();
+        self.records.change(tenant, |records| {
+            let item = Item::Secret(name);
+            match hash {
+                Some(hash) => {
+                    if records.items.get(&item).is_none() {
+                        records.secrets += 1;
+                    }
+                    records.items.put(item, Arc::new(Record { hash, report: None }));
+                }
+                None => {
+                    if records.items.get(&item).is_some() {
+                        records.secrets -= 1;
+                    }
+                    records.items.remove(&item);
+                }
+            }
+        });
+        self.engine.secret(&id, content);
     }
 
     fn route(&mut self, id: RouteId, route: Route) {
@@ -203,7 +245,7 @@ impl Conductor {
 
     fn step(&mut self) {
         let start = Instant::now();
-        let Effects { changes, claim, release, statuses, pools } =
+        let Effects { changes, claim, release, claim_hosts, release_hosts, statuses, pools } =
             self.engine.step(&Time(jiff::Timestamp::now()));
         if !changes.is_empty() {
             self.stages.observe("translate", start);
@@ -220,6 +262,12 @@ impl Conductor {
         }
         for (key, object) in release {
             self.writes.push(Object::Claim(key), Write::Release(object));
+        }
+        for claim in claim_hosts {
+            self.writes.push(Object::Host(claim.key.clone()), Write::ClaimHost(claim));
+        }
+        for (key, object) in release_hosts {
+            self.writes.push(Object::Host(key), Write::ReleaseHost(object));
         }
         for (id, status) in statuses {
             self.note_progress(&id, &status);
@@ -250,16 +298,20 @@ impl Conductor {
         async move {
             let start = Instant::now();
             // Who was stopped for a while may have lost the lease without knowing.
+            let failed = match &write {
+                Write::ClaimHost(_) => Done::HostNotClaimed,
+                _ => Done::Failed,
+            };
             let done = if leadership.epoch().is_some() {
                 let written = tokio::time::timeout(WRITE_TIMEOUT, carry_out(&hub, &object, write));
-                written.await.unwrap_or(Done::Failed)
+                written.await.unwrap_or(failed)
             } else {
-                Done::Failed
+                failed
             };
             match (&done, &object) {
-                (Done::Failed, _) => pause_after_failure().await,
+                (Done::Failed | Done::HostNotClaimed, _) => pause_after_failure().await,
                 (_, Object::Status(_)) => stages.observe("report", start),
-                (_, Object::Claims(_)) => stages.observe("allocate", start),
+                (_, Object::Claims(_) | Object::Host(_)) => stages.observe("allocate", start),
                 _ => {}
             }
             (object, done)
@@ -278,6 +330,12 @@ impl Conductor {
             (Object::Claims(id), _) => self.engine.claimed(id, None),
             (Object::Claim(key), Done::Released(object)) => self.engine.released(key, &object),
             (Object::Status(id), Done::Failed) => self.engine.not_reported(id),
+            (Object::Host(key), Done::HostClaimed(claim)) => {
+                self.engine.host_claimed(key, Some(claim));
+            }
+            (Object::Host(key), Done::HostNotClaimed) => self.engine.host_claimed(key, None),
+            (Object::Host(key), Done::Released(object)) => self.engine.host_released(key, &object),
+            (Object::Host(key), Done::Failed) => self.engine.host_not_released(key),
             (Object::Claim(key), Done::Failed) => self.engine.not_released(key),
             (Object::Pool(name), Done::Failed) => self.engine.pool_not_reported(name),
             _ => {}
@@ -297,6 +355,17 @@ async fn carry_out(hub: &Hub, object: &Object, write: Write) -> Done {
             Err(Obstacle::Failed(error)) => Err(error),
         },
         (Object::Claim(key), Write::Release(uid)) => match hub.release(key, &uid).await {
+            Ok(()) => return Done::Released(uid),
+            Err(error) => Err(error),
+        },
+        (Object::Host(_), Write::ClaimHost(claim)) => match hub.claim_host(&claim).await {
+            Ok(there) => return Done::HostClaimed(there),
+            Err(obstacle) => {
+                warn!(?object, ?obstacle, "host name not claimed, trying again");
+                return Done::HostNotClaimed;
+            }
+        },
+        (Object::Host(key), Write::ReleaseHost(uid)) => match hub.release_host(key, &uid).await {
             Ok(()) => return Done::Released(uid),
             Err(error) => Err(error),
         },

@@ -1,17 +1,20 @@
 //! Writing to the hub's apiserver.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fairlead_api::claim::ClaimKey;
+use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::node_set::NODE_SET;
 use fairlead_api::{
-    AddressClaim, AddressPool, AddressPoolStatus, NodeSet, NodeSetSpec, Route, RouteId, RouteSpec,
-    RouteStatus, Tenant, TenantId, TenantStatus,
+    AddressClaim, AddressPool, AddressPoolStatus, HostnameClaim, NodeSet, NodeSetSpec, Route,
+    RouteId, RouteSpec, RouteStatus, SecretName, Tenant, TenantId, TenantStatus,
 };
 use fairlead_core::claims::Claim;
+use fairlead_core::hosts::HostClaim;
 use fairlead_process::retry::{absent_is_fine, between};
-use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::{ByteString, NamespaceResourceScope};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
@@ -65,6 +68,39 @@ impl Hub {
         absent_is_fine(api.delete(id.name.as_str(), &DeleteParams::default()).await.map(drop))
     }
 
+    /// Stores what Routes need of a tenant's Secret.
+    pub(crate) async fn store_secret(
+        &self,
+        tenant: &TenantId,
+        name: &SecretName,
+        content: &SecretContent,
+    ) -> kube::Result<()> {
+        let secret = Secret {
+            metadata: ObjectMeta {
+                name: Some(name.as_str().to_owned()),
+                labels: Some([(SECRET_LABEL.to_owned(), "true".to_owned())].into()),
+                annotations: Some([(HASH.to_owned(), content.hash.to_string())].into()),
+                ..ObjectMeta::default()
+            },
+            data: Some(content.data.clone()),
+            type_: Some("Opaque".into()),
+            ..Secret::default()
+        };
+        let params = PatchParams::apply(AGENT_API).force();
+        let api: Api<Secret> = self.of(tenant);
+        api.patch(name.as_str(), &params, &Patch::Apply(&secret)).await.map(drop)
+    }
+
+    /// Deletes a Secret; one that is not there is fine.
+    pub(crate) async fn delete_secret(
+        &self,
+        tenant: &TenantId,
+        name: &SecretName,
+    ) -> kube::Result<()> {
+        let api: Api<Secret> = self.of(tenant);
+        absent_is_fine(api.delete(name.as_str(), &DeleteParams::default()).await.map(drop))
+    }
+
     /// Deletes a tenant's nodes; none is fine.
     pub(crate) async fn delete_nodes(&self, tenant: &TenantId) -> kube::Result<()> {
         let api: Api<NodeSet> = self.of(tenant);
@@ -104,7 +140,7 @@ impl Hub {
                 let there = api.get(&name).await.map_err(Obstacle::Failed)?;
                 let uid = there.uid().unwrap_or_default();
                 match Claim::parse(there.spec, &uid) {
-                    Some(held) if held.route == claim.route && held.uid == claim.uid => {
+                    Some(held) if held.holder == claim.holder => {
                         claim.object = held.object;
                         Ok(false)
                     }
@@ -118,13 +154,27 @@ impl Hub {
     /// Deletes a claim, if it is still the object that is meant.
     pub(crate) async fn release(&self, key: &ClaimKey, object: &str) -> kube::Result<()> {
         let api: Api<AddressClaim> = Api::all(self.client.clone());
-        let exactly = Preconditions { uid: Some(object.to_owned()), resource_version: None };
-        let params = DeleteParams::default().preconditions(exactly);
-        match api.delete(&key.object_name(), &params).await {
-            // Another one has it by now: then ours is gone.
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-            result => absent_is_fine(result.map(drop)),
-        }
+        delete_exactly(&api, &key.object_name(), object).await
+    }
+
+    /// Claims a host name. What is there in the end comes back: this claim, or another's.
+    pub(crate) async fn claim_host(&self, claim: &HostClaim) -> Result<HostClaim, Obstacle> {
+        let api: Api<HostnameClaim> = Api::all(self.client.clone());
+        let name = claim.key.object_name();
+        let object = HostnameClaim::new(&name, claim.spec());
+        let there = match api.create(&PostParams::default(), &object).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => api.get(&name).await,
+            made => made,
+        };
+        let there = there.map_err(Obstacle::Failed)?;
+        let uid = there.uid().unwrap_or_default();
+        HostClaim::parse(&there.spec, &uid).ok_or(Obstacle::Held(None))
+    }
+
+    /// Deletes a host name's claim, if it is still the object that is meant.
+    pub(crate) async fn release_host(&self, key: &HostKey, object: &str) -> kube::Result<()> {
+        let api: Api<HostnameClaim> = Api::all(self.client.clone());
+        delete_exactly(&api, &key.object_name(), object).await
     }
 
     /// Writes a Route's status; a Route that is gone is fine.
@@ -180,6 +230,33 @@ impl Hub {
         api.patch(&name, &params, &Patch::Apply(&namespace)).await.map(drop)
     }
 }
+
+/// Deletes the object with this uid; another one of that name, or none, is fine: then it is gone.
+async fn delete_exactly<K>(api: &Api<K>, name: &str, uid: &str) -> kube::Result<()>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let exactly = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+    let params = DeleteParams::default().preconditions(exactly);
+    match api.delete(name, &params).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        result => absent_is_fine(result.map(drop)),
+    }
+}
+
+/// What is stored of a tenant's Secret.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct SecretContent {
+    /// The agent's hash of it, hexadecimal.
+    pub(crate) hash: Box<str>,
+    /// Its `data`.
+    pub(crate) data: BTreeMap<String, ByteString>,
+}
+
+/// The label of the Secrets that agents push.
+pub(crate) const SECRET_LABEL: &str = "fairlead.dev/tenant-secret";
+/// The annotation with the agent's hash.
+pub(crate) const HASH: &str = "fairlead.dev/content-hash";
 
 /// Why claims were not made.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use fairlead_api::{Route, RouteName, TenantId};
+use fairlead_api::{Route, RouteName, SecretName, TenantId};
 use fairlead_xds::ChangeLog;
 use tokio::sync::{Notify, watch};
 
@@ -12,6 +12,8 @@ use tokio::sync::{Notify, watch};
 pub(crate) enum Item {
     /// The tenant's nodes.
     Nodes,
+    /// A Secret that Routes name; before the Routes, so that these find it.
+    Secret(SecretName),
     /// A Route.
     Route(RouteName),
 }
@@ -58,6 +60,8 @@ pub(crate) struct Tenant {
     pub(crate) items: ChangeLog<Item, Arc<Record>>,
     /// How many nodes there are.
     pub(crate) nodes: u32,
+    /// How many Secrets there are.
+    pub(crate) secrets: usize,
     /// Its object; `None` while the hub has no such Tenant.
     pub(crate) tenant: Option<Existing>,
     changed: watch::Sender<()>,
@@ -66,7 +70,7 @@ pub(crate) struct Tenant {
 impl Tenant {
     /// How many Routes there are.
     pub(crate) fn routes(&self) -> usize {
-        self.items.len() - usize::from(self.items.get(&Item::Nodes).is_some())
+        self.items.len() - self.secrets - usize::from(self.items.get(&Item::Nodes).is_some())
     }
 }
 

@@ -1,22 +1,28 @@
 //! The hub's objects, read and watched: each kind is told as single changes, and once as complete.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 
-use fairlead_api::claim::ClaimKey;
+use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::node_set::NODE_SET;
 use fairlead_api::{
-    AddressClaim, AddressPool, AddressPoolSpec, NodeSet, NodeSetSpec, Route, RouteId, RouteName,
-    Tenant, TenantId, TenantSpec,
+    AddressClaim, AddressPool, AddressPoolSpec, HostnameClaim, NodeSet, NodeSetSpec, Route,
+    RouteId, RouteName, SecretName, Tenant, TenantId, TenantSpec,
 };
 use fairlead_core::claims::Claim;
+use fairlead_core::hosts::HostClaim;
+use fairlead_core::http::{Pair, Secret};
+use fairlead_process::secret as check;
 use futures::TryStreamExt;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{Pod, Secret as ApiSecret};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::mpsc;
 use tracing::warn;
+
+use crate::hub::{HASH, SECRET_LABEL};
 
 /// What changed on the hub.
 #[derive(Debug)]
@@ -33,6 +39,12 @@ pub(crate) enum Observed {
     Claim(Claim),
     /// The `AddressClaim` with this uid is gone.
     ClaimGone(ClaimKey, String),
+    /// A `HostnameClaim`.
+    Host(HostClaim),
+    /// The `HostnameClaim` with this uid is gone.
+    HostGone(HostKey, String),
+    /// What is stored of a tenant's Secret, with the agent's hash of it.
+    Secret(TenantId, SecretName, Option<(Box<str>, Secret)>),
     /// The pod of an Envoy, and whether it is ready.
     Envoy(String, bool),
     /// A kind was read once.
@@ -47,11 +59,13 @@ pub(crate) enum Kind {
     Nodes,
     Route,
     Claim,
+    Host,
+    Secret,
     Envoy,
 }
 
 /// How many kinds there are.
-pub(crate) const KINDS: usize = 6;
+pub(crate) const KINDS: usize = 8;
 
 /// Watches everything, for ever.
 pub(crate) fn all(client: &Client, namespace: &str, envoys: &str, to: &mpsc::Sender<Observed>) {
@@ -61,6 +75,9 @@ pub(crate) fn all(client: &Client, namespace: &str, envoys: &str, to: &mpsc::Sen
     spawn(Api::<NodeSet>::all(client.clone()), everything(), Kind::Nodes, to, nodes);
     spawn(Api::<Route>::all(client.clone()), everything(), Kind::Route, to, route);
     spawn(Api::<AddressClaim>::all(client.clone()), everything(), Kind::Claim, to, claim);
+    spawn(Api::<HostnameClaim>::all(client.clone()), everything(), Kind::Host, to, host);
+    let secrets = everything().labels(SECRET_LABEL);
+    spawn(Api::<ApiSecret>::all(client.clone()), secrets, Kind::Secret, to, secret);
     let pods = Api::<Pod>::namespaced(client.clone(), namespace);
     spawn(pods, everything().labels(envoys), Kind::Envoy, to, envoy);
 }
@@ -189,6 +206,38 @@ fn claim(object: &AddressClaim, there: bool) -> Option<Observed> {
         return Claim::parse(object.spec.clone(), &uid).map(Observed::Claim);
     }
     Some(Observed::ClaimGone(object.spec.key(), uid))
+}
+
+fn host(object: &HostnameClaim, there: bool) -> Option<Observed> {
+    let uid = object.uid().unwrap_or_default();
+    if there {
+        return HostClaim::parse(&object.spec, &uid).map(Observed::Host);
+    }
+    Some(Observed::HostGone(object.spec.key(), uid))
+}
+
+fn secret(object: &ApiSecret, there: bool) -> Option<Observed> {
+    let tenant = TenantId::of_namespace(&object.namespace()?)?;
+    let name = SecretName::of_object(&object.name_any());
+    name.parts()?;
+    let content = || {
+        let hash = object.annotations().get(HASH).map_or("", String::as_str);
+        (hash.into(), checked(object.data.as_ref()))
+    };
+    Some(Observed::Secret(tenant, name, there.then(content)))
+}
+
+/// A Secret with its parts checked: somebody may have edited the object.
+fn checked(data: Option<&BTreeMap<String, ByteString>>) -> Secret {
+    let part = |name: &str| data.and_then(|data| data.get(name)).map(|bytes| bytes.0.as_slice());
+    let pair = part("tls.crt").zip(part("tls.key")).map(|(chain, key)| {
+        check::pair(chain, key).map(|_| Pair { chain: chain.to_vec(), key: key.to_vec() })
+    });
+    Secret {
+        certificate: pair,
+        ca: part("ca.crt").map(|ca| check::trusted(ca).map(|()| ca.to_vec())),
+        users: part("auth").map(check::users),
+    }
 }
 
 fn envoy(object: &Pod, there: bool) -> Option<Observed> {

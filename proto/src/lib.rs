@@ -21,4 +21,14 @@ impl v1::Key {
     pub fn service(namespace: &str, name: &str) -> Self {
         Self { kind: v1::Kind::Service.into(), namespace: namespace.into(), name: name.into() }
     }
+
+    /// The key of the Route of an Ingress.
+    pub fn ingress(namespace: &str, name: &str) -> Self {
+        Self { kind: v1::Kind::Ingress.into(), namespace: namespace.into(), name: name.into() }
+    }
+
+    /// The key of a Secret.
+    pub fn secret(namespace: &str, name: &str) -> Self {
+        Self { kind: v1::Kind::Secret.into(), namespace: namespace.into(), name: name.into() }
+    }
 }

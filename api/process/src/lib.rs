@@ -9,5 +9,6 @@ pub mod logs;
 pub mod metrics;
 pub mod probes;
 pub mod retry;
+pub mod secret;
 pub mod shutdown;
 pub mod tls;

@@ -5,7 +5,7 @@ use fairlead_api::route::{
     Protocol, RouteRule, SourceKind,
 };
 use fairlead_api::{Node, RouteName, Sharing, TenantSpec};
-use fairlead_xds::{Outcome, ResourceType};
+use fairlead_xds::{Key, Outcome, ResourceType};
 use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
 
@@ -19,6 +19,9 @@ struct World {
     statuses: BTreeMap<RouteId, RouteStatus>,
     pools: BTreeMap<String, AddressPoolStatus>,
     claims: BTreeMap<ClaimKey, Claim>,
+    hosts: BTreeMap<HostKey, HostClaim>,
+    /// Versions that the Envoy refuses.
+    refuses: BTreeSet<u64>,
     generation: i64,
     objects: u32,
 }
@@ -56,8 +59,11 @@ fn spec(name: &str, ports: &[(Protocol, u16)]) -> RouteSpec {
                 name: label(p),
                 node_port: 30_000 + p.1 % 2_768,
                 nodes: ApiNodes::default(),
+                upstream: Default::default(),
             })
             .collect(),
+        hosts: Vec::new(),
+        unresolved: Vec::new(),
     }
 }
 
@@ -86,7 +92,7 @@ impl World {
 
     fn pool(&mut self, addresses: &str, sharing: Sharing) {
         let addresses = addresses.split(' ').map(str::to_owned).collect();
-        let spec = AddressPoolSpec { addresses, sharing, reserved_ports: vec![22] };
+        let spec = AddressPoolSpec { addresses, sharing, reserved_ports: vec![22], trusted_hops: 0 };
         self.engine.pool("public", Some(spec));
     }
 
@@ -129,7 +135,8 @@ impl World {
     }
 
     fn carry_out(&mut self, effects: Effects) {
-        let Effects { changes, claim, release, statuses, pools } = effects;
+        let Effects { changes, claim, release, claim_hosts, release_hosts, statuses, pools } =
+            effects;
         let mut events = Vec::new();
         for change in changes {
             let (key, outcome) = match change {
@@ -157,6 +164,17 @@ impl World {
             }
             self.engine.claimed(&route, Some(claims));
         }
+        for (key, object) in release_hosts {
+            assert_eq!(self.hosts.remove(&key).expect("it was there").object, object);
+            self.engine.host_released(&key, &object);
+        }
+        for mut claim in claim_hosts {
+            self.objects += 1;
+            claim.object = format!("h{}", self.objects).into();
+            let old = self.hosts.insert(claim.key.clone(), claim.clone());
+            assert_eq!(old, None, "two holders of one name");
+            self.engine.host_claimed(&claim.key.clone(), Some(claim));
+        }
         self.engine.envoy_said(&"envoy-1".into(), 1, &events);
         self.statuses.extend(statuses);
         self.pools.extend(pools);
@@ -165,8 +183,11 @@ impl World {
     /// What must hold whenever all is quiet.
     fn check(&self) {
         for claim in self.claims.values() {
-            let entry =
-                self.engine.routes.get(&claim.route).expect("a claim without its Route leaks");
+            let Some(route) = claim.route() else {
+                assert!(self.engine.web.is_seated(claim.key.address), "nobody shares {:?}", claim.key);
+                continue;
+            };
+            let entry = self.engine.routes.get(route).expect("a claim without its Route leaks");
             assert!(entry.serving.is_some(), "a Route that is not served holds {:?}", claim.key);
         }
         let expected: usize = self.engine.routes.values().map(|entry| entry.published.len()).sum();
@@ -186,7 +207,7 @@ impl World {
 
     /// `10.9.0.1:80` of each claim of a Route.
     fn held(&self, route: &str) -> Vec<String> {
-        let mine = self.claims.values().filter(|claim| claim.route == id(route));
+        let mine = self.claims.values().filter(|claim| claim.route() == Some(&id(route)));
         mine.map(|claim| format!("{}:{}", claim.key.address, claim.key.port)).collect()
     }
 
@@ -469,8 +490,7 @@ fn a_restart_takes_up_what_was_persisted_and_drops_what_nobody_holds() {
     let half = Claim {
         key: ClaimKey { address: "10.9.0.4".parse().unwrap(), protocol: Protocol::Tcp, port: 1 },
         pool: "public".into(),
-        route: id("red/two"),
-        uid: "u3".into(),
+        holder: Holder::Route { route: id("red/two"), uid: "u3".into() },
         object: "o9".into(),
     };
     claims.insert(half.key, half);
@@ -584,7 +604,8 @@ fn a_route_made_anew_does_not_inherit_claims() {
     world.apply("blue/web", tcp("blue/web", &[80]));
     world.settle();
     let claim = world.claims.values().next().unwrap();
-    assert_eq!((world.claims.len(), &*claim.uid), (1, "u2"));
+    let holder = Holder::Route { route: id("blue/web"), uid: "u2".into() };
+    assert_eq!((world.claims.len(), &claim.holder), (1, &holder));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use fairlead_api::condition::Verdict;
+use fairlead_api::http::Upstream;
 use fairlead_api::node_set::Node;
 use fairlead_api::route::{
     AddressRequest, Backend, Listener as Port, NodePolicy, Nodes as Names, Protocol, RouteRule,
@@ -36,8 +37,10 @@ fn spec(ports: &[(Protocol, u16)], nodes: &Names) -> RouteSpec {
         rules: ports.iter().map(|p| RouteRule { listener: name(p), backend: name(p) }).collect(),
         backends: ports
             .iter()
-            .map(|p| Backend { name: name(p), node_port: 30_000 + p.1, nodes: nodes.clone() })
+            .map(|p| Backend { name: name(p), node_port: 30_000 + p.1, nodes: nodes.clone(), upstream: Upstream::default() })
             .collect(),
+        hosts: Vec::new(),
+        unresolved: Vec::new(),
     }
 }
 

@@ -1,12 +1,15 @@
 //! Messages → specs. Everything here comes from a tenant and is believed of nothing.
 
+use fairlead_api::http::{HttpPart, Upstream};
 use fairlead_api::node_set::Node;
 use fairlead_api::route::{
     AddressRequest, Backend, Listener, NodePolicy, Nodes, Protocol, RouteRule, Source, SourceKind,
 };
-use fairlead_api::{NodeSetSpec, RouteName, RouteSpec};
+use fairlead_api::{NodeSetSpec, RouteName, RouteSpec, SecretName};
 use fairlead_proto::v1;
+use k8s_openapi::ByteString;
 
+use crate::hub::SecretContent;
 use crate::records::Item;
 
 /// Bounds that the custom resources have too; checked here so that a refusal names the field.
@@ -22,6 +25,14 @@ pub(super) fn item(key: &v1::Key) -> Result<Item, String> {
             let name = RouteName::new(SourceKind::Service, namespace, name);
             name.map(Item::Route).map_err(|error| format!("key: {error}"))
         }
+        v1::Kind::Ingress => {
+            let name = RouteName::new(SourceKind::Ingress, namespace, name);
+            name.map(Item::Route).map_err(|error| format!("key: {error}"))
+        }
+        v1::Kind::Secret => {
+            let name = SecretName::new(namespace, name);
+            name.map(Item::Secret).map_err(|error| format!("key: {error}"))
+        }
         v1::Kind::Unspecified => Err(format!("key.kind: {} is not known to this hub", key.kind)),
     }
 }
@@ -30,8 +41,13 @@ pub(super) fn item(key: &v1::Key) -> Result<Item, String> {
 pub(super) fn key(item: &Item) -> v1::Key {
     match item {
         Item::Nodes => v1::Key::nodes(),
+        Item::Secret(name) => match name.parts() {
+            Some((namespace, name)) => v1::Key::secret(namespace, name),
+            None => v1::Key { name: name.as_str().into(), ..v1::Key::default() },
+        },
         Item::Route(name) => match name.parts() {
             Some((SourceKind::Service, namespace, name)) => v1::Key::service(namespace, name),
+            Some((SourceKind::Ingress, namespace, name)) => v1::Key::ingress(namespace, name),
             None => v1::Key { name: name.to_string(), ..v1::Key::default() },
         },
     }
@@ -56,7 +72,7 @@ pub(super) fn hash_bytes(hash: &str) -> Vec<u8> {
 
 /// Reads a Route. An error names the field.
 pub(super) fn route(name: &RouteName, hash: &str, route: v1::Route) -> Result<RouteSpec, String> {
-    let v1::Route { uid, pool, ip, listeners, rules, backends } = route;
+    let v1::Route { uid, pool, ip, listeners, rules, backends, http } = route;
     let (kind, namespace, name) = name.parts().ok_or("key: names no source")?;
     for (field, count) in
         [("listeners", listeners.len()), ("rules", rules.len()), ("backends", backends.len())]
@@ -66,6 +82,8 @@ pub(super) fn route(name: &RouteName, hash: &str, route: v1::Route) -> Result<Ro
         }
     }
     let given = |text: String| (!text.is_empty()).then_some(text);
+    let http = http_part(kind, &http)?;
+    let backends = indexed(backends, "backends", backend)?;
     Ok(RouteSpec {
         source: Source { kind, namespace: namespace.into(), name: name.into(), uid },
         content_hash: hash.into(),
@@ -75,7 +93,50 @@ pub(super) fn route(name: &RouteName, hash: &str, route: v1::Route) -> Result<Ro
             .into_iter()
             .map(|r| RouteRule { listener: r.listener, backend: r.backend })
             .collect(),
-        backends: indexed(backends, "backends", backend)?,
+        backends: backends.into_iter().chain(http.backends).collect(),
+        hosts: http.hosts,
+        unresolved: http.unresolved,
+    })
+}
+
+/// Reads layer 7. Its rules are checked by the core, which leaves out what cannot be served.
+fn http_part(kind: SourceKind, bytes: &[u8]) -> Result<HttpPart, String> {
+    if bytes.is_empty() {
+        return Ok(HttpPart::default());
+    }
+    if kind == SourceKind::Service {
+        return Err("http: a Service has none".into());
+    }
+    let part: HttpPart =
+        serde_json::from_slice(bytes).map_err(|error| format!("http: {error}"))?;
+    if let Some(bad) = part.backends.iter().find(|one| one.nodes.names.len() > MAX_NODES) {
+        let name: String = bad.name.chars().take(64).collect();
+        return Err(format!("http.backends: {name:?}: at most {MAX_NODES} nodes are allowed"));
+    }
+    if let Some(bad) = part.backends.iter().find(|one| one.node_port == 0) {
+        let name: String = bad.name.chars().take(64).collect();
+        return Err(format!("http.backends: {name:?}: nodePort must be 1 to 65535"));
+    }
+    Ok(part)
+}
+
+/// Checks a Secret: what Envoy would refuse is not stored, so that the last good one stays.
+pub(super) fn secret(hash: &str, secret: v1::Secret) -> Result<SecretContent, String> {
+    let v1::Secret { tls_crt, tls_key, ca_crt, auth } = secret;
+    if !tls_crt.is_empty() || !tls_key.is_empty() {
+        fairlead_process::secret::pair(&tls_crt, &tls_key)?;
+    }
+    if !ca_crt.is_empty() {
+        fairlead_process::secret::trusted(&ca_crt)?;
+    }
+    if !auth.is_empty() {
+        fairlead_process::secret::users(&auth)?;
+    }
+    let parts = [("tls.crt", tls_crt), ("tls.key", tls_key), ("ca.crt", ca_crt), ("auth", auth)];
+    let data = parts.into_iter().filter(|(_, bytes)| !bytes.is_empty());
+    Ok(SecretContent {
+        hash: hash.into(),
+        data: data.map(|(name, bytes)| (name.to_owned(), ByteString(bytes))).collect(),
     })
 }
 
@@ -83,6 +144,8 @@ fn listener(listener: v1::Listener) -> Result<Listener, String> {
     let protocol = match listener.protocol() {
         v1::Protocol::Tcp => Protocol::Tcp,
         v1::Protocol::Udp => Protocol::Udp,
+        v1::Protocol::Http => Protocol::Http,
+        v1::Protocol::Https => Protocol::Https,
         v1::Protocol::Unspecified => {
             return Err(format!("protocol: {} is not known to this hub", listener.protocol));
         }
@@ -98,7 +161,8 @@ fn backend(backend: v1::Backend) -> Result<Backend, String> {
         }
         Some(_) => return Err(format!("nodes: at most {MAX_NODES} are allowed")),
     };
-    Ok(Backend { name: backend.name, node_port: port(backend.node_port, "node_port")?, nodes })
+    let node_port = port(backend.node_port, "node_port")?;
+    Ok(Backend { name: backend.name, node_port, nodes, upstream: Upstream::default() })
 }
 
 fn port(number: u32, field: &str) -> Result<u16, String> {

@@ -329,6 +329,10 @@ async fn write(hub: &Hub, tenant: &TenantId, item: &Item, upload: Upload) -> kub
         (Item::Route(name), _) => {
             hub.delete_route(&RouteId { tenant: tenant.clone(), name: name.clone() }).await
         }
+        (Item::Secret(name), Upload::Secret(_, content)) => {
+            hub.store_secret(tenant, name, &content).await
+        }
+        (Item::Secret(name), _) => hub.delete_secret(tenant, name).await,
         (Item::Nodes, Upload::Nodes(_, spec)) => hub.store_nodes(tenant, spec).await,
         (Item::Nodes, _) => hub.delete_nodes(tenant).await,
     }

@@ -14,6 +14,7 @@ use fairlead_proto::{MAX_ITEMS, v1};
 use tonic::Status;
 
 use super::convert;
+use crate::hub::SecretContent;
 use crate::records::{Item, Record, Report};
 
 /// What the shell has to do.
@@ -30,6 +31,7 @@ pub(super) enum Action {
 pub(super) enum Upload {
     Route(Box<str>, RouteSpec),
     Nodes(Box<str>, NodeSetSpec),
+    Secret(Box<str>, SecretContent),
     /// Delete it; `told` when the agent waits for the outcome.
     Gone {
         told: bool,
@@ -101,7 +103,7 @@ impl Session {
             let hash = convert::hash(&hash).map_err(Status::invalid_argument)?;
             self.wanted.insert(item, hash);
             // Far beyond the quota there is no use in naming each.
-            if self.wanted.len() > self.max_routes * 2 + 1_000 {
+            if self.wanted.len() > self.max_routes * 3 + 1_000 {
                 return Err(Status::resource_exhausted(self.quota()));
             }
         }
@@ -123,12 +125,12 @@ impl Session {
         lacking.sort();
         let lacking: Vec<Item> = lacking.into_iter().cloned().collect();
         // What the hub has is kept; of the rest, what the quota has room for.
-        let is_route = |item: &&Item| **item != Item::Nodes;
+        let is_route = |item: &&Item| matches!(item, Item::Route(_));
         let kept = there.keys().filter(is_route).filter(|item| self.wanted.contains_key(*item));
         let mut room = self.max_routes.saturating_sub(kept.count());
         let (mut keys, mut actions) = (Vec::new(), Vec::new());
         for item in lacking {
-            let new = item != Item::Nodes && !there.contains_key(&item);
+            let new = is_route(&&item) && !there.contains_key(&item);
             if new && room == 0 {
                 actions.extend(self.refuse(&item));
                 continue;
@@ -158,6 +160,15 @@ impl Session {
         )
     }
 
+    /// How many items of this one's kind are wanted.
+    fn wanted_like(&self, item: &Item) -> usize {
+        let like = |other: &&Item| std::mem::discriminant(*other) == std::mem::discriminant(item);
+        match item {
+            Item::Nodes => 0,
+            Item::Route(_) | Item::Secret(_) => self.wanted.keys().filter(like).count(),
+        }
+    }
+
     fn put(&mut self, put: v1::Put) -> Action {
         let v1::Put { key, hash, object } = put;
         let key = key.unwrap_or_default();
@@ -179,12 +190,17 @@ impl Session {
         let invalid = |message| ("Invalid", message);
         let item = convert::item(key).map_err(invalid)?;
         let hash = convert::hash(hash).map_err(invalid)?;
-        if !self.wanted.contains_key(&item) && self.wanted.len() > self.max_routes {
+        // A Secret is of use to a Route, so there are not more of them.
+        if !self.wanted.contains_key(&item) && self.wanted_like(&item) >= self.max_routes {
             return Err(("TooManyRoutes", self.quota()));
         }
         let upload = match (&item, object) {
             (Item::Route(name), Some(Object::Route(route))) => {
                 Upload::Route(hash.clone(), convert::route(name, &hash, route).map_err(invalid)?)
+            }
+            (Item::Secret(_), Some(Object::Secret(secret))) => {
+                let bad = |message| ("InvalidCertificate", message);
+                Upload::Secret(hash.clone(), convert::secret(&hash, secret).map_err(bad)?)
             }
             (Item::Nodes, Some(Object::Nodes(nodes))) => {
                 Upload::Nodes(hash.clone(), convert::nodes(&hash, nodes).map_err(invalid)?)
@@ -238,7 +254,9 @@ impl Session {
         }
         let key = Some(convert::key(item));
         let hash = match upload {
-            Upload::Route(hash, _) | Upload::Nodes(hash, _) => convert::hash_bytes(&hash),
+            Upload::Route(hash, _) | Upload::Nodes(hash, _) | Upload::Secret(hash, _) => {
+                convert::hash_bytes(&hash)
+            }
             Upload::Gone { told: true } => Vec::new(),
             Upload::Gone { told: false } => return None,
         };

@@ -17,8 +17,7 @@ pub fn check(field: &str, pattern: &str) -> Result<(), String> {
     if pattern.bytes().any(|byte| byte.is_ascii_control()) {
         return Err(format!("{field}: an expression has no control characters"));
     }
-    let parsed = ParserBuilder::new().nest_limit(64).build().parse(pattern);
-    let hir = parsed.map_err(|error| {
+    let hir = parse(pattern).map_err(|error| {
         let text = error.to_string();
         let reason = text.lines().last().unwrap_or_default().trim().to_owned();
         format!("{field}: {pattern:?} is no expression that RE2 understands: {reason}")
@@ -34,8 +33,12 @@ pub fn check(field: &str, pattern: &str) -> Result<(), String> {
 
 /// How many groups an expression has; 0 for one that cannot be read.
 pub fn groups(pattern: &str) -> usize {
-    let parsed = ParserBuilder::new().nest_limit(64).build().parse(pattern);
-    parsed.map_or(0, |hir| hir.properties().explicit_captures_len())
+    parse(pattern).map_or(0, |hir| hir.properties().explicit_captures_len())
+}
+
+/// As RE2 reads it: `\d` and its like are about ASCII.
+fn parse(pattern: &str) -> Result<Hir, regex_syntax::Error> {
+    ParserBuilder::new().unicode(false).utf8(false).nest_limit(64).build().parse(pattern)
 }
 
 /// Whether `\1` to `\9` of a substitution are groups that there are.
