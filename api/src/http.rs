@@ -423,8 +423,7 @@ impl RetryOn {
         use RetryOn::{
             ConnectFailure, GatewayError, RefusedStream, Reset, Retriable4xx, ServerError,
         };
-        let all =
-            [ConnectFailure, RefusedStream, Reset, GatewayError, ServerError, Retriable4xx];
+        let all = [ConnectFailure, RefusedStream, Reset, GatewayError, ServerError, Retriable4xx];
         all.into_iter().find(|one| one.as_str() == text)
     }
 }

@@ -186,12 +186,7 @@ impl Conductor {
         }
     }
 
-    fn secret(
-        &mut self,
-        tenant: &TenantId,
-        name: SecretName,
-        secret: Option<(Box<str>, Secret)>,
-    ) {
+    fn secret(&mut self, tenant: &TenantId, name: SecretName, secret: Option<(Box<str>, Secret)>) {
         let Some((namespace, own)) = name.parts() else { return };
         let (tenant_id, namespace) = (tenant.clone(), namespace.into());
         let id = SecretId { tenant: tenant_id, namespace, name: own.into() };

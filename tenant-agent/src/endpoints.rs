@@ -1,11 +1,16 @@
 //! `EndpointSlices`, boiled down to what a plan needs: on which nodes a Service has a ready endpoint.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 /// The label that names a slice's Service.
 const SERVICE: &str = "kubernetes.io/service-name";
+
+/// The label that names who looks after a slice, and what it says of Kubernetes' own controller.
+const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+const BY_SELECTOR: &str = "endpointslice-controller.k8s.io";
 
 /// Where a Service has ready endpoints.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,6 +19,8 @@ pub(crate) struct Ready {
     pub(crate) any: bool,
     /// The nodes that have one.
     pub(crate) nodes: BTreeSet<String>,
+    /// Of endpoints that no selector looks after: a hash of all of them, since they are mirrored.
+    pub(crate) content: u64,
 }
 
 /// A Service by namespace and name.
@@ -52,6 +59,7 @@ impl Endpoints {
         for slice in self.services.get(key).into_iter().flat_map(BTreeMap::values) {
             all.any |= slice.any;
             all.nodes.extend(slice.nodes.iter().cloned());
+            all.content ^= slice.content;
         }
         all
     }
@@ -71,6 +79,14 @@ fn summarize(slice: &EndpointSlice) -> Ready {
             ready.nodes.extend(endpoint.node_name.clone());
         }
     }
+    let labels = slice.metadata.labels.as_ref();
+    let keeper = labels.and_then(|labels| labels.get(MANAGED_BY)).map(String::as_str);
+    if keeper != Some(BY_SELECTOR) {
+        let mut hasher = std::hash::DefaultHasher::new();
+        format!("{:?}{:?}{:?}", slice.metadata.name, slice.endpoints, slice.ports)
+            .hash(&mut hasher);
+        ready.content = hasher.finish();
+    }
     ready
 }
 
@@ -82,7 +98,7 @@ mod tests {
 
     fn slice(name: &str, endpoints: &serde_json::Value) -> EndpointSlice {
         serde_json::from_value(json!({
-            "metadata": {"namespace": "shop", "name": name, "labels": {SERVICE: "web"}},
+            "metadata": {"namespace": "shop", "name": name, "labels": {SERVICE: "web", MANAGED_BY: BY_SELECTOR}},
             "addressType": "IPv4",
             "endpoints": endpoints,
             "ports": [],

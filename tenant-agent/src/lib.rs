@@ -10,13 +10,17 @@
 
 mod args;
 mod endpoints;
+mod events;
+mod ingress;
 mod link;
+mod mirror;
 mod nodes;
 mod outbox;
 mod plan;
 mod reconcile;
 mod report;
 mod run;
+mod secrets;
 mod shadow;
 
 pub use args::Args;

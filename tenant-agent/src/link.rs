@@ -15,7 +15,6 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{info, warn};
 
-use crate::endpoints::ServiceKey;
 use crate::outbox::{Item, Outbox, Word};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -32,7 +31,7 @@ pub(crate) struct Link {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) stages: Stages,
     /// Services that the hub said something about.
-    pub(crate) news: mpsc::UnboundedSender<ServiceKey>,
+    pub(crate) news: mpsc::UnboundedSender<Item>,
 }
 
 impl Link {
@@ -131,10 +130,8 @@ impl Link {
     }
 
     fn wake(&self, item: &Item) {
-        if let Item::Service(key) = item {
-            // Its receiver lives as long as the process.
-            let _ = self.news.send(key.clone());
-        }
+        // Its receiver lives as long as the process.
+        let _ = self.news.send(item.clone());
     }
 }
 

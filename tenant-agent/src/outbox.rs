@@ -17,8 +17,12 @@ use crate::endpoints::ServiceKey;
 pub(crate) enum Item {
     /// The nodes; before all Routes.
     Nodes,
+    /// What Routes need of a Secret; before the Routes.
+    Secret(ServiceKey),
     /// The Route of a Service.
     Service(ServiceKey),
+    /// The Route of an Ingress.
+    Ingress(ServiceKey),
 }
 
 impl Item {
@@ -26,15 +30,20 @@ impl Item {
     pub(crate) fn key(&self) -> v1::Key {
         match self {
             Self::Nodes => v1::Key::nodes(),
+            Self::Secret((namespace, name)) => v1::Key::secret(namespace, name),
             Self::Service((namespace, name)) => v1::Key::service(namespace, name),
+            Self::Ingress((namespace, name)) => v1::Key::ingress(namespace, name),
         }
     }
 
     /// The item of a key; `None` for one that this agent never sends.
     pub(crate) fn of(key: &v1::Key) -> Option<Self> {
+        let named = || (key.namespace.clone(), key.name.clone());
         match key.kind() {
             v1::Kind::Nodes => Some(Self::Nodes),
-            v1::Kind::Service => Some(Self::Service((key.namespace.clone(), key.name.clone()))),
+            v1::Kind::Secret => Some(Self::Secret(named())),
+            v1::Kind::Service => Some(Self::Service(named())),
+            v1::Kind::Ingress => Some(Self::Ingress(named())),
             v1::Kind::Unspecified => None,
         }
     }
@@ -152,13 +161,9 @@ impl Outbox {
         });
     }
 
-    /// The Services that are wanted.
-    pub(crate) fn services(&self) -> Vec<ServiceKey> {
-        let key = |item: &Item| match item {
-            Item::Service(key) => Some(key.clone()),
-            Item::Nodes => None,
-        };
-        self.with(|state| state.wanted.keys().filter_map(key).collect())
+    /// What is wanted.
+    pub(crate) fn items(&self) -> Vec<Item> {
+        self.with(|state| state.wanted.keys().cloned().collect())
     }
 
     /// What the hub said about what is wanted now.
@@ -250,6 +255,7 @@ fn hash(object: &Object) -> Hash {
     let bytes = match object {
         Object::Route(route) => route.encode_to_vec(),
         Object::Nodes(nodes) => nodes.encode_to_vec(),
+        Object::Secret(secret) => secret.encode_to_vec(),
     };
     Sha256::digest(bytes)[..16].to_vec()
 }

@@ -19,7 +19,8 @@ fn service(spec: Value) -> Service {
 }
 
 fn ready(nodes: &[&str]) -> Ready {
-    Ready { any: !nodes.is_empty(), nodes: nodes.iter().map(|node| (*node).to_owned()).collect() }
+    let nodes: std::collections::BTreeSet<_> = nodes.iter().map(|node| (*node).to_owned()).collect();
+    Ready { any: !nodes.is_empty(), nodes, content: 0 }
 }
 
 fn names(route: &v1::Route) -> Option<Vec<String>> {
@@ -84,7 +85,7 @@ fn a_service_without_node_ports_needs_a_shadow() {
     let ports = ports(&service(json!({"ports": [{"port": 80}]})));
     assert!(ports.needs_shadow);
     let shadow =
-        crate::shadow::shadow(&service(json!({"ports": [{"port": 80, "targetPort": 8080}]})));
+        crate::shadow::shadow(&service(json!({"ports": [{"port": 80, "targetPort": 8080}]})), false);
     let spec = shadow.spec.unwrap();
     assert_eq!(spec.type_.as_deref(), Some("NodePort"));
     assert_eq!(spec.selector, service(json!({})).spec.unwrap().selector);

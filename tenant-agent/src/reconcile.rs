@@ -7,10 +7,10 @@ use fairlead_process::metrics::Stages;
 use fairlead_process::retry::{absent_is_fine, between};
 use fairlead_proto::v1::put::Object;
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::runtime::controller::Action;
-use kube::runtime::events::{Event, Recorder};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
@@ -18,6 +18,9 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::endpoints::{Endpoints, ServiceKey};
+use crate::events::Events;
+use crate::ingress::users::Users;
+use crate::mirror;
 use crate::outbox::{Item, Outbox};
 use crate::plan::{self, CLEANUP, Duty, FINALIZER, Ports};
 use crate::report::{Note, report};
@@ -33,12 +36,13 @@ pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) services: Store<Service>,
     pub(crate) endpoints: Arc<Mutex<Endpoints>>,
+    pub(crate) users: Arc<Mutex<Users>>,
     pub(crate) outbox: Arc<Outbox>,
-    pub(crate) recorder: Recorder,
+    pub(crate) events: Events,
     pub(crate) stages: Stages,
     pub(crate) default_class: bool,
-    /// Services to look at again.
-    pub(crate) again: mpsc::UnboundedSender<ServiceKey>,
+    /// What to look at again.
+    pub(crate) again: mpsc::UnboundedSender<Item>,
 }
 
 /// Brings one Service to what it shall be.
@@ -48,17 +52,39 @@ pub(crate) async fn reconcile(
 ) -> kube::Result<Action> {
     if let Some(owner) = shadow::shadow_of(&service) {
         // A shadow that was changed or deleted is its Service's concern.
-        let _ = context.again.send((service.namespace().unwrap_or_default(), owner.clone()));
+        let owner = (service.namespace().unwrap_or_default(), owner.clone());
+        let _ = context.again.send(Item::Service(owner));
         return Ok(Action::await_change());
     }
-    match plan::duty(&service, context.default_class) {
-        Duty::Ignore => {
-            // Never ours, or somebody took our finalizer away.
-            context.outbox.retract(&item(&service));
-            Ok(Action::await_change())
+    // Ingresses may name any Service.
+    let ended = context.attend(&service).await;
+    context.wake_users(&service);
+    ended
+}
+
+impl Context {
+    async fn attend(&self, service: &Arc<Service>) -> kube::Result<Action> {
+        match plan::duty(service, self.default_class) {
+            Duty::Ignore => {
+                // Never ours, or somebody took our finalizer away.
+                self.outbox.retract(&item(service));
+                self.shadow(service, false).await?;
+                Ok(Action::await_change())
+            }
+            Duty::Publish => self.publish(service).await,
+            Duty::Withdraw => self.withdraw(service).await,
         }
-        Duty::Publish => context.publish(&service).await,
-        Duty::Withdraw => context.withdraw(&service).await,
+    }
+
+    fn users(&self) -> std::sync::MutexGuard<'_, Users> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The Ingresses that name a Service look at it again.
+    fn wake_users(&self, service: &Service) {
+        for ingress in self.users().of_service(&key(service)) {
+            let _ = self.again.send(Item::Ingress(ingress));
+        }
     }
 }
 
@@ -75,9 +101,11 @@ fn key(service: &Service) -> ServiceKey {
 /// Retracts what is wanted for Services that are gone without having been withdrawn: somebody took
 /// the finalizer away, and a deletion is no reconciliation.
 pub(crate) fn sweep(services: &Store<Service>, outbox: &Outbox) {
-    for (namespace, name) in outbox.services() {
-        if services.get(&ObjectRef::new(&name).within(&namespace)).is_none() {
-            outbox.retract(&Item::Service((namespace, name)));
+    for item in outbox.items() {
+        if let Item::Service((namespace, name)) = &item
+            && services.get(&ObjectRef::new(name).within(namespace)).is_none()
+        {
+            outbox.retract(&item);
         }
     }
 }
@@ -146,22 +174,66 @@ impl Context {
 
     /// The node ports of what is served, in order: the Service's own, or those of its shadow.
     async fn node_ports(&self, service: &Service, ports: &Ports) -> kube::Result<Vec<i32>> {
-        if !ports.needs_shadow {
-            self.drop_shadow(service).await?;
+        let shadow = self.shadow(service, ports.needs_shadow).await?;
+        let Some(made) = shadow.filter(|_| ports.needs_shadow) else {
             return Ok(ports.served.iter().map(|port| port.node_port.unwrap_or(0)).collect());
-        }
-        let wanted = shadow::shadow(service);
-        let start = Instant::now();
-        let name = wanted.name_any();
-        let params = PatchParams::apply(MANAGER).force();
-        let made = self.api(service).patch(&name, &params, &Patch::Apply(&wanted)).await?;
-        self.stages.observe("apply", start);
+        };
         let made = made.spec.and_then(|spec| spec.ports).unwrap_or_default();
         let of = |port: i32, protocol: &Option<String>| {
             let same = made.iter().find(|made| made.port == port && made.protocol == *protocol);
             same.and_then(|made| made.node_port).unwrap_or(0)
         };
         Ok(ports.served.iter().map(|port| of(port.port, &port.protocol)).collect())
+    }
+
+    /// Makes the shadow of a Service that needs one, for itself (`own`) or for an Ingress; deletes the
+    /// one that nobody needs.
+    async fn shadow(&self, service: &Service, own: bool) -> kube::Result<Option<Service>> {
+        let key = key(service);
+        let need = self.users().need(&key).unwrap_or_default();
+        let gone = service.metadata.deletion_timestamp.is_some();
+        if gone || !(own || need.shadow) {
+            self.drop_shadow(service).await?;
+            return Ok(None);
+        }
+        let wanted = shadow::shadow(service, need.local && !own);
+        let start = Instant::now();
+        let params = PatchParams::apply(MANAGER).force();
+        let made =
+            self.api(service).patch(&wanted.name_any(), &params, &Patch::Apply(&wanted)).await;
+        self.stages.observe("apply", start);
+        let why = made.as_ref().err().map(ToString::to_string);
+        if self.users().set_shadow_failure(&key, why) {
+            // The Ingresses say so.
+            self.wake_users(service);
+        }
+        let made = made?;
+        if mirror::needs_mirror(service) {
+            self.mirror(service, &made).await?;
+        }
+        Ok(Some(made))
+    }
+
+    /// Gives the shadow of a Service without a selector the Service's endpoints.
+    async fn mirror(&self, service: &Service, shadow: &Service) -> kube::Result<()> {
+        let namespace = service.namespace().unwrap_or_default();
+        let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &namespace);
+        let of = |name: &str| ListParams::default().labels(&format!("{}={name}", mirror::SERVICE));
+        let slices = api.list(&of(&service.name_any())).await?;
+        let mirrored = api.list(&of(&shadow.name_any())).await?;
+        let wanted: Vec<_> =
+            slices.items.iter().map(|slice| mirror::mirror(slice, shadow)).collect();
+        for slice in &wanted {
+            let params = PatchParams::apply(MANAGER).force();
+            api.patch(&slice.name_any(), &params, &Patch::Apply(slice)).await?;
+        }
+        for old in mirrored {
+            if !wanted.iter().any(|slice| slice.metadata.name == old.metadata.name) {
+                let params = DeleteParams::default();
+                absent_is_fine(api.delete(&old.name_any(), &params).await.map(drop))?;
+            }
+        }
+        Ok(())
     }
 
     async fn drop_shadow(&self, service: &Service) -> kube::Result<()> {
@@ -222,7 +294,7 @@ impl Context {
             }
             return Ok(Action::requeue(SILENCE));
         }
-        self.drop_shadow(service).await?;
+        self.shadow(service, false).await?;
         if service.metadata.deletion_timestamp.is_none() {
             self.clear_status(service).await?;
         }
@@ -253,25 +325,6 @@ impl Context {
     }
 
     async fn tell(&self, service: &Service, note: &Note) {
-        // An Event's note has at most 1,024 bytes.
-        let text: String = note.message.chars().take(1_000).collect();
-        let event = Event {
-            type_: note.kind,
-            reason: note.reason.to_owned(),
-            note: Some(text),
-            // Events of one reason are folded into the first by kube's Recorder; the word before the
-            // colon keeps different ones apart.
-            action: note
-                .message
-                .split(':')
-                .next()
-                .filter(|word| !word.contains(' '))
-                .unwrap_or("Publish")
-                .into(),
-            secondary: None,
-        };
-        if let Err(error) = self.recorder.publish(&event, &service.object_ref(&())).await {
-            warn!(%error, "Event not written");
-        }
+        self.events.tell(&service.object_ref(&()), note).await;
     }
 }

@@ -1,5 +1,7 @@
 //! What the hub said → `Service.status` and Events.
 
+use std::borrow::Cow;
+
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, PortStatus, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::runtime::events::EventType;
@@ -24,17 +26,23 @@ pub(crate) struct Report {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Note {
     pub(crate) kind: EventType,
-    pub(crate) reason: &'static str,
+    pub(crate) reason: Cow<'static, str>,
     pub(crate) message: String,
 }
 
 impl Note {
     pub(crate) fn normal(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { kind: EventType::Normal, reason, message: message.into() }
+        Self { kind: EventType::Normal, reason: reason.into(), message: message.into() }
     }
 
     pub(crate) fn warning(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { kind: EventType::Warning, reason, message: message.into() }
+        Self { kind: EventType::Warning, reason: reason.into(), message: message.into() }
+    }
+
+    /// A warning with the reason of a condition.
+    pub(crate) fn warning_of(reason: &str, message: &str) -> Self {
+        let reason = Cow::Owned(reason.to_owned());
+        Self { kind: EventType::Warning, reason, message: message.to_owned() }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Wiring.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,15 +12,17 @@ use fairlead_process::tls::Files;
 use fairlead_process::{logs, probes, shutdown};
 use fairlead_proto::v1;
 use fairlead_proto::v1::put::Object;
-use futures::{StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::api::ListParams;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{Controller, WatchStreamExt};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -28,11 +31,15 @@ use tracing::{info, warn};
 
 use crate::Args;
 use crate::endpoints::{Endpoints, ServiceKey};
+use crate::events::Events;
+use crate::ingress::users::Users;
+use crate::ingress::{self};
 use crate::link::Link;
 use crate::nodes;
 use crate::outbox::{Item, Outbox};
 use crate::plan::{self, Duty};
 use crate::reconcile::{self, Context};
+use crate::secrets::Secrets;
 use crate::shadow::SHADOW_OF;
 
 /// How often Services are looked for that went without a word.
@@ -113,24 +120,26 @@ impl Args {
         // A plan without its nodes and endpoints would take traffic away.
         nodes_ready.await?;
         slices_ready.await?;
-        let references =
-            UnboundedReceiverStream::new(to_look_at).map(|(namespace, name): ServiceKey| {
-                ObjectRef::<Service>::new(&name).within(&namespace)
-            });
+        let users = Arc::new(Mutex::new(Users::default()));
+        let (services_again, services_due) = mpsc::unbounded_channel();
+        let (ingresses_again, ingresses_due) = mpsc::unbounded_channel();
+        tasks.spawn(distribute(to_look_at, services_again, ingresses_again, users.clone()));
+        let reporter =
+            Reporter { controller: "fairlead-agent".into(), instance: Some(self.name.clone()) };
+        let events = Events(Recorder::new(client.clone(), reporter));
+
         let controller = Controller::new(Api::all(client.clone()), watcher::Config::default())
             .owns(Api::<Service>::all(client.clone()), watcher::Config::default().labels(SHADOW_OF))
-            .reconcile_on(references)
+            .reconcile_on(references::<Service>(services_due))
             .graceful_shutdown_on(stop.clone().cancelled_owned());
         let services = controller.store();
         let context = Arc::new(Context {
             client: client.clone(),
             services: services.clone(),
-            endpoints,
+            endpoints: endpoints.clone(),
+            users: users.clone(),
             outbox: outbox.clone(),
-            recorder: Recorder::new(
-                client,
-                Reporter { controller: "fairlead-agent".into(), instance: Some(self.name.clone()) },
-            ),
+            events: events.clone(),
             stages: stages.clone(),
             default_class: self.default_class,
             again: again.clone(),
@@ -140,6 +149,22 @@ impl Args {
             controlling.for_each(|_| async {}).await;
             Ok(())
         });
+
+        let classes = classes(&client, &mut tasks);
+        let ingresses = Arc::new(ingress::reconcile::Context {
+            client: client.clone(),
+            classes,
+            services: services.clone(),
+            endpoints,
+            users,
+            secrets: Secrets::new(client.clone(), outbox.clone(), again.clone()),
+            outbox: outbox.clone(),
+            events,
+            stages: stages.clone(),
+            again: again.clone(),
+            told: Mutex::default(),
+        });
+        tasks.spawn(watch_ingresses(client, ingresses, ingresses_due, stop.clone()));
 
         let hello = v1::Hello {
             agent_version: env!("CARGO_PKG_VERSION").into(),
@@ -161,22 +186,127 @@ impl Args {
     }
 }
 
-/// Notes every Service that is ours as wanted, so that the first inventory names them all: what it
-/// does not name, the hub deletes.
+/// Notes everything that is ours as wanted, so that the first inventory names it all: what it does not
+/// name, the hub deletes.
 async fn expect_all(client: &Client, outbox: &Outbox, default_class: bool) -> Result<()> {
-    let api = Api::<Service>::all(client.clone());
+    for_all(client, |service: Service| {
+        if plan::duty(&service, default_class) != Duty::Ignore {
+            outbox.expect(reconcile::item(&service));
+        }
+    })
+    .await?;
+    let mut classes = HashMap::new();
+    for_all(client, |class: IngressClass| drop(classes.insert(class.name_any(), Arc::new(class))))
+        .await?;
+    for_all(client, |ingress: Ingress| {
+        if !ingress::is_ours(&ingress, &|name| classes.get(name).cloned()) {
+            return;
+        }
+        let namespace = ingress.namespace().unwrap_or_default();
+        for (name, _) in ingress::plan::secrets(&ingress) {
+            outbox.expect(Item::Secret((namespace.clone(), name)));
+        }
+        outbox.expect(Item::Ingress((namespace, ingress.name_any())));
+    })
+    .await
+}
+
+/// All objects of a kind, a page at a time.
+async fn for_all<K>(client: &Client, mut each: impl FnMut(K)) -> Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let api = Api::<K>::all(client.clone());
     let mut page = ListParams::default().limit(500);
     loop {
         let list = api.list(&page).await?;
-        for service in &list.items {
-            if plan::duty(service, default_class) != Duty::Ignore {
-                outbox.expect(reconcile::item(service));
-            }
-        }
+        list.items.into_iter().for_each(&mut each);
         match list.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => page = page.continue_token(&token),
             None => return Ok(()),
         }
+    }
+}
+
+/// Takes what is to be looked at to those who look.
+async fn distribute(
+    mut items: mpsc::UnboundedReceiver<Item>,
+    services: mpsc::UnboundedSender<ServiceKey>,
+    ingresses: mpsc::UnboundedSender<ServiceKey>,
+    users: Arc<Mutex<Users>>,
+) -> Result<()> {
+    while let Some(item) = items.recv().await {
+        // The receivers live as long as the process.
+        match item {
+            Item::Nodes => {}
+            Item::Service(key) => drop(services.send(key)),
+            Item::Ingress(key) => drop(ingresses.send(key)),
+            Item::Secret(key) => {
+                let naming = users.lock().unwrap_or_else(PoisonError::into_inner).of_secret(&key);
+                naming.into_iter().for_each(|key| drop(ingresses.send(key)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn references<K: Resource<DynamicType = ()>>(
+    due: mpsc::UnboundedReceiver<ServiceKey>,
+) -> impl Stream<Item = ObjectRef<K>> {
+    UnboundedReceiverStream::new(due)
+        .map(|(namespace, name)| ObjectRef::<K>::new(&name).within(&namespace))
+}
+
+/// Keeps the `IngressClass`es.
+fn classes(client: &Client, tasks: &mut JoinSet<Result<()>>) -> Store<IngressClass> {
+    let (store, writer) = reflector::store();
+    let stream =
+        watcher::watcher(Api::<IngressClass>::all(client.clone()), watcher::Config::default());
+    let stream = reflector::reflector(writer, stream.default_backoff());
+    tasks.spawn(async move {
+        stream.for_each(|_| async {}).await;
+        Ok(())
+    });
+    store
+}
+
+/// Watches Ingresses. They have no finalizer of ours: one that is deleted is noticed here, and one that
+/// went while nobody watched by `sweep`, or by the next inventory.
+async fn watch_ingresses(
+    client: Client,
+    context: Arc<ingress::reconcile::Context>,
+    due: mpsc::UnboundedReceiver<ServiceKey>,
+    stop: CancellationToken,
+) -> Result<()> {
+    // Without these every backend would be missing.
+    context.services.wait_until_ready().await?;
+    context.classes.wait_until_ready().await?;
+    let (store, writer) = reflector::store::<Ingress>();
+    let stream = watcher::watcher(Api::<Ingress>::all(client.clone()), watcher::Config::default());
+    let gone = context.clone();
+    let stream = reflector::reflector(writer, stream.default_backoff()).inspect_ok(move |event| {
+        if let Event::Delete(ingress) = event {
+            gone.forget(&(ingress.namespace().unwrap_or_default(), ingress.name_any()));
+        }
+    });
+    // A class that changed may change whose any Ingress is.
+    let all = watcher::watcher(Api::<IngressClass>::all(client), watcher::Config::default());
+    let class_changed =
+        all.default_backoff().touched_objects().filter_map(|class| async { class.ok() });
+    let controlling = Controller::for_stream(stream.applied_objects(), store.clone())
+        .reconcile_on(references::<Ingress>(due))
+        .reconcile_all_on(class_changed.map(|_| ()))
+        .graceful_shutdown_on(stop.cancelled_owned())
+        .run(ingress::reconcile::reconcile, ingress::reconcile::retry, context.clone());
+    let sweeping = async {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            ingress::reconcile::sweep(&store, &context);
+        }
+    };
+    tokio::select! {
+        () = controlling.for_each(|_| async {}) => Ok(()),
+        () = sweeping => Ok(()),
     }
 }
 
@@ -228,7 +358,7 @@ fn note(nodes: &mut BTreeMap<String, Vec<String>>, node: &Node) {
 async fn watch_endpoints(
     client: Client,
     endpoints: Arc<Mutex<Endpoints>>,
-    again: mpsc::UnboundedSender<ServiceKey>,
+    again: mpsc::UnboundedSender<Item>,
     read: oneshot::Sender<()>,
 ) -> Result<()> {
     let config = watcher::Config::default().labels("kubernetes.io/service-name");
@@ -276,7 +406,7 @@ async fn watch_endpoints(
         }
         for service in changed {
             // Its receiver lives as long as the process.
-            let _ = again.send(service);
+            let _ = again.send(Item::Service(service));
         }
     }
 }

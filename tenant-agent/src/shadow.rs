@@ -26,8 +26,9 @@ pub(crate) fn name(service: &str) -> String {
     format!("{head}-fl-{hash}")
 }
 
-/// The shadow that a Service needs. The apiserver chooses the node ports.
-pub(crate) fn shadow(service: &Service) -> Service {
+/// The shadow that a Service needs. The apiserver chooses the node ports. `local`: traffic that reaches
+/// a node stays on it, whatever the Service says.
+pub(crate) fn shadow(service: &Service, local: bool) -> Service {
     let spec = service.spec.clone().unwrap_or_default();
     let owner_name = service.metadata.name.clone().unwrap_or_default();
     let port = |port: ServicePort| ServicePort {
@@ -58,7 +59,11 @@ pub(crate) fn shadow(service: &Service) -> Service {
             type_: Some("NodePort".into()),
             selector: spec.selector,
             ports: Some(spec.ports.into_iter().flatten().filter(supported).map(port).collect()),
-            external_traffic_policy: spec.external_traffic_policy,
+            external_traffic_policy: if local {
+                Some("Local".into())
+            } else {
+                spec.external_traffic_policy
+            },
             publish_not_ready_addresses: spec.publish_not_ready_addresses,
             ip_families: spec.ip_families,
             ip_family_policy: spec.ip_family_policy,

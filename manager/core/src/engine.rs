@@ -287,7 +287,8 @@ impl Engine {
             }
             Holder::Shared { .. } => {
                 // Whoever is claiming now may be about to sit down there.
-                self.tentative.values().flatten().any(|key| *key == claim.key) || self.web.is_seated(claim.key.address)
+                self.tentative.values().flatten().any(|key| *key == claim.key)
+                    || self.web.is_seated(claim.key.address)
             }
         }
     }

@@ -92,7 +92,8 @@ impl World {
 
     fn pool(&mut self, addresses: &str, sharing: Sharing) {
         let addresses = addresses.split(' ').map(str::to_owned).collect();
-        let spec = AddressPoolSpec { addresses, sharing, reserved_ports: vec![22], trusted_hops: 0 };
+        let spec =
+            AddressPoolSpec { addresses, sharing, reserved_ports: vec![22], trusted_hops: 0 };
         self.engine.pool("public", Some(spec));
     }
 
@@ -184,7 +185,11 @@ impl World {
     fn check(&self) {
         for claim in self.claims.values() {
             let Some(route) = claim.route() else {
-                assert!(self.engine.web.is_seated(claim.key.address), "nobody shares {:?}", claim.key);
+                assert!(
+                    self.engine.web.is_seated(claim.key.address),
+                    "nobody shares {:?}",
+                    claim.key
+                );
                 continue;
             };
             let entry = self.engine.routes.get(route).expect("a claim without its Route leaks");

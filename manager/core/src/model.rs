@@ -134,8 +134,20 @@ fn read(spec: RouteSpec) -> Result<Wish, String> {
         return Err(format!("spec.backends: {:?} is there twice", twice.name));
     }
     let listeners = read_listeners(listeners, &rules, &backends)?;
-    let (hosts, invalid) = check::hosts(hosts, &backends);
-    Ok(Wish { pool: address.pool, ip: ip.transpose()?, listeners, backends, hosts, invalid, unresolved })
+    let (hosts, mut invalid) = check::hosts(hosts, &backends);
+    // What was asked for and cannot be had, from what was named and is not there.
+    let (asked, unresolved): (Vec<_>, Vec<_>) =
+        unresolved.into_iter().partition(|one| one.reason == "InvalidAnnotation");
+    invalid.extend(asked.into_iter().map(|one| one.message));
+    Ok(Wish {
+        pool: address.pool,
+        ip: ip.transpose()?,
+        listeners,
+        backends,
+        hosts,
+        invalid,
+        unresolved,
+    })
 }
 
 fn read_listeners(

@@ -18,9 +18,7 @@ use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
 };
-use envoy_types::pb::envoy::config::listener::v3::{
-    FilterChain, Listener, UdpListenerConfig,
-};
+use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener, UdpListenerConfig};
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use envoy_types::pb::envoy::extensions::filters::udp::udp_proxy::v3::udp_proxy_config::RouteSpecifier;
@@ -93,7 +91,10 @@ pub(crate) fn resolve(wish: &Wish, nodes: Option<&Nodes>) -> Verdict {
             0 => String::new(),
             more => format!(" (and {more} more)"),
         };
-        return Verdict::no(Reason::RefNotFound, format!("{}: {}{more}", first.reason, first.message));
+        return Verdict::no(
+            Reason::RefNotFound,
+            format!("{}: {}{more}", first.reason, first.message),
+        );
     }
     let Some(nodes) = nodes else {
         let message = "the tenant's agent has told of no nodes yet";
@@ -204,10 +205,7 @@ fn tcp_listener(ip: IpAddr, port: u16, cluster: &str) -> Resource {
 fn udp_listener(ip: IpAddr, port: u16, cluster: &str) -> Resource {
     let name = listener_name(Protocol::Udp, ip, port);
     let route = UdpRoute { cluster: cluster.to_owned() };
-    let action = TypedExtensionConfig {
-        name: "route".into(),
-        typed_config: Some(any(&route)),
-    };
+    let action = TypedExtensionConfig { name: "route".into(), typed_config: Some(any(&route)) };
     let matcher = Matcher {
         on_no_match: Some(Box::new(OnMatch {
             on_match: Some(on_match::OnMatch::Action(action)),

@@ -37,7 +37,12 @@ fn spec(ports: &[(Protocol, u16)], nodes: &Names) -> RouteSpec {
         rules: ports.iter().map(|p| RouteRule { listener: name(p), backend: name(p) }).collect(),
         backends: ports
             .iter()
-            .map(|p| Backend { name: name(p), node_port: 30_000 + p.1, nodes: nodes.clone(), upstream: Upstream::default() })
+            .map(|p| Backend {
+                name: name(p),
+                node_port: 30_000 + p.1,
+                nodes: nodes.clone(),
+                upstream: Upstream::default(),
+            })
             .collect(),
         hosts: Vec::new(),
         unresolved: Vec::new(),

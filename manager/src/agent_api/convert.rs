@@ -107,8 +107,7 @@ fn http_part(kind: SourceKind, bytes: &[u8]) -> Result<HttpPart, String> {
     if kind == SourceKind::Service {
         return Err("http: a Service has none".into());
     }
-    let part: HttpPart =
-        serde_json::from_slice(bytes).map_err(|error| format!("http: {error}"))?;
+    let part: HttpPart = serde_json::from_slice(bytes).map_err(|error| format!("http: {error}"))?;
     if let Some(bad) = part.backends.iter().find(|one| one.nodes.names.len() > MAX_NODES) {
         let name: String = bad.name.chars().take(64).collect();
         return Err(format!("http.backends: {name:?}: at most {MAX_NODES} nodes are allowed"));

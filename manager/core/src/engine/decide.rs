@@ -75,12 +75,7 @@ impl Engine {
     }
 
     /// Translates what a Route serves and publishes what differs.
-    fn serve(
-        &mut self,
-        id: &RouteId,
-        serving: Option<(Arc<Wish>, IpAddr)>,
-        effects: &mut Effects,
-    ) {
+    fn serve(&mut self, id: &RouteId, serving: Option<(Arc<Wish>, IpAddr)>, effects: &mut Effects) {
         let served = self.served(id, serving.as_ref(), effects);
         let Some(entry) = self.routes.get_mut(id) else { return };
         let nodes = self.nodes.get(&id.tenant);
@@ -236,9 +231,7 @@ fn reduced(
     address: IpAddr,
     held: Held<'_>,
 ) -> Option<(Arc<Wish>, IpAddr)> {
-    let mine = |listener: &&Listener| {
-        held.usable(id, uid, address, listener)
-    };
+    let mine = |listener: &&Listener| held.usable(id, uid, address, listener);
     let listeners: Vec<_> = wish.listeners.iter().filter(mine).cloned().collect();
     if listeners.is_empty() {
         return None;

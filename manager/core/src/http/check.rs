@@ -24,7 +24,8 @@ const MAX_VALUE: usize = 4_096;
 /// The hosts that can be served, with the rules that can; and what cannot, by its field.
 pub fn hosts(hosts: Vec<Host>, backends: &[Backend]) -> (Vec<Host>, Vec<String>) {
     let names: BTreeSet<&str> = backends.iter().map(|backend| &*backend.name).collect();
-    let (mut good, mut bad, mut seen) = (Vec::with_capacity(hosts.len()), Vec::new(), BTreeSet::new());
+    let (mut good, mut bad, mut seen) =
+        (Vec::with_capacity(hosts.len()), Vec::new(), BTreeSet::new());
     for (index, mut host) in hosts.into_iter().enumerate() {
         let at = |what: &str| format!("hosts[{index}] ({:?}): {what}", clip(&host.hostname));
         if let Err(what) = hostname(&host.hostname) {
@@ -208,7 +209,9 @@ fn redirect(redirect: &RequestRedirect) -> Result<(), String> {
         return Err("requestRedirect: the host must be a DNS name".into());
     }
     match path {
-        Some(path) if !path.starts_with('/') => Err("requestRedirect: the path must begin with /".into()),
+        Some(path) if !path.starts_with('/') => {
+            Err("requestRedirect: the path must begin with /".into())
+        }
         Some(path) => value_text("requestRedirect: the path", path),
         None => Ok(()),
     }

@@ -49,9 +49,7 @@ use envoy_types::pb::google::protobuf::{Any, UInt32Value, UInt64Value};
 use envoy_types::pb::xds::core::v3::TypedExtensionConfig as XdsExtension;
 use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
 use envoy_types::pb::xds::r#type::matcher::v3::matcher::{OnMatch, on_match};
-use fairlead_api::http::{
-    ClientAddresses, Cors, ExternalAuth, RateLimit, SessionPersistence,
-};
+use fairlead_api::http::{ClientAddresses, Cors, ExternalAuth, RateLimit, SessionPersistence};
 
 use super::check;
 use crate::pb::{
@@ -217,10 +215,13 @@ fn one_of(ranges: &[String]) -> Principal {
         address_prefix: net.network().to_string(),
         prefix_len: Some(UInt32Value { value: net.prefix_len().into() }),
     };
-    let ids = ranges.iter().filter_map(|text| check::cidr(text)).map(|net| Principal {
-        identifier: Some(principal::Identifier::RemoteIp(range(net))),
-    });
-    Principal { identifier: Some(principal::Identifier::OrIds(principal::Set { ids: ids.collect() })) }
+    let ids = ranges
+        .iter()
+        .filter_map(|text| check::cidr(text))
+        .map(|net| Principal { identifier: Some(principal::Identifier::RemoteIp(range(net))) });
+    Principal {
+        identifier: Some(principal::Identifier::OrIds(principal::Set { ids: ids.collect() })),
+    }
 }
 
 pub(crate) fn rate_limit(parts: &mut Parts, limit: &RateLimit) {
@@ -234,7 +235,8 @@ pub(crate) fn rate_limit(parts: &mut Parts, limit: &RateLimit) {
         ..LocalRateLimit::default()
     };
     if limit.per_client {
-        let entry = rate_limit_descriptor::Entry { key: "remote_address".into(), value: String::new() };
+        let entry =
+            rate_limit_descriptor::Entry { key: "remote_address".into(), value: String::new() };
         let address = rate_limit::action::ActionSpecifier::RemoteAddress(Default::default());
         let action = rate_limit::Action { action_specifier: Some(address) };
         config.token_bucket = Some(TokenBucket {

@@ -128,7 +128,8 @@ fn secure(address: IpAddr, front: &Front) -> Resource {
         }
         chains.push(built);
     }
-    let inspector = listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default());
+    let inspector =
+        listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default());
     publish(address, HTTPS_PORT, chains, vec![inspector])
 }
 
@@ -242,9 +243,8 @@ fn early(scopes: &str) -> TypedExtensionConfig {
     let set = |name: &str, value: String| Mutation {
         action: Some(header_mutation::Action::Append(set_header(name, value))),
     };
-    let drop = |name: &str| Mutation {
-        action: Some(header_mutation::Action::Remove(name.to_owned())),
-    };
+    let drop =
+        |name: &str| Mutation { action: Some(header_mutation::Action::Remove(name.to_owned())) };
     let mutations = vec![
         drop(SCOPE),
         set(SCOPE, format!("{scopes}%REQ(:AUTHORITY)%")),

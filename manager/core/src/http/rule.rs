@@ -51,8 +51,15 @@ pub(crate) fn encode(route: &Route, parts: &Parts) -> Vec<u8> {
 
 /// A rule's route for one of its matches.
 pub(crate) fn route(rule: &HttpRule, one: &HttpMatch, context: &Context<'_>) -> Vec<u8> {
-    let HttpRule { name: _, matches: _, filters, backends, timeouts: _, retry: _, session_persistence } =
-        rule;
+    let HttpRule {
+        name: _,
+        matches: _,
+        filters,
+        backends,
+        timeouts: _,
+        retry: _,
+        session_persistence,
+    } = rule;
     let mut route = Route { r#match: Some(matching(one)), ..Route::default() };
     let mut parts = Parts::new();
     headers(&mut route, filters);

@@ -166,7 +166,8 @@ fn backends(rule: &HttpRule) -> impl Iterator<Item = &str> {
 }
 
 fn needs(clusters: &[BTreeMap<&str, String>]) -> Vec<Key> {
-    let all: BTreeSet<&str> = clusters.iter().flat_map(|m| m.values()).map(String::as_str).collect();
+    let all: BTreeSet<&str> =
+        clusters.iter().flat_map(|m| m.values()).map(String::as_str).collect();
     let both = |name: &str| {
         [Key::new(ResourceType::Cluster, name), Key::new(ResourceType::Endpoints, name)]
     };
@@ -181,10 +182,7 @@ struct Entry<'a> {
 
 /// All rules in the order in which they are tried (Ingress: the longest path, then Exact before Prefix;
 /// then what asks for more headers), each match once.
-fn entries<'a>(
-    key: &SiteKey,
-    members: &[Member<'a>],
-) -> (Vec<Entry<'a>>, Vec<(RouteId, String)>) {
+fn entries<'a>(key: &SiteKey, members: &[Member<'a>]) -> (Vec<Entry<'a>>, Vec<(RouteId, String)>) {
     let (mut all, mut shadowed) = (Vec::new(), Vec::new());
     let mut seen: BTreeMap<String, &RouteId> = BTreeMap::new();
     for (member, part) in members.iter().enumerate() {

@@ -17,10 +17,10 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, CommonTlsContext, SdsSecretConfig, SubjectAltNameMatcher,
     UpstreamTlsContext,
 };
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
     AutoHttpConfig, ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config,
 };
-use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use fairlead_api::http::{Balancing, Upstream, UpstreamProtocol, UpstreamTls};
 use fairlead_api::{RouteId, TenantId};
 use fairlead_xds::{Key, Resource, ResourceType};
@@ -101,13 +101,11 @@ fn options(protocol: UpstreamProtocol, tls: Option<&UpstreamTls>) -> HttpProtoco
             explicit(explicit_http_config::ProtocolConfig::HttpProtocolOptions(http1))
         }
         // By ALPN.
-        (UpstreamProtocol::Http, Some(_)) => {
-            UpstreamProtocolOptions::AutoConfig(AutoHttpConfig {
-                http_protocol_options: Some(http1),
-                http2_protocol_options: Some(http2),
-                ..AutoHttpConfig::default()
-            })
-        }
+        (UpstreamProtocol::Http, Some(_)) => UpstreamProtocolOptions::AutoConfig(AutoHttpConfig {
+            http_protocol_options: Some(http1),
+            http2_protocol_options: Some(http2),
+            ..AutoHttpConfig::default()
+        }),
     };
     // The name that is sent is the request's host, unless one is given.
     let by_host = tls.is_some_and(|tls| tls.server_name.is_none());

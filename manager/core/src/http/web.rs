@@ -226,7 +226,11 @@ impl Web {
     }
 
     /// Translates what is dirty. The Routes whose status may have changed come back.
-    pub(crate) fn step(&mut self, around: &Surroundings<'_>, to: &mut Publisher) -> BTreeSet<RouteId> {
+    pub(crate) fn step(
+        &mut self,
+        around: &Surroundings<'_>,
+        to: &mut Publisher,
+    ) -> BTreeSet<RouteId> {
         let mut touched = BTreeSet::new();
         for name in std::mem::take(&mut self.dirty_upstreams) {
             self.translate_upstream(name, around, to);
@@ -313,8 +317,7 @@ impl Web {
         if !self.is_seated(address) {
             return None;
         }
-        let mut front =
-            Front { trusted_hops: (around.trusted_hops)(address), ..Front::default() };
+        let mut front = Front { trusted_hops: (around.trusted_hops)(address), ..Front::default() };
         let first = SiteKey { address, hostname: "".into() };
         let here = self.sites.range(first..).take_while(|(key, _)| key.address == address);
         for (key, site) in here {
@@ -341,7 +344,10 @@ impl Web {
             }
             Outcome::Rejected(version, text) => {
                 let refused = (*version, text.clone());
-                if site.rejected.insert(resource.clone(), refused).is_none_or(|old| old.0 != *version)
+                if site
+                    .rejected
+                    .insert(resource.clone(), refused)
+                    .is_none_or(|old| old.0 != *version)
                 {
                     self.dirty_sites.insert(key.clone());
                 }

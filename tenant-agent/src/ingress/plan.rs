@@ -1,0 +1,623 @@
+//! What must exist for an Ingress: pure, from the Ingress and what is known around it.
+//!
+//! Its rules become those of the Gateway API. What is missing fails the rule that names it, and is
+//! told by its field; all other rules work.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use fairlead_api::http::{
+    ANY_HOST, BackendRef, BasicAuth, ExternalAuth, Filters, HeaderMatch, HeaderMatchType, Host,
+    HostTls, HttpMatch, HttpPart, HttpRule, PathMatch, PathMatchType, PathRewrite, RequestRedirect,
+    TlsMode, Unresolved, Upstream, UpstreamProtocol, UpstreamTls, UrlRewrite,
+};
+use fairlead_api::route::{Backend, NodePolicy, Nodes};
+use fairlead_proto::v1;
+use k8s_openapi::api::core::v1::{Service, ServicePort};
+use k8s_openapi::api::networking::v1::{Ingress, IngressBackend, IngressServiceBackend};
+
+use super::settings::{Complaint, Settings};
+use crate::endpoints::{Ready, ServiceKey};
+use crate::report::Note;
+
+/// What is known around an Ingress.
+pub(crate) trait Around {
+    /// A Service of its namespace.
+    fn service(&self, key: &ServiceKey) -> Option<Arc<Service>>;
+    /// The shadow of a Service.
+    fn shadow(&self, key: &ServiceKey) -> Option<Arc<Service>>;
+    /// Why a Service has no shadow though one was asked for.
+    fn shadow_failure(&self, key: &ServiceKey) -> Option<String>;
+    /// Where a Service has ready endpoints.
+    fn ready(&self, key: &ServiceKey) -> Ready;
+    /// A part of a Secret.
+    fn secret(&self, key: &ServiceKey, part: Part) -> Found;
+}
+
+/// What a Secret is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Part {
+    /// `tls.crt` and `tls.key`.
+    Certificate,
+    /// `ca.crt`.
+    Ca,
+    /// `auth`.
+    Users,
+}
+
+/// What there is of a part of a Secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// It was not read yet.
+    Unread,
+    /// It is good; a certificate until then, in seconds since 1970.
+    Good(Option<i64>),
+    /// It is not there, or broken, and why.
+    Bad(String),
+}
+
+/// What must exist.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    /// What is pushed; `None` while something that the Ingress names was not read yet.
+    pub(crate) route: Option<v1::Route>,
+    /// The Services that it names; true: it needs a shadow, and traffic stays on the node that it
+    /// reaches.
+    pub(crate) services: BTreeMap<String, Need>,
+    /// The Secrets that it names, and for what.
+    pub(crate) secrets: BTreeSet<(String, Part)>,
+    /// What is missing, or cannot be followed.
+    pub(crate) notes: Vec<Note>,
+    /// When the first certificate ends, in seconds since 1970.
+    pub(crate) expires: Option<i64>,
+}
+
+/// What an Ingress needs of a Service.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Need {
+    /// A `NodePort` beside it.
+    pub(crate) shadow: bool,
+    /// Traffic that reaches a node stays on it, so that a client that is tied to a node is tied to its
+    /// pods.
+    pub(crate) local: bool,
+}
+
+/// The Secrets that an Ingress names: all that must be kept before it was planned.
+pub(crate) fn secrets(ingress: &Ingress) -> BTreeSet<(String, Part)> {
+    let (settings, _) = Settings::parse(&annotations(ingress));
+    let tls = ingress.spec.iter().flat_map(|spec| spec.tls.iter().flatten());
+    let names = tls.filter_map(|tls| tls.secret_name.clone()).filter(|_| !settings.passthrough);
+    let certificates = names.map(|name| (name, Part::Certificate));
+    let ca = settings.tls_ca.map(|name| (name, Part::Ca));
+    let users = settings.basic_auth.map(|name| (name, Part::Users));
+    certificates.chain(ca).chain(users).collect()
+}
+
+fn annotations(ingress: &Ingress) -> BTreeMap<String, String> {
+    ingress.metadata.annotations.clone().unwrap_or_default()
+}
+
+/// Plans an Ingress. `now`: seconds since 1970.
+pub(crate) fn plan(ingress: &Ingress, around: &dyn Around, now: i64) -> Plan {
+    let (settings, complaints) = Settings::parse(&annotations(ingress));
+    let namespace = ingress.metadata.namespace.clone().unwrap_or_default();
+    let mut planner = Planner {
+        namespace,
+        settings,
+        around,
+        now,
+        backends: BTreeMap::new(),
+        unresolved: Vec::new(),
+        unread: false,
+        complaints,
+        plan: Plan { secrets: secrets(ingress), ..Plan::default() },
+    };
+    let hosts = planner.hosts(ingress);
+    planner.finish(ingress, hosts)
+}
+
+struct Planner<'a> {
+    namespace: String,
+    settings: Settings,
+    around: &'a dyn Around,
+    now: i64,
+    backends: BTreeMap<String, Backend>,
+    unresolved: Vec<Unresolved>,
+    unread: bool,
+    complaints: Vec<Complaint>,
+    plan: Plan,
+}
+
+impl Planner<'_> {
+    fn missing(&mut self, reason: &str, message: String) {
+        self.unresolved.push(Unresolved { reason: reason.to_owned(), message });
+    }
+
+    fn finish(mut self, ingress: &Ingress, hosts: Vec<Host>) -> Plan {
+        for Complaint { reason, message } in std::mem::take(&mut self.complaints) {
+            // What is asked for and cannot be had is the Route's concern as well.
+            if reason == "InvalidAnnotation" {
+                self.once(reason, message);
+            } else {
+                self.plan.notes.push(Note::warning(reason, message));
+            }
+        }
+        let note = |one: &Unresolved| Note::warning_of(&one.reason, &one.message);
+        self.plan.notes.extend(self.unresolved.iter().map(note));
+        let part = HttpPart {
+            hosts,
+            backends: self.backends.into_values().collect(),
+            // The hub takes so many.
+            unresolved: self.unresolved.into_iter().take(100).collect(),
+        };
+        let listener = |name: &str, protocol: v1::Protocol, port| v1::Listener {
+            name: name.to_owned(),
+            protocol: protocol.into(),
+            port,
+        };
+        let mut plan = self.plan;
+        // Maps in it are ordered, so equal plans are equal bytes.
+        if let Some(http) = serde_json::to_vec(&part).ok().filter(|_| !self.unread) {
+            plan.route = Some(v1::Route {
+                uid: ingress.metadata.uid.clone().unwrap_or_default(),
+                pool: self.settings.pool,
+                ip: self.settings.address,
+                // Always both: who has 80 only could not come to have 443 there later.
+                listeners: vec![
+                    listener("http", v1::Protocol::Http, 80),
+                    listener("https", v1::Protocol::Https, 443),
+                ],
+                http,
+                ..v1::Route::default()
+            });
+        }
+        plan
+    }
+
+    fn hosts(&mut self, ingress: &Ingress) -> Vec<Host> {
+        let Some(spec) = ingress.spec.clone() else { return Vec::new() };
+        let mut rules: BTreeMap<String, Vec<HttpRule>> = BTreeMap::new();
+        for (index, rule) in spec.rules.iter().flatten().enumerate() {
+            let hostname = rule.host.clone().filter(|host| !host.is_empty());
+            let host = rules.entry(hostname.unwrap_or_else(|| ANY_HOST.into())).or_default();
+            let paths = rule.http.iter().flat_map(|http| &http.paths).enumerate();
+            for (number, path) in paths {
+                let name = format!("spec.rules[{index}].http.paths[{number}]");
+                let matching = self.matching(path.path.as_deref(), &path.path_type, &name);
+                host.extend(self.rules(&name, matching, &path.backend));
+            }
+        }
+        if let Some(backend) = &spec.default_backend {
+            // For what matches nothing: of every host that is named, and of all others.
+            let everything = || Ok(HttpMatch::default());
+            let fallback = self.rules("spec.defaultBackend", everything(), backend);
+            rules.entry(ANY_HOST.into()).or_default();
+            for host in rules.values_mut() {
+                if !host.iter().any(|rule| rule.matches.iter().any(is_everything)) {
+                    host.extend(fallback.iter().cloned());
+                }
+            }
+        }
+        let tls = self.tls(&spec, &mut rules);
+        rules
+            .into_iter()
+            .map(|(hostname, rules)| Host { tls: tls(&hostname), hostname, rules })
+            .collect()
+    }
+
+    /// How TLS for each host ends; hosts that are named for TLS only are added.
+    fn tls(
+        &mut self,
+        spec: &k8s_openapi::api::networking::v1::IngressSpec,
+        rules: &mut BTreeMap<String, Vec<HttpRule>>,
+    ) -> impl Fn(&str) -> Option<HostTls> + use<> {
+        let redirect = !self.settings.no_redirect;
+        let passthrough = self.settings.passthrough;
+        let mut certificates: BTreeMap<String, String> = BTreeMap::new();
+        for (index, tls) in spec.tls.iter().flatten().enumerate() {
+            let field = format!("spec.tls[{index}].secretName");
+            let Some(secret) = tls.secret_name.clone().filter(|_| !passthrough) else {
+                if !passthrough {
+                    let message =
+                        format!("{field}: names no Secret, so its hosts have no certificate");
+                    self.missing("SecretNotFound", message);
+                }
+                continue;
+            };
+            self.certificate(&field, &secret);
+            // None named: all hosts of the rules.
+            let named = tls.hosts.clone().filter(|hosts| !hosts.is_empty());
+            for host in named.unwrap_or_else(|| rules.keys().cloned().collect()) {
+                certificates.entry(host).or_insert_with(|| secret.clone());
+            }
+        }
+        for host in certificates.keys() {
+            rules.entry(host.clone()).or_default();
+        }
+        move |hostname| {
+            if passthrough {
+                let mode = TlsMode::Passthrough;
+                return (hostname != ANY_HOST).then_some(HostTls {
+                    mode,
+                    certificate: None,
+                    redirect,
+                });
+            }
+            let parent = hostname.split_once('.').map_or("", |(_, parent)| parent);
+            let wildcard = format!("*.{parent}");
+            let certificate = certificates.get(hostname).or_else(|| certificates.get(&wildcard))?;
+            Some(HostTls {
+                mode: TlsMode::Terminate,
+                certificate: Some(certificate.clone()),
+                redirect,
+            })
+        }
+    }
+
+    fn certificate(&mut self, field: &str, secret: &str) {
+        let key = (self.namespace.clone(), secret.to_owned());
+        match self.around.secret(&key, Part::Certificate) {
+            Found::Unread => self.unread = true,
+            Found::Bad(why) => {
+                self.missing("InvalidCertificate", format!("{field}: Secret {secret:?}: {why}"));
+            }
+            Found::Good(None) => {}
+            Found::Good(Some(end)) if end <= self.now => {
+                let message = format!(
+                    "{field}: Secret {secret:?}: the certificate has expired; it is served all the \
+                     same, and clients will refuse it"
+                );
+                self.missing("CertificateExpired", message);
+            }
+            Found::Good(Some(end)) => {
+                self.plan.expires = Some(self.plan.expires.map_or(end, |first| first.min(end)));
+            }
+        }
+    }
+
+    fn matching(&mut self, path: Option<&str>, kind: &str, name: &str) -> Result<HttpMatch, ()> {
+        let value = path.filter(|path| !path.is_empty()).unwrap_or("/").to_owned();
+        let kind = match kind {
+            "Exact" => PathMatchType::Exact,
+            // As Prefix, unless expressions were asked for.
+            "ImplementationSpecific" if self.settings.path_regex => {
+                PathMatchType::RegularExpression
+            }
+            "Prefix" if self.settings.path_regex && is_expression(&value) => {
+                PathMatchType::RegularExpression
+            }
+            "Prefix" | "ImplementationSpecific" => PathMatchType::PathPrefix,
+            other => {
+                let message = format!("{name}.pathType: {other:?} is unknown");
+                self.missing("UnsupportedValue", message);
+                return Err(());
+            }
+        };
+        Ok(HttpMatch { path: PathMatch { kind, value }, headers: Vec::new() })
+    }
+
+    /// The rules that one path becomes.
+    fn rules(
+        &mut self,
+        name: &str,
+        matching: Result<HttpMatch, ()>,
+        backend: &IngressBackend,
+    ) -> Vec<HttpRule> {
+        let Ok(matching) = matching else { return Vec::new() };
+        let main = self.backend(&format!("{name}.backend"), backend);
+        let mut refs: Vec<_> =
+            main.into_iter().map(|name| BackendRef { name, weight: 1 }).collect();
+        let mut rules = self.app_root(name, &matching);
+        if self.settings.canary.is_some() {
+            rules.extend(self.canary(name, &matching, &mut refs));
+        }
+        if self.settings.closed {
+            refs.clear();
+        }
+        let filters = self.filters(name, &matching);
+        rules.push(self.rule(name, matching, filters, refs));
+        rules
+    }
+
+    fn rule(
+        &self,
+        name: &str,
+        matching: HttpMatch,
+        mut filters: Filters,
+        backends: Vec<BackendRef>,
+    ) -> HttpRule {
+        let Settings { timeouts, retry, session, closed, .. } = &self.settings;
+        if *closed {
+            // Nothing at all, not even a redirect.
+            filters = Filters::default();
+        }
+        HttpRule {
+            name: name.to_owned(),
+            matches: vec![matching],
+            filters,
+            backends,
+            timeouts: timeouts.clone(),
+            retry: retry.clone(),
+            session_persistence: session.clone(),
+        }
+    }
+
+    /// `/` alone leads elsewhere.
+    fn app_root(&mut self, name: &str, matching: &HttpMatch) -> Vec<HttpRule> {
+        let Some(root) = self.settings.app_root.clone() else { return Vec::new() };
+        if !is_everything(matching) {
+            return Vec::new();
+        }
+        let path = PathMatch { kind: PathMatchType::Exact, value: "/".into() };
+        let redirect =
+            RequestRedirect { path: Some(root), status_code: 302, ..RequestRedirect::default() };
+        let filters = Filters { request_redirect: Some(redirect), ..Filters::default() };
+        vec![self.rule(name, HttpMatch { path, headers: Vec::new() }, filters, Vec::new())]
+    }
+
+    /// A share of the requests goes to another backend, and all with a header.
+    fn canary(
+        &mut self,
+        name: &str,
+        matching: &HttpMatch,
+        refs: &mut Vec<BackendRef>,
+    ) -> Option<HttpRule> {
+        let (service, port) = self.settings.canary.clone()?;
+        let field = "annotation fairlead.dev/canary-backend";
+        let canary = self.service(field, field, &service, &port)?;
+        let weight = self.settings.canary_weight;
+        refs.iter_mut().for_each(|main| main.weight = 100 - weight);
+        refs.push(BackendRef { name: canary.clone(), weight });
+        let header = self.settings.canary_header.clone()?;
+        let value = self.settings.canary_header_value.clone().unwrap_or_else(|| "always".into());
+        let kind = HeaderMatchType::Exact;
+        let mut matching = matching.clone();
+        matching.headers.push(HeaderMatch { kind, name: header, value });
+        let filters = self.filters(name, &matching);
+        let only = if self.settings.closed {
+            Vec::new()
+        } else {
+            vec![BackendRef { name: canary, weight: 1 }]
+        };
+        Some(self.rule(name, matching, filters, only))
+    }
+
+    fn filters(&mut self, name: &str, matching: &HttpMatch) -> Filters {
+        let rewrite = match self.settings.rewrite.clone() {
+            Some(PathRewrite::ReplaceRegexMatch(target))
+                if matching.path.kind != PathMatchType::RegularExpression =>
+            {
+                // No groups to take from.
+                let message = format!(
+                    "{name}: {target:?} takes groups of an expression, and this path is none; its \
+                     path is not rewritten"
+                );
+                self.complaints.push(Complaint { reason: "InvalidAnnotation", message });
+                None
+            }
+            other => other,
+        };
+        let basic_auth = self.settings.basic_auth.clone().map(|secret| self.users(secret));
+        let external_auth = self.external_auth();
+        let Settings { cors, clients, redirect, rewrite_host, rate_limit, .. } = &self.settings;
+        let Settings { request_headers, response_headers, max_body_bytes, .. } = &self.settings;
+        Filters {
+            request_header_modifier: request_headers.clone(),
+            response_header_modifier: response_headers.clone(),
+            request_redirect: redirect.clone(),
+            url_rewrite: UrlRewrite { hostname: rewrite_host.clone(), path: rewrite },
+            cors: cors.clone(),
+            client_addresses: clients.clone(),
+            basic_auth,
+            external_auth,
+            rate_limit: rate_limit.clone(),
+            max_body_bytes: *max_body_bytes,
+        }
+    }
+
+    fn users(&mut self, secret: String) -> BasicAuth {
+        let key = (self.namespace.clone(), secret.clone());
+        match self.around.secret(&key, Part::Users) {
+            Found::Unread => self.unread = true,
+            Found::Good(_) => {}
+            Found::Bad(why) => self.once(
+                "SecretNotFound",
+                format!("annotation fairlead.dev/basic-auth-secret: Secret {secret:?}: {why}; until then all is answered with 503"),
+            ),
+        }
+        BasicAuth { secret }
+    }
+
+    /// Says something that several rules would say.
+    fn once(&mut self, reason: &str, message: String) {
+        if !self.unresolved.iter().any(|old| old.message == message) {
+            self.missing(reason, message);
+        }
+    }
+
+    fn external_auth(&mut self) -> Option<ExternalAuth> {
+        let (service, port) = self.settings.auth_service.clone()?;
+        let field = "annotation fairlead.dev/auth-service";
+        let backend = self.service(field, field, &service, &port);
+        Some(ExternalAuth {
+            backend,
+            path_prefix: self.settings.auth_path.clone(),
+            response_headers: self.settings.auth_headers.clone(),
+        })
+    }
+
+    /// The name of a backend, once it is among those of the Route.
+    fn backend(&mut self, field: &str, backend: &IngressBackend) -> Option<String> {
+        let Some(IngressServiceBackend { name, port }) = &backend.service else {
+            let message = format!("{field}.resource: only Services can be backends");
+            self.once("UnsupportedBackend", message);
+            return None;
+        };
+        let port = port.as_ref();
+        let number = port.and_then(|port| port.number).map(|number| number.to_string());
+        let port = number.or_else(|| port.and_then(|port| port.name.clone())).unwrap_or_default();
+        let (of_name, of_port) = (format!("{field}.service.name"), format!("{field}.service.port"));
+        self.service(&of_name, &of_port, name, &port)
+    }
+
+    fn service(
+        &mut self,
+        name_field: &str,
+        port_field: &str,
+        name: &str,
+        port: &str,
+    ) -> Option<String> {
+        let key = (self.namespace.clone(), name.to_owned());
+        let local = self.settings.session.is_some();
+        self.plan.services.entry(name.to_owned()).or_default().local |= local;
+        let Some(service) = self.around.service(&key) else {
+            self.once("BackendNotFound", format!("{name_field}: Service {name:?} does not exist"));
+            return None;
+        };
+        let spec = service.spec.clone().unwrap_or_default();
+        if spec.type_.as_deref() == Some("ExternalName") {
+            let message = format!(
+                "{name_field}: Service {name:?} is of type ExternalName, which no node port leads to"
+            );
+            self.once("UnsupportedBackend", message);
+            return None;
+        }
+        let ports = spec.ports.clone().unwrap_or_default();
+        let Some(found) = find(&ports, port) else {
+            let names: Vec<_> = ports.iter().map(shown).collect();
+            let message = format!(
+                "{port_field}: Service {name:?} has no port {port:?}; it has {}",
+                names.join(", ")
+            );
+            self.once("BackendNotFound", message);
+            return None;
+        };
+        if found.protocol.as_deref().unwrap_or("TCP") != "TCP" {
+            let message = format!("{port_field}: port {port:?} of Service {name:?} is not TCP");
+            self.once("UnsupportedBackend", message);
+            return None;
+        }
+        self.node_port(name_field, name, &key, &service, found, local)
+    }
+
+    fn node_port(
+        &mut self,
+        field: &str,
+        name: &str,
+        key: &ServiceKey,
+        service: &Service,
+        port: &ServicePort,
+        local: bool,
+    ) -> Option<String> {
+        let own = port.node_port.unwrap_or(0);
+        let needs_shadow = own == 0 || local;
+        let shadow = self.around.shadow(key).filter(|_| needs_shadow);
+        self.plan.services.entry(name.to_owned()).or_default().shadow |= needs_shadow;
+        let (node_port, policy) = if needs_shadow {
+            let spec = shadow.as_ref().and_then(|shadow| shadow.spec.as_ref());
+            let made = spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+            let made = made.into_iter().find(|one| one.port == port.port && is_tcp(one));
+            let policy = spec.and_then(|spec| spec.external_traffic_policy.clone());
+            (made.and_then(|one| one.node_port).unwrap_or(0), policy)
+        } else {
+            let policy = service.spec.as_ref().and_then(|s| s.external_traffic_policy.clone());
+            (own, policy)
+        };
+        let Some(node_port) = u16::try_from(node_port).ok().filter(|port| *port > 0) else {
+            match self.around.shadow_failure(key) {
+                Some(why) => {
+                    let message = format!("{field}: Service {name:?} has no node port: {why}");
+                    self.once("NoNodePort", message);
+                }
+                // It is being made.
+                None => self.unread = true,
+            }
+            return None;
+        };
+        let ready = self.around.ready(key);
+        let backend_name = format!("{name}:{}", port.port);
+        let backend = Backend {
+            name: backend_name.clone(),
+            node_port,
+            nodes: nodes(&ready, policy.as_deref() == Some("Local")),
+            upstream: self.upstream(port),
+        };
+        self.backends.insert(backend_name.clone(), backend);
+        Some(backend_name)
+    }
+
+    fn upstream(&mut self, port: &ServicePort) -> Upstream {
+        let told = match port.app_protocol.as_deref() {
+            Some("kubernetes.io/h2c" | "grpc" | "h2c" | "http2") => {
+                (UpstreamProtocol::Http2, false)
+            }
+            Some("https" | "HTTPS") => (UpstreamProtocol::Http, true),
+            _ => (UpstreamProtocol::Http, false),
+        };
+        let (protocol, tls) = self.settings.protocol.unwrap_or(told);
+        if self.settings.passthrough {
+            return Upstream::default();
+        }
+        let ca = self.settings.tls_ca.clone().filter(|_| tls);
+        if let Some(secret) = &ca {
+            let key = (self.namespace.clone(), secret.clone());
+            match self.around.secret(&key, Part::Ca) {
+                Found::Unread => self.unread = true,
+                Found::Good(_) => {}
+                Found::Bad(why) => self.once(
+                    "SecretNotFound",
+                    format!("annotation fairlead.dev/backend-tls-ca: Secret {secret:?}: {why}; until then all is answered with 503"),
+                ),
+            }
+        }
+        Upstream {
+            protocol,
+            tls: tls.then(|| UpstreamTls { server_name: self.settings.tls_name.clone(), ca }),
+            balancing: self.settings.balancing,
+            connect_millis: self.settings.connect_millis,
+        }
+    }
+}
+
+fn is_everything(one: &HttpMatch) -> bool {
+    one.path == PathMatch::default() && one.headers.is_empty()
+}
+
+/// Whether a path has anything that only an expression has.
+fn is_expression(path: &str) -> bool {
+    path.contains(['(', '[', '*', '+', '?', '|', '\\', '^', '$'])
+}
+
+fn is_tcp(port: &ServicePort) -> bool {
+    port.protocol.as_deref().unwrap_or("TCP") == "TCP"
+}
+
+fn find<'a>(ports: &'a [ServicePort], wanted: &str) -> Option<&'a ServicePort> {
+    let number = wanted.parse::<i32>().ok();
+    ports.iter().find(|port| match number {
+        Some(number) => port.port == number,
+        None => port.name.as_deref() == Some(wanted),
+    })
+}
+
+fn shown(port: &ServicePort) -> String {
+    match &port.name {
+        Some(name) => format!("{} ({name})", port.port),
+        None => port.port.to_string(),
+    }
+}
+
+/// With `externalTrafficPolicy: Local` a node without a ready endpoint drops what it receives.
+fn nodes(ready: &Ready, local: bool) -> Nodes {
+    match (local, ready.any) {
+        (false, true) => Nodes::default(),
+        (false, false) => Nodes { policy: NodePolicy::Named, names: Vec::new() },
+        (true, _) => {
+            Nodes { policy: NodePolicy::Named, names: ready.nodes.iter().cloned().collect() }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

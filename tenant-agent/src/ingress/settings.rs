@@ -1,0 +1,426 @@
+//! Annotations under `fairlead.dev/` of an Ingress → typed settings. `docs/annotations.md` is the
+//! table for users; a test holds the two together.
+
+use std::collections::BTreeMap;
+
+use fairlead_api::http::{
+    Balancing, ClientAddresses, Cors, HeaderModifier, PathRewrite, RateLimit, RequestRedirect,
+    Retry, RetryOn, SessionPersistence, Timeouts, UpstreamProtocol,
+};
+
+use super::nginx;
+
+/// What all our annotations begin with.
+pub(crate) const PREFIX: &str = "fairlead.dev/";
+
+/// What an Ingress asks for beside its rules.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Settings {
+    pub(crate) pool: String,
+    pub(crate) address: String,
+    pub(crate) no_redirect: bool,
+    pub(crate) passthrough: bool,
+    pub(crate) protocol: Option<(UpstreamProtocol, bool)>,
+    pub(crate) tls_ca: Option<String>,
+    pub(crate) tls_name: Option<String>,
+    pub(crate) connect_millis: Option<u32>,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) retry: Option<Retry>,
+    pub(crate) rate_limit: Option<RateLimit>,
+    pub(crate) rate_burst: Option<u32>,
+    pub(crate) clients: ClientAddresses,
+    pub(crate) cors: Option<Cors>,
+    pub(crate) redirect: Option<RequestRedirect>,
+    pub(crate) redirect_code: Option<u16>,
+    pub(crate) app_root: Option<String>,
+    pub(crate) rewrite: Option<PathRewrite>,
+    pub(crate) rewrite_host: Option<String>,
+    pub(crate) path_regex: bool,
+    pub(crate) request_headers: HeaderModifier,
+    pub(crate) response_headers: HeaderModifier,
+    pub(crate) session: Option<SessionPersistence>,
+    pub(crate) balancing: Balancing,
+    pub(crate) basic_auth: Option<String>,
+    pub(crate) auth_service: Option<(String, String)>,
+    pub(crate) auth_path: String,
+    pub(crate) auth_headers: Vec<String>,
+    pub(crate) max_body_bytes: Option<u32>,
+    pub(crate) canary: Option<(String, String)>,
+    pub(crate) canary_weight: u32,
+    pub(crate) canary_header: Option<String>,
+    pub(crate) canary_header_value: Option<String>,
+    /// A restriction that cannot be read: nothing is served rather than everything.
+    pub(crate) closed: bool,
+}
+
+/// An annotation that is not, or not wholly, followed.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Complaint {
+    /// `CamelCase`.
+    pub(crate) reason: &'static str,
+    /// Names the annotation, and says the way out.
+    pub(crate) message: String,
+}
+
+type Setter = fn(&mut Settings, &str) -> Result<(), String>;
+
+/// An annotation: its name without the prefix, how it is read, and whether it restricts who is let in.
+pub(crate) struct Known {
+    pub(crate) name: &'static str,
+    read: Setter,
+    restricts: bool,
+}
+
+const fn plain(name: &'static str, read: Setter) -> Known {
+    Known { name, read, restricts: false }
+}
+
+const fn strict(name: &'static str, read: Setter) -> Known {
+    Known { name, read, restricts: true }
+}
+
+/// Every annotation that there is, in the order in which they are applied.
+pub(crate) const KNOWN: &[Known] = &[
+    plain("pool", |s, v| Ok(s.pool = v.to_owned())),
+    plain("address", |s, v| Ok(s.address = v.to_owned())),
+    plain("ssl-redirect", |s, v| Ok(s.no_redirect = !boolean(v)?)),
+    plain("ssl-passthrough", |s, v| Ok(s.passthrough = boolean(v)?)),
+    plain("backend-protocol", |s, v| Ok(s.protocol = Some(protocol(v)?))),
+    plain("backend-tls-ca", |s, v| Ok(s.tls_ca = Some(v.to_owned()))),
+    plain("backend-tls-server-name", |s, v| Ok(s.tls_name = Some(v.to_owned()))),
+    plain("connect-timeout", |s, v| Ok(s.connect_millis = Some(millis(v)?.max(1)))),
+    plain("request-timeout", |s, v| Ok(s.timeouts.request_millis = Some(millis(v)?))),
+    plain("idle-timeout", |s, v| Ok(s.timeouts.idle_millis = Some(millis(v)?))),
+    plain("retries", |s, v| Ok(retry(s).attempts = number(v, 0, 10)?)),
+    plain("retry-on", |s, v| Ok(retry(s).on = retry_on(v)?)),
+    plain("retry-timeout", |s, v| Ok(retry(s).per_try_millis = Some(millis(v)?.max(1)))),
+    strict("rate-limit", |s, v| Ok(s.rate_limit = Some(rate(v)?))),
+    strict("rate-limit-burst", |s, v| Ok(s.rate_burst = Some(number(v, 1, 1_000_000)?))),
+    strict("rate-limit-per-client", |s, v| {
+        let limit = s.rate_limit.as_mut().ok_or("needs fairlead.dev/rate-limit beside it")?;
+        limit.per_client = boolean(v)?;
+        Ok(())
+    }),
+    strict("allow-cidrs", |s, v| Ok(s.clients.allow = cidrs(v)?)),
+    strict("deny-cidrs", |s, v| Ok(s.clients.deny = cidrs(v)?)),
+    plain("cors-allow-origins", |s, v| Ok(cors(s).allow_origins = list(v))),
+    plain("cors-allow-methods", |s, v| Ok(cors(s).allow_methods = list(v))),
+    plain("cors-allow-headers", |s, v| Ok(cors(s).allow_headers = list(v))),
+    plain("cors-expose-headers", |s, v| Ok(cors(s).expose_headers = list(v))),
+    plain("cors-allow-credentials", |s, v| Ok(cors(s).allow_credentials = boolean(v)?)),
+    plain("cors-max-age", |s, v| Ok(cors(s).max_age_seconds = millis(v)? / 1_000)),
+    plain("redirect", |s, v| Ok(s.redirect = Some(redirect(v)?))),
+    plain("redirect-code", |s, v| Ok(s.redirect_code = Some(code(v)?))),
+    plain("app-root", |s, v| Ok(s.app_root = Some(path(v)?))),
+    plain("rewrite-prefix", |s, v| Ok(s.rewrite = Some(PathRewrite::ReplacePrefixMatch(path(v)?)))),
+    plain("rewrite-path", |s, v| Ok(s.rewrite = Some(PathRewrite::ReplaceFullPath(path(v)?)))),
+    plain("rewrite-regex", |s, v| Ok(s.rewrite = Some(PathRewrite::ReplaceRegexMatch(path(v)?)))),
+    plain("rewrite-host", |s, v| Ok(s.rewrite_host = Some(v.to_owned()))),
+    plain("path-regex", |s, v| Ok(s.path_regex = boolean(v)?)),
+    plain("request-headers-set", |s, v| Ok(s.request_headers.set = headers(v)?)),
+    plain("request-headers-add", |s, v| Ok(s.request_headers.add = headers(v)?)),
+    plain("request-headers-remove", |s, v| Ok(s.request_headers.remove = list(v))),
+    plain("response-headers-set", |s, v| Ok(s.response_headers.set = headers(v)?)),
+    plain("response-headers-add", |s, v| Ok(s.response_headers.add = headers(v)?)),
+    plain("response-headers-remove", |s, v| Ok(s.response_headers.remove = list(v))),
+    plain("affinity", |s, v| Ok(s.session = Some(affinity(v)?))),
+    plain("affinity-cookie-name", |s, v| cookie(s, |name, _, _| *name = v.to_owned())),
+    plain("affinity-cookie-max-age", |s, v| {
+        let seconds = millis(v)? / 1_000;
+        cookie(s, |_, age, _| *age = seconds)
+    }),
+    plain("affinity-cookie-path", |s, v| cookie(s, |_, _, path| *path = v.to_owned())),
+    plain("load-balancing", |s, v| Ok(s.balancing = balancing(v)?)),
+    strict("basic-auth-secret", |s, v| Ok(s.basic_auth = Some(v.to_owned()))),
+    strict("auth-service", |s, v| Ok(s.auth_service = Some(service(v)?))),
+    strict("auth-path", |s, v| Ok(s.auth_path = path(v)?)),
+    plain("auth-response-headers", |s, v| Ok(s.auth_headers = list(v))),
+    strict("max-body-size", |s, v| Ok(s.max_body_bytes = size(v)?)),
+    plain("canary-backend", |s, v| Ok(s.canary = Some(service(v)?))),
+    plain("canary-weight", |s, v| Ok(s.canary_weight = number(v, 0, 100)?)),
+    plain("canary-header", |s, v| Ok(s.canary_header = Some(v.to_owned()))),
+    plain("canary-header-value", |s, v| Ok(s.canary_header_value = Some(v.to_owned()))),
+];
+
+impl Settings {
+    /// Reads annotations. Ours count before those of ingress-nginx.
+    pub(crate) fn parse(annotations: &BTreeMap<String, String>) -> (Self, Vec<Complaint>) {
+        let (mut settings, mut complaints) = (Self::default(), Vec::new());
+        nginx::apply(&mut settings, annotations, &mut complaints);
+        for Known { name, read, restricts } in KNOWN {
+            let Some(value) = annotations.get(&format!("{PREFIX}{name}")) else { continue };
+            if let Err(why) = read(&mut settings, value.trim()) {
+                complaints.push(settings.complain(
+                    &format!("{PREFIX}{name}"),
+                    value,
+                    &why,
+                    *restricts,
+                ));
+            }
+        }
+        let known =
+            |name: &str| KNOWN.iter().any(|known| known.name == name) || name == "shadow-of";
+        for name in annotations.keys().filter_map(|name| name.strip_prefix(PREFIX)) {
+            if !known(name) {
+                let message = format!("annotation {PREFIX}{name} is unknown, and has no effect");
+                complaints.push(Complaint { reason: "UnknownAnnotation", message });
+            }
+        }
+        settings.finish();
+        (settings, complaints)
+    }
+
+    /// A value that cannot be read. Where it restricts, nothing is served until it can.
+    pub(super) fn complain(
+        &mut self,
+        name: &str,
+        value: &str,
+        why: &str,
+        restricts: bool,
+    ) -> Complaint {
+        self.closed |= restricts;
+        let shown: String = value.chars().take(64).collect();
+        let then = if restricts { "; until then all is answered with 503" } else { "" };
+        let message = format!("annotation {name}: {shown:?}: {why}{then}");
+        Complaint { reason: "InvalidAnnotation", message }
+    }
+
+    /// What one annotation says of another.
+    fn finish(&mut self) {
+        if let (Some(limit), Some(burst)) = (&mut self.rate_limit, self.rate_burst) {
+            limit.burst = burst;
+        }
+        if let (Some(redirect), Some(code)) = (&mut self.redirect, self.redirect_code) {
+            redirect.status_code = code;
+        }
+        if let Some(retry) = self.retry.as_mut().filter(|retry| retry.on.is_empty()) {
+            // What has certainly not reached the application.
+            retry.on = vec![RetryOn::ConnectFailure, RetryOn::RefusedStream];
+        }
+        if self.session == Some(SessionPersistence::SourceAddress {}) {
+            self.balancing = Balancing::Maglev;
+        }
+    }
+}
+
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| "must be true or false".to_owned())
+}
+
+pub(super) fn number(text: &str, least: u32, most: u32) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| (least..=most).contains(number));
+    number.ok_or_else(|| format!("must be a number from {least} to {most}"))
+}
+
+/// `500ms`, `30s`, `5m`, `1h`, or `0`.
+fn millis(text: &str) -> Result<u32, String> {
+    let rule = || "must be a duration like 500ms, 30s, 5m or 1h".to_owned();
+    if text == "0" {
+        return Ok(0);
+    }
+    let place = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(rule)?;
+    let (digits, unit) = text.split_at(place);
+    let factor = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(rule()),
+    };
+    let number: u32 = digits.parse().map_err(|_| rule())?;
+    number.checked_mul(factor).ok_or_else(rule)
+}
+
+/// Separated by commas.
+pub(super) fn list(text: &str) -> Vec<String> {
+    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    entries.map(str::to_owned).collect()
+}
+
+pub(super) fn cidrs(text: &str) -> Result<Vec<String>, String> {
+    let all = list(text);
+    let is_range = |text: &String| {
+        let (address, length) = text.split_once('/').unwrap_or((text, "0"));
+        let address: Option<std::net::IpAddr> = address.parse().ok();
+        let most = address.map_or(0, |ip| if ip.is_ipv4() { 32 } else { 128 });
+        address.is_some() && length.parse::<u8>().is_ok_and(|length| length <= most)
+    };
+    match all.iter().find(|entry| !is_range(entry)) {
+        Some(bad) => Err(format!("{bad:?} is no CIDR like 10.0.0.0/8")),
+        None if all.is_empty() => Err("names no CIDR".into()),
+        None => Ok(all),
+    }
+}
+
+/// One `Name: value` on each line.
+fn headers(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let header = |line: &str| {
+        let (name, value) = line.split_once(':').ok_or("must be lines of Name: value")?;
+        Ok((name.trim().to_owned(), value.trim().to_owned()))
+    };
+    lines.map(header).collect()
+}
+
+fn protocol(text: &str) -> Result<(UpstreamProtocol, bool), String> {
+    match text {
+        "HTTP" => Ok((UpstreamProtocol::Http, false)),
+        "HTTP2" | "H2C" | "GRPC" => Ok((UpstreamProtocol::Http2, false)),
+        "HTTPS" => Ok((UpstreamProtocol::Http, true)),
+        "GRPCS" => Ok((UpstreamProtocol::Http2, true)),
+        _ => Err("must be HTTP, HTTP2, GRPC, HTTPS or GRPCS".into()),
+    }
+}
+
+/// The same, of annotations that share the words.
+pub(super) fn set_protocol(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.protocol = Some(protocol(text)?);
+    Ok(())
+}
+
+fn retry(settings: &mut Settings) -> &mut Retry {
+    settings.retry.get_or_insert_with(|| Retry { attempts: 1, ..Retry::default() })
+}
+
+fn retry_on(text: &str) -> Result<Vec<RetryOn>, String> {
+    let word = |text: &String| {
+        RetryOn::parse(text).ok_or_else(|| {
+            "knows connect-failure, refused-stream, reset, gateway-error, 5xx and retriable-4xx"
+                .to_owned()
+        })
+    };
+    list(text).iter().map(word).collect()
+}
+
+/// `100/s`, `1000/m` or `5000/h`.
+fn rate(text: &str) -> Result<RateLimit, String> {
+    let rule = || "must be a rate like 100/s, 1000/m or 5000/h".to_owned();
+    let (number, unit) = text.split_once('/').ok_or_else(rule)?;
+    let unit_seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        _ => return Err(rule()),
+    };
+    let requests: u32 =
+        number.parse().ok().filter(|n| (1..=1_000_000).contains(n)).ok_or_else(rule)?;
+    Ok(RateLimit { requests, unit_seconds, burst: requests, per_client: false })
+}
+
+pub(super) fn cors(settings: &mut Settings) -> &mut Cors {
+    settings.cors.get_or_insert_with(|| Cors {
+        allow_origins: vec!["*".into()],
+        allow_methods: ["GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"]
+            .map(String::from)
+            .into(),
+        allow_headers: vec!["Content-Type".into(), "Authorization".into()],
+        max_age_seconds: 3_600,
+        ..Cors::default()
+    })
+}
+
+/// `https://host[:port][/path]`, or a path alone.
+pub(super) fn redirect(text: &str) -> Result<RequestRedirect, String> {
+    let found = RequestRedirect { status_code: 302, ..RequestRedirect::default() };
+    if text.starts_with('/') {
+        return Ok(RequestRedirect { path: Some(text.to_owned()), ..found });
+    }
+    let rule = || "must be a URL like https://example.com/path, or a path".to_owned();
+    let (scheme, rest) = text.split_once("://").ok_or_else(rule)?;
+    if !["http", "https"].contains(&scheme) {
+        return Err(rule());
+    }
+    let (authority, path) = match rest.find('/') {
+        Some(place) => (&rest[..place], Some(rest[place..].to_owned())),
+        None => (rest, None),
+    };
+    let (host, port) = match authority.split_once(':') {
+        Some((host, port)) => (host, Some(port.parse().map_err(|_| rule())?)),
+        None => (authority, None),
+    };
+    if host.is_empty() || text.contains('$') {
+        return Err(rule());
+    }
+    Ok(RequestRedirect {
+        scheme: Some(scheme.to_owned()),
+        hostname: Some(host.to_owned()),
+        port,
+        path,
+        ..found
+    })
+}
+
+pub(super) fn code(text: &str) -> Result<u16, String> {
+    let code = text.parse().ok().filter(|code| [301, 302, 303, 307, 308].contains(code));
+    code.ok_or_else(|| "must be 301, 302, 303, 307 or 308".to_owned())
+}
+
+pub(super) fn path(text: &str) -> Result<String, String> {
+    if text.starts_with('/') {
+        return Ok(text.to_owned());
+    }
+    Err("must begin with /".into())
+}
+
+fn affinity(text: &str) -> Result<SessionPersistence, String> {
+    match text {
+        "cookie" => Ok(SessionPersistence::Cookie {
+            name: "fairlead".into(),
+            max_age_seconds: 0,
+            path: "/".into(),
+        }),
+        "source-address" => Ok(SessionPersistence::SourceAddress {}),
+        _ => Err("must be cookie or source-address".into()),
+    }
+}
+
+/// Sets something of the cookie of an affinity that was asked for.
+pub(super) fn cookie(
+    settings: &mut Settings,
+    set: impl FnOnce(&mut String, &mut u32, &mut String),
+) -> Result<(), String> {
+    match &mut settings.session {
+        Some(SessionPersistence::Cookie { name, max_age_seconds, path }) => {
+            set(name, max_age_seconds, path);
+            Ok(())
+        }
+        _ => Err("needs the affinity cookie beside it".into()),
+    }
+}
+
+fn balancing(text: &str) -> Result<Balancing, String> {
+    match text {
+        "round-robin" => Ok(Balancing::RoundRobin),
+        "least-request" => Ok(Balancing::LeastRequest),
+        "random" => Ok(Balancing::Random),
+        _ => Err("must be round-robin, least-request or random".into()),
+    }
+}
+
+/// `name:port`, the port by number or name.
+fn service(text: &str) -> Result<(String, String), String> {
+    match text.split_once(':') {
+        Some((name, port)) if !name.is_empty() && !port.is_empty() => {
+            Ok((name.to_owned(), port.to_owned()))
+        }
+        _ => Err("must be a Service of this namespace with its port, as name:port".into()),
+    }
+}
+
+/// `0` (no limit), or bytes, with `k`, `m` or `g` for units of 1024.
+pub(super) fn size(text: &str) -> Result<Option<u32>, String> {
+    let rule = || "must be a size like 512k, 10m or 1g, below 4g".to_owned();
+    let lower = text.to_ascii_lowercase();
+    let (digits, factor) = match lower.as_bytes().last() {
+        Some(b'k') => (&lower[..lower.len() - 1], 1 << 10),
+        Some(b'm') => (&lower[..lower.len() - 1], 1 << 20),
+        Some(b'g') => (&lower[..lower.len() - 1], 1 << 30),
+        _ => (lower.as_str(), 1u32),
+    };
+    let bytes = digits.parse::<u32>().ok().and_then(|number| number.checked_mul(factor));
+    Ok(Some(bytes.ok_or_else(rule)?).filter(|bytes| *bytes > 0))
+}
+
+#[cfg(test)]
+#[path = "settings_tests.rs"]
+mod tests;
