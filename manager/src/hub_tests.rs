@@ -10,6 +10,8 @@ use http_body_util::BodyExt;
 use kube::client::Body;
 use serde_json::Value;
 
+use fairlead_core::claims::Holder;
+
 use super::*;
 
 /// Claims by name; every request is noted.
@@ -79,15 +81,17 @@ fn hub() -> (Hub, Shared) {
     (Hub::new(Client::new(service, "default")), shared)
 }
 
+fn holder(route: &str, uid: &str) -> Holder {
+    let name = RouteName::new(SourceKind::Service, "shop", route).unwrap();
+    let route = RouteId { tenant: "blue".parse().unwrap(), name };
+    Holder::Route { route, uid: uid.into() }
+}
+
 fn claim(route: &str, port: u16) -> Claim {
     Claim {
         key: ClaimKey { address: "10.0.0.1".parse().unwrap(), protocol: Protocol::Tcp, port },
         pool: "public".into(),
-        route: RouteId {
-            tenant: "blue".parse().unwrap(),
-            name: RouteName::new(SourceKind::Service, "shop", route).unwrap(),
-        },
-        uid: format!("uid-of-{route}").into(),
+        holder: holder(route, &format!("uid-of-{route}")),
         object: Box::default(),
     }
 }
@@ -106,7 +110,7 @@ async fn all_or_none_and_the_holder_comes_back() {
     hub.claim(vec![claim("first", 443)]).await.unwrap();
     let refused = hub.claim(vec![claim("second", 80), claim("second", 443)]).await.unwrap_err();
     let Obstacle::Held(Some(held)) = refused else { panic!("{refused:?}") };
-    assert_eq!(held.route, claim("first", 443).route);
+    assert_eq!(held.holder, claim("first", 443).holder);
     let left: Vec<_> = shared.lock().unwrap().claims.keys().cloned().collect();
     assert_eq!(left, ["10.0.0.1-tcp-443"], "port 80 was given back");
 }
@@ -118,7 +122,7 @@ async fn what_was_made_before_a_crash_is_taken_up() {
     hub.claim(vec![claim("web", 80), claim("web", 443)]).await.unwrap();
     assert_eq!(shared.lock().unwrap().claims.len(), 2);
     // A Route of the same name that was made anew is another one.
-    let anew = Claim { uid: "another".into(), ..claim("web", 80) };
+    let anew = Claim { holder: holder("web", "another"), ..claim("web", 80) };
     assert!(matches!(hub.claim(vec![anew]).await, Err(Obstacle::Held(Some(_)))));
 }
 

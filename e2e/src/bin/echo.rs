@@ -1,10 +1,33 @@
-//! A workload that says who answers: HTTP on each port of `HTTP_PORTS`, UDP on each of `UDP_PORTS`.
+//! A workload that says who answers and what was asked: HTTP/1.1 and HTTP/2 in plain text on each port
+//! of `HTTP_PORTS`, over TLS on each of `HTTPS_PORTS`, UDP on each of `UDP_PORTS`.
+//!
+//! Of HTTP, what a test can ask for by the query: `status=503`, `sleep=2000` (milliseconds before the
+//! answer), `header=64` (KiB of an answer header), `lines=5` (that many lines, one a second). The path
+//! `/auth` lets in who sends `authorization: letmein`; an `upgrade` header is answered, and what comes
+//! after that is sent back as it is.
 
+use std::convert::Infallible;
+use std::fmt::Write;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
-use axum::Router;
-use axum::extract::ConnectInfo;
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::header::{HeaderMap, HeaderValue};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UdpSocket};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+
+type Body = BoxBody<Bytes, Infallible>;
 
 fn who() -> String {
     let var = |name| std::env::var(name).unwrap_or_default();
@@ -16,13 +39,140 @@ fn ports(name: &str) -> Vec<u16> {
     list.split(',').filter_map(|port| port.trim().parse().ok()).collect()
 }
 
-async fn http(port: u16) -> std::io::Result<()> {
-    let answer = move |ConnectInfo(peer): ConnectInfo<SocketAddr>| async move {
-        format!("{} port={port} client={}\n", who(), peer.ip())
+fn asked(request: &Request<Incoming>, name: &str) -> Option<u64> {
+    let pairs = request.uri().query()?.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.into_iter().find(|(key, _)| *key == name).and_then(|(_, value)| value.parse().ok())
+}
+
+fn text(text: impl Into<Bytes>) -> Body {
+    Full::new(text.into()).boxed()
+}
+
+/// What was asked, a line for each header.
+fn described(request: &Request<Incoming>, port: u16, peer: SocketAddr) -> String {
+    let mut said = format!("{} port={port} client={}\n", who(), peer.ip());
+    let (method, path) = (request.method(), request.uri().path_and_query());
+    let path = path.map_or("/", |path| path.as_str());
+    // Writing to a String cannot fail.
+    let _ = writeln!(said, "request: {method} {path} {:?}", request.version());
+    let _ = writeln!(said, "authority: {}", request.uri().authority().map_or("", |a| a.as_str()));
+    for (name, value) in request.headers() {
+        let _ = writeln!(said, "{name}: {}", String::from_utf8_lossy(value.as_bytes()));
+    }
+    said
+}
+
+async fn answer(
+    mut request: Request<Incoming>,
+    port: u16,
+    peer: SocketAddr,
+) -> Result<Response<Body>, Infallible> {
+    let mut response = Response::new(text(described(&request, port, peer)));
+    if request.headers().contains_key("upgrade") {
+        upgrade(&mut request);
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *response.body_mut() = text("");
+        response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
+        response.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
+        return Ok(response);
+    }
+    if request.uri().path().ends_with("/auth") {
+        let good = request.headers().get("authorization").is_some_and(|value| value == "letmein");
+        *response.status_mut() = if good { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
+        response.headers_mut().insert("x-user", HeaderValue::from_static("ann"));
+        return Ok(response);
+    }
+    if let Some(millis) = asked(&request, "sleep") {
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+    }
+    let status = asked(&request, "status").and_then(|code| u16::try_from(code).ok());
+    if let Some(status) = status.and_then(|code| StatusCode::from_u16(code).ok()) {
+        *response.status_mut() = status;
+    }
+    let kib = asked(&request, "header").and_then(|kib| usize::try_from(kib).ok()).unwrap_or(0);
+    if let Ok(value) = HeaderValue::from_str(&"x".repeat(kib * 1024)) {
+        response.headers_mut().insert("x-large", value);
+    }
+    if let Some(count) = asked(&request, "lines") {
+        *response.body_mut() = lines(count);
+        return Ok(response);
+    }
+    let grpc = request.headers().get("content-type").is_some_and(|kind| kind == "application/grpc");
+    let length = request.body_mut().fold_length().await;
+    if grpc {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        let trailers = Ok(trailers);
+        let said = format!("{} body={length}\n", who());
+        *response.body_mut() = Full::new(Bytes::from(said)).with_trailers(async { Some(trailers) }).boxed();
+        response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    } else if length > 0 {
+        *response.body_mut() = text(format!("{} body={length}\n", who()));
+    }
+    Ok(response)
+}
+
+/// A line a second.
+fn lines(count: u64) -> Body {
+    let line = |number| async move {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Ok(Frame::data(Bytes::from(format!("line {number}\n"))))
     };
-    let router = Router::new().fallback(answer);
+    BodyExt::boxed(StreamBody::new(stream::iter(0..count).then(line)))
+}
+
+trait Length {
+    async fn fold_length(&mut self) -> u64;
+}
+
+impl Length for Incoming {
+    async fn fold_length(&mut self) -> u64 {
+        let mut length = 0;
+        while let Some(Ok(frame)) = self.frame().await {
+            length += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        length
+    }
+}
+
+/// Sends back what comes after the handshake.
+fn upgrade(request: &mut Request<Incoming>) {
+    let upgraded = hyper::upgrade::on(request);
+    tokio::spawn(async move {
+        if let Ok(upgraded) = upgraded.await {
+            let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+        }
+    });
+}
+
+async fn serve<S>(stream: S, port: u16, peer: SocketAddr)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = hyper::service::service_fn(move |request| answer(request, port, peer));
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().max_buf_size(512 * 1024);
+    builder.http2().max_header_list_size(512 * 1024);
+    let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+}
+
+async fn http(port: u16, tls: Option<TlsAcceptor>) -> std::io::Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", port)).await?;
-    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
+    loop {
+        let (stream, peer) = listener.accept().await?;
+        let tls = tls.clone();
+        tokio::spawn(async move {
+            match tls {
+                None => serve(stream, port, peer).await,
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        serve(stream, port, peer).await;
+                    }
+                }
+            }
+        });
+    }
 }
 
 async fn udp(port: u16) -> std::io::Result<()> {
@@ -34,11 +184,34 @@ async fn udp(port: u16) -> std::io::Result<()> {
     }
 }
 
+/// TLS with the certificate of `TLS_FOLDER`, or with one of its own making.
+fn tls() -> anyhow::Result<TlsAcceptor> {
+    let made = rcgen::generate_simple_self_signed(vec!["backend.example".to_owned()])?;
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
+    let (mut chain, mut private) = (vec![made.cert.der().clone()], key);
+    if let Ok(folder) = std::env::var("TLS_FOLDER") {
+        use tokio_rustls::rustls::pki_types::pem::PemObject;
+        let certificates =
+            tokio_rustls::rustls::pki_types::CertificateDer::pem_file_iter(format!("{folder}/tls.crt"))?;
+        chain = certificates.collect::<Result<_, _>>()?;
+        private = PrivateKeyDer::from_pem_file(format!("{folder}/tls.key"))?;
+    }
+    let mut config =
+        ServerConfig::builder().with_no_client_auth().with_single_cert(chain, private)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> std::io::Result<()> {
+async fn main() -> anyhow::Result<()> {
+    // The only provider that is built in.
+    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
     let mut servers = tokio::task::JoinSet::new();
     for port in ports("HTTP_PORTS") {
-        servers.spawn(http(port));
+        servers.spawn(http(port, None));
+    }
+    for port in ports("HTTPS_PORTS") {
+        servers.spawn(http(port, Some(tls()?)));
     }
     for port in ports("UDP_PORTS") {
         servers.spawn(udp(port));
@@ -46,6 +219,6 @@ async fn main() -> std::io::Result<()> {
     let mut stop = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         _ = stop.recv() => Ok(()),
-        ended = servers.join_next() => ended.map_or(Ok(()), |result| result?),
+        ended = servers.join_next() => Ok(ended.map_or(Ok(()), |result| result?)?),
     }
 }
