@@ -20,8 +20,10 @@ struct World {
     pools: BTreeMap<String, AddressPoolStatus>,
     claims: BTreeMap<ClaimKey, Claim>,
     hosts: BTreeMap<HostKey, HostClaim>,
-    /// Versions that the Envoy refuses.
-    refuses: BTreeSet<u64>,
+    /// The Envoy refuses all routes that are new to it.
+    refuse_new: bool,
+    /// What the Envoy took.
+    good: BTreeMap<Key, u64>,
     generation: i64,
     objects: u32,
 }
@@ -142,8 +144,18 @@ impl World {
         for change in changes {
             let (key, outcome) = match change {
                 Change::Put(resource) => {
-                    self.served.insert(resource.key.clone(), resource.version);
-                    (resource.key, Outcome::Acked(resource.version))
+                    let (key, version) = (resource.key, resource.version);
+                    let old = self.served.insert(key.clone(), version);
+                    let refused = self.refuse_new && key.kind == ResourceType::Routes;
+                    match old.filter(|old| *old != version) {
+                        Some(_) if refused && self.good.get(&key) != Some(&version) => {
+                            (key, Outcome::Rejected(version, "bad, bad".into()))
+                        }
+                        _ => {
+                            self.good.insert(key.clone(), version);
+                            (key, Outcome::Acked(version))
+                        }
+                    }
                 }
                 Change::Remove(key) => {
                     self.served.remove(&key).expect("only what was served is taken away");
@@ -195,16 +207,13 @@ impl World {
             let entry = self.engine.routes.get(route).expect("a claim without its Route leaks");
             assert!(entry.serving.is_some(), "a Route that is not served holds {:?}", claim.key);
         }
-        let expected: usize = self.engine.routes.values().map(|entry| entry.published.len()).sum();
-        assert_eq!(self.served.len(), expected);
+        for key in self.served.keys() {
+            assert!(self.engine.publisher.owner(key).is_some(), "nobody needs {key}");
+        }
         for entry in self.engine.routes.values() {
             let Some((wish, address)) = &entry.serving else { continue };
             for listener in &wish.listeners {
-                let key = ClaimKey {
-                    address: *address,
-                    protocol: listener.protocol,
-                    port: listener.port,
-                };
+                let key = listener.key(*address);
                 assert!(self.claims.contains_key(&key), "served without a claim: {key:?}");
             }
         }
@@ -683,3 +692,6 @@ proptest! {
         }
     }
 }
+
+#[path = "engine_http_tests.rs"]
+mod http;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use fairlead_api::RouteId;
 use fairlead_api::claim::HostKey;
 use fairlead_api::condition::{Reason, Verdict};
+use fairlead_api::http::ANY_HOST;
 
 use super::{Effects, Engine, Entry};
 use crate::allocate::{Allocation, Held, allocate};
@@ -45,7 +46,11 @@ impl Engine {
                 self.stale.extend(surplus);
                 self.serve(id, Some((wish, address)), effects);
             }
-            Ok(Allocation::Wait) => drop(self.waiting.insert(id.clone())),
+            Ok(Allocation::Wait) => {
+                let serving = entry.serving.clone();
+                self.waiting.insert(id.clone());
+                self.serve(id, serving, effects);
+            }
             // Until they are persisted, what was served before is served.
             Ok(Allocation::Claim(claims)) => self.claim_all(id, claims, effects),
             Err(verdict) => {
@@ -119,13 +124,22 @@ impl Engine {
             .flat_map(|(wish, ip)| wish.hosts.iter().map(|one| HostKey::new(&one.hostname, *ip)))
             .collect();
         let entry = self.routes.get_mut(id)?;
-        let before = std::mem::replace(&mut entry.wanted, keys.clone());
+        let mut wanted = keys.clone();
+        if let (Ok(wish), true) = (&entry.wish, self.tenants.contains_key(&id.tenant)) {
+            // What a Route without an address holds by name, it keeps until it has one.
+            let named = wish.hosts.iter().filter(|host| host.hostname != ANY_HOST);
+            wanted.extend(named.map(|host| HostKey {
+                hostname: host.hostname.as_str().into(),
+                address: None,
+            }));
+        }
+        let before = std::mem::replace(&mut entry.wanted, wanted.clone());
         let (created, namespace) = (entry.meta.created, entry.source.namespace.as_str().into());
-        for key in before.difference(&keys) {
+        for key in before.difference(&wanted) {
             self.hosts.unwant(key, created, id);
             self.stale_hosts.insert(key.clone());
         }
-        for key in keys.difference(&before) {
+        for key in wanted.difference(&before) {
             self.hosts.want(key.clone(), created, id.clone());
         }
         let (hosts, conflicts) = self.claim_hosts(id, &keys, effects);
