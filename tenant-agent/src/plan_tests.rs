@@ -19,7 +19,8 @@ fn service(spec: Value) -> Service {
 }
 
 fn ready(nodes: &[&str]) -> Ready {
-    let nodes: std::collections::BTreeSet<_> = nodes.iter().map(|node| (*node).to_owned()).collect();
+    let nodes: std::collections::BTreeSet<_> =
+        nodes.iter().map(|node| (*node).to_owned()).collect();
     Ready { any: !nodes.is_empty(), nodes, content: 0 }
 }
 
@@ -84,8 +85,10 @@ fn local_names_the_nodes_and_no_endpoint_names_none() {
 fn a_service_without_node_ports_needs_a_shadow() {
     let ports = ports(&service(json!({"ports": [{"port": 80}]})));
     assert!(ports.needs_shadow);
-    let shadow =
-        crate::shadow::shadow(&service(json!({"ports": [{"port": 80, "targetPort": 8080}]})), false);
+    let shadow = crate::shadow::shadow(
+        &service(json!({"ports": [{"port": 80, "targetPort": 8080}]})),
+        false,
+    );
     let spec = shadow.spec.unwrap();
     assert_eq!(spec.type_.as_deref(), Some("NodePort"));
     assert_eq!(spec.selector, service(json!({})).spec.unwrap().selector);

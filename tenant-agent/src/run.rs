@@ -12,6 +12,7 @@ use fairlead_process::tls::Files;
 use fairlead_process::{logs, probes, shutdown};
 use fairlead_proto::v1;
 use fairlead_proto::v1::put::Object;
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -128,11 +129,12 @@ impl Args {
             Reporter { controller: "fairlead-agent".into(), instance: Some(self.name.clone()) };
         let events = Events(Recorder::new(client.clone(), reporter));
 
-        let controller = Controller::new(Api::all(client.clone()), watcher::Config::default())
+        let Observed { events: service_events, store: services, read: services_read } =
+            observe::<Service>(&client);
+        let controller = Controller::for_stream(service_events.applied_objects(), services.clone())
             .owns(Api::<Service>::all(client.clone()), watcher::Config::default().labels(SHADOW_OF))
             .reconcile_on(references::<Service>(services_due))
             .graceful_shutdown_on(stop.clone().cancelled_owned());
-        let services = controller.store();
         let context = Arc::new(Context {
             client: client.clone(),
             services: services.clone(),
@@ -150,7 +152,16 @@ impl Args {
             Ok(())
         });
 
-        let classes = classes(&client, &mut tasks);
+        let Observed { events: class_events, store: classes, read: classes_read } =
+            observe::<IngressClass>(&client);
+        let (class_changed, class_changes) = mpsc::unbounded_channel();
+        tasks.spawn(async move {
+            let mut changes = std::pin::pin!(class_events.touched_objects());
+            while changes.next().await.is_some() {
+                let _ = class_changed.send(());
+            }
+            Ok(())
+        });
         let ingresses = Arc::new(ingress::reconcile::Context {
             client: client.clone(),
             classes,
@@ -164,7 +175,9 @@ impl Args {
             again: again.clone(),
             told: Mutex::default(),
         });
-        tasks.spawn(watch_ingresses(client, ingresses, ingresses_due, stop.clone()));
+        let read = [services_read.clone(), classes_read];
+        let due = (ingresses_due, class_changes);
+        tasks.spawn(watch_ingresses(client, ingresses, read, due, stop.clone()));
 
         let hello = v1::Hello {
             agent_version: env!("CARGO_PKG_VERSION").into(),
@@ -172,7 +185,7 @@ impl Args {
             instance: self.name.clone(),
             epoch,
         };
-        tasks.spawn(sweep(services, outbox.clone()));
+        tasks.spawn(sweep(services, services_read, outbox.clone()));
         let (hub, hub_name) = (self.hub.clone(), self.hub_name.clone());
         let link = Link { hub, hub_name, files, hello, outbox, stages, news: again };
         tasks.spawn(async move {
@@ -257,17 +270,31 @@ fn references<K: Resource<DynamicType = ()>>(
         .map(|(namespace, name)| ObjectRef::<K>::new(&name).within(&namespace))
 }
 
-/// Keeps the `IngressClass`es.
-fn classes(client: &Client, tasks: &mut JoinSet<Result<()>>) -> Store<IngressClass> {
+/// All objects of a kind.
+struct Observed<K: Resource<DynamicType = ()> + Clone + 'static> {
+    /// To be polled, or nothing is read.
+    events: BoxStream<'static, Result<Event<K>, watcher::Error>>,
+    store: Store<K>,
+    /// Cancelled once all were read. `Store::wait_until_ready` wakes only the last of several tasks
+    /// that wait for it.
+    read: CancellationToken,
+}
+
+fn observe<K>(client: &Client) -> Observed<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
     let (store, writer) = reflector::store();
-    let stream =
-        watcher::watcher(Api::<IngressClass>::all(client.clone()), watcher::Config::default());
-    let stream = reflector::reflector(writer, stream.default_backoff());
-    tasks.spawn(async move {
-        stream.for_each(|_| async {}).await;
-        Ok(())
-    });
-    store
+    let read = CancellationToken::new();
+    let done = read.clone();
+    let events = watcher::watcher(Api::<K>::all(client.clone()), watcher::Config::default());
+    let events =
+        reflector::reflector(writer, events.default_backoff()).inspect(move |event| match event {
+            Ok(Event::InitDone) => done.cancel(),
+            Err(error) => warn!(kind = %K::kind(&()), %error, "watch interrupted"),
+            Ok(_) => {}
+        });
+    Observed { events: events.boxed(), store, read }
 }
 
 /// Watches Ingresses. They have no finalizer of ours: one that is deleted is noticed here, and one that
@@ -275,27 +302,25 @@ fn classes(client: &Client, tasks: &mut JoinSet<Result<()>>) -> Store<IngressCla
 async fn watch_ingresses(
     client: Client,
     context: Arc<ingress::reconcile::Context>,
-    due: mpsc::UnboundedReceiver<ServiceKey>,
+    read: [CancellationToken; 2],
+    (due, class_changes): (mpsc::UnboundedReceiver<ServiceKey>, mpsc::UnboundedReceiver<()>),
     stop: CancellationToken,
 ) -> Result<()> {
     // Without these every backend would be missing.
-    context.services.wait_until_ready().await?;
-    context.classes.wait_until_ready().await?;
-    let (store, writer) = reflector::store::<Ingress>();
-    let stream = watcher::watcher(Api::<Ingress>::all(client.clone()), watcher::Config::default());
+    for kind in read {
+        kind.cancelled().await;
+    }
+    let Observed { events, store, read: _ } = observe::<Ingress>(&client);
     let gone = context.clone();
-    let stream = reflector::reflector(writer, stream.default_backoff()).inspect_ok(move |event| {
+    let stream = events.inspect_ok(move |event| {
         if let Event::Delete(ingress) = event {
             gone.forget(&(ingress.namespace().unwrap_or_default(), ingress.name_any()));
         }
     });
-    // A class that changed may change whose any Ingress is.
-    let all = watcher::watcher(Api::<IngressClass>::all(client), watcher::Config::default());
-    let class_changed =
-        all.default_backoff().touched_objects().filter_map(|class| async { class.ok() });
     let controlling = Controller::for_stream(stream.applied_objects(), store.clone())
         .reconcile_on(references::<Ingress>(due))
-        .reconcile_all_on(class_changed.map(|_| ()))
+        // A class that changed may change whose any Ingress is.
+        .reconcile_all_on(UnboundedReceiverStream::new(class_changes))
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(ingress::reconcile::reconcile, ingress::reconcile::retry, context.clone());
     let sweeping = async {
@@ -310,8 +335,12 @@ async fn watch_ingresses(
     }
 }
 
-async fn sweep(services: Store<Service>, outbox: Arc<Outbox>) -> Result<()> {
-    services.wait_until_ready().await?;
+async fn sweep(
+    services: Store<Service>,
+    read: CancellationToken,
+    outbox: Arc<Outbox>,
+) -> Result<()> {
+    read.cancelled().await;
     info!(services = services.len(), "this cluster was read");
     loop {
         tokio::time::sleep(SWEEP).await;

@@ -104,7 +104,8 @@ async fn answer(
         trailers.insert("grpc-status", HeaderValue::from_static("0"));
         let trailers = Ok(trailers);
         let said = format!("{} body={length}\n", who());
-        *response.body_mut() = Full::new(Bytes::from(said)).with_trailers(async { Some(trailers) }).boxed();
+        *response.body_mut() =
+            Full::new(Bytes::from(said)).with_trailers(async { Some(trailers) }).boxed();
         response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
     } else if length > 0 {
         *response.body_mut() = text(format!("{} body={length}\n", who()));
@@ -187,12 +188,14 @@ async fn udp(port: u16) -> std::io::Result<()> {
 /// TLS with the certificate of `TLS_FOLDER`, or with one of its own making.
 fn tls() -> anyhow::Result<TlsAcceptor> {
     let made = rcgen::generate_simple_self_signed(vec!["backend.example".to_owned()])?;
-    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
+    let key =
+        PrivateKeyDer::try_from(made.signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
     let (mut chain, mut private) = (vec![made.cert.der().clone()], key);
     if let Ok(folder) = std::env::var("TLS_FOLDER") {
         use tokio_rustls::rustls::pki_types::pem::PemObject;
-        let certificates =
-            tokio_rustls::rustls::pki_types::CertificateDer::pem_file_iter(format!("{folder}/tls.crt"))?;
+        let certificates = tokio_rustls::rustls::pki_types::CertificateDer::pem_file_iter(
+            format!("{folder}/tls.crt"),
+        )?;
         chain = certificates.collect::<Result<_, _>>()?;
         private = PrivateKeyDer::from_pem_file(format!("{folder}/tls.key"))?;
     }

@@ -26,10 +26,9 @@ fn ingress(rules: &str) -> RouteSpec {
             Some(name) => (name, true),
             None => (name, false),
         };
-        let host = hosts.entry(name.into()).or_insert_with(|| Host {
-            hostname: name.into(),
-            ..Host::default()
-        });
+        let host = hosts
+            .entry(name.into())
+            .or_insert_with(|| Host { hostname: name.into(), ..Host::default() });
         if tls {
             let certificate = Some("cert".into());
             host.tls = Some(HostTls { mode: TlsMode::Terminate, certificate, redirect: true });
@@ -41,12 +40,15 @@ fn ingress(rules: &str) -> RouteSpec {
             backends: vec![BackendRef { name: service.into(), weight: 1 }],
             ..HttpRule::default()
         });
-        backends.insert(service.to_owned(), ApiBackend {
-            name: service.into(),
-            node_port: 30_080,
-            nodes: ApiNodes::default(),
-            upstream: Default::default(),
-        });
+        backends.insert(
+            service.to_owned(),
+            ApiBackend {
+                name: service.into(),
+                node_port: 30_080,
+                nodes: ApiNodes::default(),
+                upstream: Default::default(),
+            },
+        );
     }
     let listener = |name: &str, protocol, port| ApiListener { name: name.into(), protocol, port };
     RouteSpec {
@@ -111,9 +113,10 @@ impl World {
 
     fn told(&self, route: &str, kind: &str) -> String {
         let conditions = &self.statuses[&ing(route)].conditions;
-        conditions.iter().find(|c| c.type_ == kind).map_or_else(String::new, |c| {
-            format!("{} {} {}", c.status, c.reason, c.message)
-        })
+        conditions
+            .iter()
+            .find(|c| c.type_ == kind)
+            .map_or_else(String::new, |c| format!("{} {} {}", c.status, c.reason, c.message))
     }
 
     /// The resources that a change sends.
@@ -137,7 +140,11 @@ fn ingresses_of_two_tenants_share_an_address_by_their_hosts() {
     );
     assert_eq!(world.names(ResourceType::Listener), ["TCP/10.9.0.1:80"]);
     assert_eq!(world.names(ResourceType::Cluster), ["blue/shop/web:80", "red/shop/web:80"]);
-    assert!(world.told("red/b", "Programmed").starts_with("True"), "{}", world.told("red/b", "Programmed"));
+    assert!(
+        world.told("red/b", "Programmed").starts_with("True"),
+        "{}",
+        world.told("red/b", "Programmed")
+    );
     let status = &world.statuses[&ing("red/b")];
     assert_eq!(status.addresses, ["10.9.0.1"]);
     assert_eq!((&*status.display.hostnames, &*status.display.ports), ("b.example", "80/HTTP"));
@@ -186,7 +193,10 @@ fn a_host_is_the_tenants_who_claimed_it_first_and_the_next_takes_over() {
     assert!(overlap.starts_with("False HostnameConflict"), "{overlap}");
     world.gone("blue/a");
     assert_eq!(world.told("red/b", "Conflicted"), "");
-    assert_eq!(world.hosts[&HostKey::new("a.example", "10.9.0.1".parse().unwrap())].tenant.as_str(), "red");
+    assert_eq!(
+        world.hosts[&HostKey::new("a.example", "10.9.0.1".parse().unwrap())].tenant.as_str(),
+        "red"
+    );
     world.gone("red/c");
     assert!(world.told("blue/d", "Programmed").starts_with("True"));
 }
@@ -230,13 +240,19 @@ fn two_ingresses_of_a_tenant_share_a_host_the_oldest_first() {
 fn one_rule_more_sends_the_routes_of_that_host_and_nothing_else() {
     let mut world = World::new("10.9.0.1", Sharing::Any);
     for number in 0..1_000 {
-        world.apply_at(ing(&format!("blue/i{number}")), ingress(&format!("h{number}.example/>web:80")));
+        world.apply_at(
+            ing(&format!("blue/i{number}")),
+            ingress(&format!("h{number}.example/>web:80")),
+        );
     }
     world.ingress("red/other", "other.example/>web:80");
-    let sent = world.sent(|world| world.ingress("blue/i7", "h7.example/>web:80 h7.example/new>web:80"));
+    let sent =
+        world.sent(|world| world.ingress("blue/i7", "h7.example/>web:80 h7.example/new>web:80"));
     assert_eq!(sent, ["Routes 10.9.0.1:80/h7.example"]);
-    let sent = world.sent(|world| world.ingress("blue/i7", "h7.example/>web:80 h7.example/new>api:80"));
-    let new = ["Cluster blue/shop/api:80", "Endpoints blue/shop/api:80", "Routes 10.9.0.1:80/h7.example"];
+    let sent =
+        world.sent(|world| world.ingress("blue/i7", "h7.example/>web:80 h7.example/new>api:80"));
+    let new =
+        ["Cluster blue/shop/api:80", "Endpoints blue/shop/api:80", "Routes 10.9.0.1:80/h7.example"];
     assert_eq!(sent, new);
 }
 

@@ -128,10 +128,10 @@ impl Engine {
         if let (Ok(wish), true) = (&entry.wish, self.tenants.contains_key(&id.tenant)) {
             // What a Route without an address holds by name, it keeps until it has one.
             let named = wish.hosts.iter().filter(|host| host.hostname != ANY_HOST);
-            wanted.extend(named.map(|host| HostKey {
-                hostname: host.hostname.as_str().into(),
-                address: None,
-            }));
+            wanted.extend(
+                named
+                    .map(|host| HostKey { hostname: host.hostname.as_str().into(), address: None }),
+            );
         }
         let before = std::mem::replace(&mut entry.wanted, wanted.clone());
         let (created, namespace) = (entry.meta.created, entry.source.namespace.as_str().into());
