@@ -23,10 +23,11 @@ struct Client {
     answers: HashMap<Key, Answer>,
 }
 
-#[derive(Debug)]
-enum Answer {
-    Acked(u64),
-    Rejected(u64, Arc<str>),
+/// What an Envoy said of a resource: it keeps what it took when it refuses what came after.
+#[derive(Debug, Default)]
+struct Answer {
+    acked: Option<u64>,
+    rejected: Option<(u64, Arc<str>)>,
 }
 
 impl Fleet {
@@ -68,9 +69,11 @@ impl Fleet {
         };
         let key = event.key.clone();
         match &event.outcome {
-            Outcome::Acked(version) => drop(client.answers.insert(key, Answer::Acked(*version))),
+            Outcome::Acked(version) => {
+                client.answers.insert(key, Answer { acked: Some(*version), rejected: None });
+            }
             Outcome::Rejected(version, text) => {
-                client.answers.insert(key, Answer::Rejected(*version, text.clone()));
+                client.answers.entry(key).or_default().rejected = Some((*version, text.clone()));
             }
             Outcome::Removed => drop(client.answers.remove(&key)),
         }
@@ -105,9 +108,9 @@ impl Fleet {
     fn rejection(&self, resources: &[(Key, u64)]) -> Option<(&EnvoyId, &str)> {
         self.ready.iter().find_map(|envoy| {
             let answers = &self.clients.get(envoy)?.answers;
-            resources.iter().find_map(|(key, version)| match answers.get(key)? {
-                Answer::Rejected(refused, text) if refused == version => Some((envoy, &**text)),
-                _ => None,
+            resources.iter().find_map(|(key, version)| {
+                let (refused, text) = answers.get(key)?.rejected.as_ref()?;
+                (refused == version).then_some((envoy, &**text))
             })
         })
     }
@@ -115,7 +118,7 @@ impl Fleet {
     fn has(&self, envoy: &EnvoyId, resources: &[(Key, u64)]) -> bool {
         let Some(client) = self.clients.get(envoy) else { return false };
         resources.iter().all(|(key, version)| {
-            matches!(client.answers.get(key), Some(Answer::Acked(acked)) if acked == version)
+            client.answers.get(key).is_some_and(|answer| answer.acked == Some(*version))
         })
     }
 }

@@ -1,0 +1,376 @@
+//! A real Envoy is given every golden by xDS: what it does not take, no hub may send.
+//!
+//! Envoy runs in a network of its own, and speaks to an xDS server in this process by a Unix socket.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fairlead_api::condition::PROGRAMMED;
+use fairlead_api::http::HttpPart;
+use fairlead_api::route::{
+    AddressRequest, Backend, Listener, Nodes, Protocol, RouteRule, Source, SourceKind,
+};
+use fairlead_api::{
+    AddressPoolSpec, Node, NodeSetSpec, RouteId, RouteName, RouteSpec, RouteStatus, Sharing,
+    TenantSpec,
+};
+use fairlead_core::http::{Pair, Secret, SecretId};
+use fairlead_core::model::Meta;
+use fairlead_core::{Effects, Engine};
+use fairlead_e2e::binaries;
+use fairlead_xds::{Cache, Event, Observer, Server};
+use http::Extensions;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::Status;
+
+const NODE: &str = "envoy-1";
+
+/// Lets the one Envoy in, and passes on what it says.
+struct Listen(mpsc::UnboundedSender<Vec<Event>>);
+
+impl Observer for Listen {
+    type Client = ();
+
+    fn admit(&self, _: &Extensions, _: &str) -> Result<(), Status> {
+        Ok(())
+    }
+
+    fn observe(&self, (): &(), events: Vec<Event>) {
+        let _ = self.0.send(events);
+    }
+}
+
+/// Ends Envoy with the test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The hub's decisions with an apiserver that persists at once, and a real Envoy.
+struct Hub {
+    engine: Engine,
+    cache: Arc<Cache>,
+    said: mpsc::UnboundedReceiver<Vec<Event>>,
+    statuses: BTreeMap<RouteId, RouteStatus>,
+    generation: i64,
+    folder: PathBuf,
+    _envoy: Process,
+}
+
+fn bootstrap(socket: &Path) -> String {
+    format!(
+        "
+node: {{id: {NODE}, cluster: test}}
+dynamic_resources:
+  ads_config:
+    api_type: DELTA_GRPC
+    transport_api_version: V3
+    grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]
+  cds_config: {{ads: {{}}, resource_api_version: V3}}
+  lds_config: {{ads: {{}}, resource_api_version: V3}}
+layered_runtime:
+  layers:
+  - name: fairlead
+    static_layer: {{re2.max_program_size.error_level: 1000}}
+static_resources:
+  clusters:
+  - name: xds
+    type: STATIC
+    connect_timeout: 2s
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {{http2_protocol_options: {{}}}}
+    load_assignment:
+      cluster_name: xds
+      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: {}}}}}}}}}]}}]
+",
+        socket.display()
+    )
+}
+
+impl Hub {
+    async fn start(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("fairlead-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let socket = folder.join("xds.sock");
+        let (send, said) = mpsc::unbounded_channel();
+        let cache = Arc::new(Cache::default());
+        cache.complete();
+        let server = Server::new(cache.clone(), Arc::new(Listen(send)));
+        let incoming = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
+        tokio::spawn(
+            tonic::transport::Server::builder().add_service(server).serve_with_incoming(incoming),
+        );
+        let config = folder.join("envoy.yaml");
+        std::fs::write(&config, bootstrap(&socket)).unwrap();
+        let log = std::fs::File::create(folder.join("envoy.log")).unwrap();
+        let envoy = binaries::envoy().expect("Envoy");
+        let child = Command::new("unshare")
+            .args(["--net", "--"])
+            .arg(envoy)
+            .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning", "-c"])
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("Envoy needs a network of its own: run this as root");
+        let mut hub = Self {
+            engine: Engine::default(),
+            cache,
+            said,
+            statuses: BTreeMap::new(),
+            generation: 0,
+            folder,
+            _envoy: Process(child),
+        };
+        hub.fill();
+        hub
+    }
+
+    /// One tenant, a pool in which each Route has an address for itself, and the Secrets of the goldens.
+    fn fill(&mut self) {
+        let tenant = TenantSpec { pools: vec!["test".into()], ..TenantSpec::default() };
+        self.engine.tenant(&"blue".parse().unwrap(), Some(tenant.into()));
+        let pool = AddressPoolSpec {
+            addresses: vec!["10.9.0.1-10.9.0.250".into()],
+            sharing: Sharing::Exclusive,
+            ..AddressPoolSpec::default()
+        };
+        self.engine.pool("test", Some(pool));
+        let node = |name: &str, ip: &str| Node { name: name.into(), addresses: vec![ip.into()] };
+        let nodes = vec![node("n1", "10.0.0.1"), node("n2", "10.0.0.2")];
+        let nodes = NodeSetSpec { content_hash: String::new(), nodes };
+        self.engine.nodes(&"blue".parse().unwrap(), Some(nodes));
+        let made = rcgen::generate_simple_self_signed(vec!["example.com".to_owned()]).unwrap();
+        let pair = Pair {
+            chain: made.cert.pem().into_bytes(),
+            key: made.signing_key.serialize_pem().into_bytes(),
+        };
+        for name in ["tls", "other", "old", "ca", "users"] {
+            let id = SecretId {
+                tenant: "blue".parse().unwrap(),
+                namespace: "shop".into(),
+                name: name.into(),
+            };
+            let secret = Secret {
+                certificate: Some(Ok(pair.clone())),
+                ca: Some(Ok(pair.chain.clone())),
+                users: Some(Ok("ann:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=".into())),
+            };
+            self.engine.secret(&id, Some(secret));
+        }
+        self.engine.envoy_ready(&NODE.into(), true);
+        self.engine.envoy_connected(&NODE.into(), 1);
+        self.engine.lead(true);
+        self.engine.complete();
+    }
+
+    fn apply(&mut self, name: &str, spec: RouteSpec) -> RouteId {
+        self.generation += 1;
+        let name = RouteName::new(spec.source.kind, "shop", name).unwrap();
+        let id = RouteId { tenant: "blue".parse().unwrap(), name };
+        let meta = Meta {
+            uid: id.to_string().into(),
+            generation: self.generation,
+            created: 0,
+        };
+        self.engine.route(id.clone(), meta, spec, None);
+        id
+    }
+
+    /// Carries effects out until `done`, or for too long.
+    async fn until(&mut self, done: impl Fn(&BTreeMap<RouteId, RouteStatus>) -> bool) {
+        let start = Instant::now();
+        loop {
+            let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+            let effects = self.engine.step(&now);
+            let idle = effects == Effects::default();
+            self.carry_out(effects);
+            if !idle {
+                continue;
+            }
+            if done(&self.statuses) || start.elapsed() > Duration::from_secs(60) {
+                return;
+            }
+            let wait = tokio::time::timeout(Duration::from_secs(1), self.said.recv());
+            if let Ok(Some(events)) = wait.await {
+                self.engine.envoy_said(&NODE.into(), 1, &events);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effects: Effects) {
+        let Effects { changes, claim, claim_hosts, statuses, .. } = effects;
+        self.cache.publish(changes);
+        for (route, mut claims) in claim {
+            claims.iter_mut().for_each(|claim| claim.object = claim.key.object_name().into());
+            self.engine.claimed(&route, Some(claims));
+        }
+        for mut claim in claim_hosts {
+            claim.object = claim.key.object_name().into();
+            self.engine.host_claimed(&claim.key.clone(), Some(claim));
+        }
+        self.statuses.extend(statuses);
+    }
+
+    fn programmed(&self, id: &RouteId) -> Result<(), String> {
+        let Some(status) = self.statuses.get(id) else { return Err("no status".into()) };
+        match status.conditions.iter().find(|condition| condition.type_ == PROGRAMMED) {
+            Some(condition) if condition.status == "True" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.folder.join("envoy.log")).unwrap_or_default();
+            eprintln!("Envoy's log:\n{}", &log[..log.len().min(20_000)]);
+        }
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn source(kind: SourceKind) -> Source {
+    Source { kind, namespace: "shop".into(), name: "any".into(), uid: String::new() }
+}
+
+fn ingress(part: HttpPart) -> RouteSpec {
+    let listener = |name: &str, protocol, port| Listener { name: name.into(), protocol, port };
+    RouteSpec {
+        source: source(SourceKind::Ingress),
+        content_hash: "00".into(),
+        address: AddressRequest::default(),
+        listeners: vec![
+            listener("http", Protocol::Http, 80),
+            listener("https", Protocol::Https, 443),
+        ],
+        rules: Vec::new(),
+        backends: part.backends,
+        hosts: part.hosts,
+        unresolved: part.unresolved,
+    }
+}
+
+fn layer_4(protocol: Protocol) -> RouteSpec {
+    RouteSpec {
+        source: source(SourceKind::Service),
+        content_hash: "00".into(),
+        address: AddressRequest::default(),
+        listeners: vec![Listener { name: "one".into(), protocol, port: 53 }],
+        rules: vec![RouteRule { listener: "one".into(), backend: "one".into() }],
+        backends: vec![Backend {
+            name: "one".into(),
+            node_port: 30_053,
+            nodes: Nodes::default(),
+            upstream: Default::default(),
+        }],
+        hosts: Vec::new(),
+        unresolved: Vec::new(),
+    }
+}
+
+/// The plans that the agent's goldens hold, by case.
+fn goldens() -> Vec<(String, HttpPart)> {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tenant-agent/goldens/plans.yaml");
+    let text = std::fs::read_to_string(file).unwrap();
+    let documents = text.split("\n---\n").skip(1);
+    let golden = |document: &str| {
+        let all: serde_json::Value = serde_saphyr::from_str(document).unwrap();
+        let part = serde_json::from_value(all["route"].clone()).unwrap();
+        (all["case"].as_str().unwrap().to_owned(), part)
+    };
+    documents.map(golden).collect()
+}
+
+#[tokio::test]
+async fn envoy_takes_every_golden() {
+    let mut hub = Hub::start("goldens").await;
+    let mut cases: BTreeMap<RouteId, String> = BTreeMap::new();
+    let goldens = goldens();
+    assert!(goldens.len() > 80, "only {} goldens", goldens.len());
+    for (number, (case, mut part)) in goldens.into_iter().enumerate() {
+        // Each golden has names of its own: they are claimed once.
+        for host in &mut part.hosts {
+            host.hostname = host.hostname.replace("example", &format!("g{number}.example"));
+        }
+        cases.insert(hub.apply(&format!("g{number}"), ingress(part)), case);
+    }
+    cases.insert(hub.apply("tcp", layer_4(Protocol::Tcp)), "TCP".into());
+    cases.insert(hub.apply("udp", layer_4(Protocol::Udp)), "UDP".into());
+    let wanted = cases.len();
+    let all = |statuses: &BTreeMap<RouteId, RouteStatus>| {
+        let good = statuses.values().filter(|status| {
+            status.conditions.iter().any(|c| c.type_ == PROGRAMMED && c.status == "True")
+        });
+        good.count() == wanted
+    };
+    hub.until(all).await;
+    let bad: Vec<_> = cases
+        .iter()
+        .filter_map(|(id, case)| Some(format!("{case}: {}", hub.programmed(id).err()?)))
+        .collect();
+    assert!(bad.is_empty(), "{} of {wanted}:\n{}", bad.len(), bad.join("\n"));
+}
+
+#[tokio::test]
+async fn what_envoy_refuses_all_the_same_is_taken_back_and_told() {
+    let mut hub = Hub::start("poison").await;
+    let (_, good) = goldens().into_iter().next().unwrap();
+    let named = |name: &str| {
+        let mut part = good.clone();
+        part.hosts[0].hostname = format!("{name}.example.com");
+        part
+    };
+    // RE2 has no such flag; nobody checks for it.
+    let poison = |name: &str| {
+        let mut part = named(name);
+        let path = &mut part.hosts[0].rules[0].matches[0].path;
+        path.kind = fairlead_api::http::PathMatchType::RegularExpression;
+        path.value = "/(?x)poison".into();
+        part
+    };
+    let one = hub.apply("one", ingress(named("one")));
+    hub.until(|statuses| ready(statuses, &[&one])).await;
+    hub.programmed(&one).unwrap();
+
+    hub.apply("one", ingress(poison("one")));
+    let two = hub.apply("two", ingress(named("two")));
+    hub.until(|statuses| ready(statuses, &[&two]) && told(statuses, &one).contains("refused")).await;
+    hub.programmed(&two).expect("another's change goes on");
+    let message = told(&hub.statuses, &one);
+    assert!(message.contains("invalid perl operator"), "Envoy's own words: {message}");
+
+    hub.apply("one", ingress(named("one")));
+    hub.until(|statuses| ready(statuses, &[&one])).await;
+    hub.programmed(&one).expect("cured");
+}
+
+fn told(statuses: &BTreeMap<RouteId, RouteStatus>, id: &RouteId) -> String {
+    let conditions = statuses.get(id).map(|status| status.conditions.clone()).unwrap_or_default();
+    let found = conditions.into_iter().find(|condition| condition.type_ == PROGRAMMED);
+    found.map(|condition| condition.message).unwrap_or_default()
+}
+
+fn ready(statuses: &BTreeMap<RouteId, RouteStatus>, ids: &[&RouteId]) -> bool {
+    ids.iter().all(|id| {
+        statuses.get(id).is_some_and(|status| {
+            status.conditions.iter().any(|c| c.type_ == PROGRAMMED && c.status == "True")
+        })
+    })
+}
