@@ -183,11 +183,7 @@ impl Hub {
         self.generation += 1;
         let name = RouteName::new(spec.source.kind, "shop", name).unwrap();
         let id = RouteId { tenant: "blue".parse().unwrap(), name };
-        let meta = Meta {
-            uid: id.to_string().into(),
-            generation: self.generation,
-            created: 0,
-        };
+        let meta = Meta { uid: id.to_string().into(), generation: self.generation, created: 0 };
         self.engine.route(id.clone(), meta, spec, None);
         id
     }
@@ -351,7 +347,8 @@ async fn what_envoy_refuses_all_the_same_is_taken_back_and_told() {
 
     hub.apply("one", ingress(poison("one")));
     let two = hub.apply("two", ingress(named("two")));
-    hub.until(|statuses| ready(statuses, &[&two]) && told(statuses, &one).contains("refused")).await;
+    hub.until(|statuses| ready(statuses, &[&two]) && told(statuses, &one).contains("refused"))
+        .await;
     hub.programmed(&two).expect("another's change goes on");
     let message = told(&hub.statuses, &one);
     assert!(message.contains("invalid perl operator"), "Envoy's own words: {message}");

@@ -15,7 +15,7 @@ use crate::world::{
 };
 
 /// One request on a connection of its own.
-fn request(address: &str) -> Result<()> {
+pub fn request(address: &str) -> Result<()> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")?;
@@ -45,6 +45,12 @@ fn under_load(address: &str, work: impl FnOnce()) -> (u32, Vec<String>) {
         stop.store(true, Ordering::Relaxed);
         load.join().expect("the load").expect("the client host")
     })
+}
+
+/// Restarts the manager, and waits until the new one serves.
+pub fn rollout_of_manager() {
+    kubectl(&hub(), &format!("-n {NAMESPACE} rollout restart deployment/fairlead-manager"));
+    rollout(&hub(), "deployment/fairlead-manager");
 }
 
 fn rollout(cluster: &fairlead_e2e::topology::Cluster, name: &str) {

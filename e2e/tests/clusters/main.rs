@@ -7,5 +7,7 @@
 
 mod bad_input;
 mod faults;
+mod ingress;
 mod services;
+mod web;
 mod world;

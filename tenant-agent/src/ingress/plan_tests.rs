@@ -13,7 +13,8 @@ use super::*;
 struct World;
 
 fn service(spec: &Value) -> Service {
-    serde_json::from_value(json!({"metadata": {"namespace": "shop", "name": "x"}, "spec": spec})).unwrap()
+    serde_json::from_value(json!({"metadata": {"namespace": "shop", "name": "x"}, "spec": spec}))
+        .unwrap()
 }
 
 impl Around for World {
@@ -24,10 +25,18 @@ impl Around for World {
             all
         };
         let spec = match key.1.as_str() {
-            "web" | "api" | "v2" | "auth" | "slow" => json!({"selector": {"app": "x"}, "ports": [port("http", 80, json!({}))]}),
-            "grpc" => json!({"selector": {"app": "x"}, "ports": [port("grpc", 90, json!({"appProtocol": "kubernetes.io/h2c"}))]}),
-            "secure" => json!({"selector": {"app": "x"}, "ports": [port("https", 443, json!({"appProtocol": "https"}))]}),
-            "nodeport" => json!({"type": "NodePort", "selector": {"app": "x"}, "ports": [port("http", 80, json!({"nodePort": 31_000}))]}),
+            "web" | "api" | "v2" | "auth" | "slow" => {
+                json!({"selector": {"app": "x"}, "ports": [port("http", 80, json!({}))]})
+            }
+            "grpc" => {
+                json!({"selector": {"app": "x"}, "ports": [port("grpc", 90, json!({"appProtocol": "kubernetes.io/h2c"}))]})
+            }
+            "secure" => {
+                json!({"selector": {"app": "x"}, "ports": [port("https", 443, json!({"appProtocol": "https"}))]})
+            }
+            "nodeport" => {
+                json!({"type": "NodePort", "selector": {"app": "x"}, "ports": [port("http", 80, json!({"nodePort": 31_000}))]})
+            }
             "headless" => json!({"clusterIP": "None", "ports": [port("http", 80, json!({}))]}),
             "empty" => json!({"selector": {"app": "x"}, "ports": [port("http", 80, json!({}))]}),
             "external" => json!({"type": "ExternalName", "externalName": "example.com"}),
@@ -59,14 +68,18 @@ impl Around for World {
         match key.1.as_str() {
             "tls" | "other" | "users" | "ca" => Found::Good(Some(2_000_000_000)),
             "old" => Found::Good(Some(1_000)),
-            "broken" => Found::Bad("tls.key: is not the key of the first certificate in tls.crt".into()),
+            "broken" => {
+                Found::Bad("tls.key: is not the key of the first certificate in tls.crt".into())
+            }
             _ => Found::Bad("does not exist".into()),
         }
     }
 }
 
 fn ingress(annotations: &str, spec: &str) -> Ingress {
-    let text = format!("metadata:\n  namespace: shop\n  name: web\n  uid: u1\n  annotations:\n{annotations}spec:\n{spec}");
+    let text = format!(
+        "metadata:\n  namespace: shop\n  name: web\n  uid: u1\n  annotations:\n{annotations}spec:\n{spec}"
+    );
     serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
@@ -285,15 +298,18 @@ fn every_annotation_has_a_golden() {
 
 #[test]
 fn goldens() {
-    let mut text = String::from("# Written by `UPDATE_GOLDENS=1 cargo test -p fairlead-agent goldens`.\n");
+    let mut text =
+        String::from("# Written by `UPDATE_GOLDENS=1 cargo test -p fairlead-agent goldens`.\n");
     let mut case = |name: &str, annotations: &[(String, String)], spec: &str| {
         write!(text, "---\n{}", rendered(name, annotations, spec)).unwrap();
     };
     for (name, spec) in RULES {
         case(name, &[], spec);
     }
-    let expression = ONE.replace("/cart", "/cart(/|$)(.*)").replace("Prefix", "ImplementationSpecific");
-    let secure = ONE.replace("  rules:", "  tls: [{hosts: [shop.example.com], secretName: tls}]\n  rules:");
+    let expression =
+        ONE.replace("/cart", "/cart(/|$)(.*)").replace("Prefix", "ImplementationSpecific");
+    let secure =
+        ONE.replace("  rules:", "  tls: [{hosts: [shop.example.com], secretName: tls}]\n  rules:");
     let root = ONE.replace("/cart", "/");
     for (prefix, cases) in [("fairlead.dev/", OURS), ("nginx.ingress.kubernetes.io/", THEIRS)] {
         for one in cases {
