@@ -38,14 +38,15 @@ pub fn rolled_out(
     cluster::kubectl(driver, cluster, &wait).map(drop)
 }
 
-/// The address that `kubectl get svc` shows, once it does.
+/// The address that `kubectl get` shows of a Service or an Ingress, once it does.
 pub fn address(
     driver: &dyn Driver,
     cluster: &Cluster,
+    kind: &str,
     namespace: &str,
     name: &str,
 ) -> Result<String> {
-    let target = format!("service/{name}");
+    let target = format!("{kind}/{name}");
     let path = "jsonpath={.status.loadBalancer.ingress[0].ip}";
     // Watched, not polled: `kubectl wait` ends with the event.
     let wait = [
@@ -80,6 +81,23 @@ pub fn fetch_until(
     run::wait_for(what, Duration::from_secs(30), || {
         let answer = fetch(driver, url)?;
         if wanted(&answer) { Ok(answer) } else { bail!("{url} answered {answer:?}") }
+    })
+}
+
+/// Fetches a host's root over TLS, at an address, until the answer is as wanted. Whoever signed the
+/// certificate is fine: demos make their own.
+pub fn fetch_tls_until(
+    driver: &dyn Driver,
+    host: &str,
+    address: &str,
+    wanted: &str,
+) -> Result<String> {
+    let (resolve, url) = (format!("{host}:443:{address}"), format!("https://{host}/"));
+    let words = ["curl", "-sSfk", "--max-time", "5", "--resolve", &resolve, &url];
+    let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
+    run::wait_for(wanted, Duration::from_secs(30), || {
+        let answer = run::output(&mut driver.on_host("client", &words)?)?;
+        if answer.contains(wanted) { Ok(answer) } else { bail!("{url} answered {answer:?}") }
     })
 }
 

@@ -2,14 +2,16 @@
 //! of `HTTP_PORTS`, over TLS on each of `HTTPS_PORTS`, UDP on each of `UDP_PORTS`.
 //!
 //! Of HTTP, what a test can ask for by the query: `status=503`, `sleep=2000` (milliseconds before the
-//! answer), `header=64` (KiB of an answer header), `lines=5` (that many lines, one a second). The path
+//! answer), `header=64` (KiB of an answer header), `lines=5` (that many lines, one a second),
+//! `once=word` (503, but only to the first who sends this word). The path
 //! `/auth` lets in who sends `authorization: letmein`; an `upgrade` header is answered, and what comes
 //! after that is sent back as it is.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,9 +41,19 @@ fn ports(name: &str) -> Vec<u16> {
     list.split(',').filter_map(|port| port.trim().parse().ok()).collect()
 }
 
+fn word<'a>(request: &'a Request<Incoming>, name: &str) -> Option<&'a str> {
+    let mut pairs = request.uri().query()?.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
 fn asked(request: &Request<Incoming>, name: &str) -> Option<u64> {
-    let pairs = request.uri().query()?.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.into_iter().find(|(key, _)| *key == name).and_then(|(_, value)| value.parse().ok())
+    word(request, name)?.parse().ok()
+}
+
+/// Whether nobody sent this word before.
+fn is_first(word: &str) -> bool {
+    static SEEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    SEEN.lock().is_ok_and(|mut seen| seen.insert(word.to_owned()))
 }
 
 fn text(text: impl Into<Bytes>) -> Body {
@@ -76,7 +88,7 @@ async fn answer(
         response.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
         return Ok(response);
     }
-    if request.uri().path().ends_with("/auth") {
+    if request.uri().path().starts_with("/auth") {
         let good = request.headers().get("authorization").is_some_and(|value| value == "letmein");
         *response.status_mut() = if good { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
         response.headers_mut().insert("x-user", HeaderValue::from_static("ann"));
@@ -85,12 +97,17 @@ async fn answer(
     if let Some(millis) = asked(&request, "sleep") {
         tokio::time::sleep(Duration::from_millis(millis)).await;
     }
+    if word(&request, "once").is_some_and(is_first) {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
     let status = asked(&request, "status").and_then(|code| u16::try_from(code).ok());
     if let Some(status) = status.and_then(|code| StatusCode::from_u16(code).ok()) {
         *response.status_mut() = status;
     }
     let kib = asked(&request, "header").and_then(|kib| usize::try_from(kib).ok()).unwrap_or(0);
-    if let Ok(value) = HeaderValue::from_str(&"x".repeat(kib * 1024)) {
+    if kib > 0
+        && let Ok(value) = HeaderValue::from_str(&"x".repeat(kib * 1024))
+    {
         response.headers_mut().insert("x-large", value);
     }
     if let Some(count) = asked(&request, "lines") {
@@ -102,10 +119,9 @@ async fn answer(
     if grpc {
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", HeaderValue::from_static("0"));
-        let trailers = Ok(trailers);
-        let said = format!("{} body={length}\n", who());
-        *response.body_mut() =
-            Full::new(Bytes::from(said)).with_trailers(async { Some(trailers) }).boxed();
+        let said = Bytes::from(format!("{} body={length}\n", who()));
+        let frames = [Ok(Frame::data(said)), Ok(Frame::trailers(trailers))];
+        *response.body_mut() = BodyExt::boxed(StreamBody::new(stream::iter(frames)));
         response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
     } else if length > 0 {
         *response.body_mut() = text(format!("{} body={length}\n", who()));

@@ -88,6 +88,21 @@ pub fn curl(arguments: &str) -> String {
     on_host("client", &script).unwrap_or_else(|error| format!("{error:#}"))
 }
 
+/// Whether an answer has this status.
+pub fn is(answer: &str, status: u16) -> bool {
+    let line = answer.lines().find(|line| line.starts_with("HTTP/")).unwrap_or_default();
+    line.split(' ').nth(1) == Some(&status.to_string())
+}
+
+/// The names in the certificate that a host shows.
+pub fn names(ip: &str, host: &str) -> String {
+    let show = format!(
+        "openssl s_client -connect {ip}:443 -servername {host} </dev/null 2>/dev/null | openssl x509 -noout \
+         -ext subjectAltName"
+    );
+    on_host("client", &show).unwrap_or_else(|error| format!("{error:#}"))
+}
+
 /// The answer to a request in plain HTTP.
 pub fn answer(ip: &str, host: &str, path: &str) -> String {
     curl(&format!("-H 'Host: {host}' 'http://{ip}{path}'"))
@@ -139,4 +154,23 @@ pub fn secret(cluster: &Cluster, namespace: &str, name: &str, (chain, key): &(St
 /// A text as JSON.
 pub fn json(text: &str) -> String {
     serde_json::to_string(text).expect("a text")
+}
+
+/// Base64 of RFC 4648, for a header or a Secret.
+pub fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let all = u32::from_be_bytes([
+            0,
+            chunk[0],
+            *chunk.get(1).unwrap_or(&0),
+            *chunk.get(2).unwrap_or(&0),
+        ]);
+        for place in 0..4 {
+            let digit = DIGITS[(all >> (18 - 6 * place)) as usize & 63];
+            text.push(if place <= chunk.len() { digit as char } else { '=' });
+        }
+    }
+    text
 }

@@ -118,7 +118,8 @@ spec:
 
 /// The address that the tenant is shown.
 pub fn address(cluster: &Cluster, namespace: &str, name: &str) -> String {
-    traffic::address(&Local, cluster, namespace, name).unwrap_or_else(|error| panic!("{error:#}"))
+    traffic::address(&Local, cluster, "service", namespace, name)
+        .unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 /// Fetches once.
