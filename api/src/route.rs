@@ -178,6 +178,7 @@ impl Protocol {
     }
 
     /// What it runs over: `Tcp` or `Udp`.
+    #[must_use]
     pub fn transport(self) -> Self {
         match self {
             Self::Tcp | Self::Http | Self::Https => Self::Tcp,

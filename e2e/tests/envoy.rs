@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fairlead_api::condition::PROGRAMMED;
-use fairlead_api::http::HttpPart;
+use fairlead_api::http::{HttpPart, Upstream};
 use fairlead_api::route::{
     AddressRequest, Backend, Listener, Nodes, Protocol, RouteRule, Source, SourceKind,
 };
@@ -102,7 +102,7 @@ static_resources:
 }
 
 impl Hub {
-    async fn start(name: &str) -> Self {
+    fn start(name: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("fairlead-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let socket = folder.join("xds.sock");
@@ -213,7 +213,9 @@ impl Hub {
         let Effects { changes, claim, claim_hosts, statuses, .. } = effects;
         self.cache.publish(changes);
         for (route, mut claims) in claim {
-            claims.iter_mut().for_each(|claim| claim.object = claim.key.object_name().into());
+            for claim in &mut claims {
+                claim.object = claim.key.object_name().into();
+            }
             self.engine.claimed(&route, Some(claims));
         }
         for mut claim in claim_hosts {
@@ -274,7 +276,7 @@ fn layer_4(protocol: Protocol) -> RouteSpec {
             name: "one".into(),
             node_port: 30_053,
             nodes: Nodes::default(),
-            upstream: Default::default(),
+            upstream: Upstream::default(),
         }],
         hosts: Vec::new(),
         unresolved: Vec::new(),
@@ -296,7 +298,7 @@ fn goldens() -> Vec<(String, HttpPart)> {
 
 #[tokio::test]
 async fn envoy_takes_every_golden() {
-    let mut hub = Hub::start("goldens").await;
+    let mut hub = Hub::start("goldens");
     let mut cases: BTreeMap<RouteId, String> = BTreeMap::new();
     let goldens = goldens();
     assert!(goldens.len() > 80, "only {} goldens", goldens.len());
@@ -326,7 +328,7 @@ async fn envoy_takes_every_golden() {
 
 #[tokio::test]
 async fn what_envoy_refuses_all_the_same_is_taken_back_and_told() {
-    let mut hub = Hub::start("poison").await;
+    let mut hub = Hub::start("poison");
     let (_, good) = goldens().into_iter().next().unwrap();
     let named = |name: &str| {
         let mut part = good.clone();

@@ -256,7 +256,9 @@ async fn distribute(
             Item::Ingress(key) => drop(ingresses.send(key)),
             Item::Secret(key) => {
                 let naming = users.lock().unwrap_or_else(PoisonError::into_inner).of_secret(&key);
-                naming.into_iter().for_each(|key| drop(ingresses.send(key)));
+                for key in naming {
+                    let _ = ingresses.send(key);
+                }
             }
         }
     }

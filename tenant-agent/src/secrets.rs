@@ -179,7 +179,7 @@ impl Secrets {
             let wanted = watched.wanted.contains(&part);
             match parts.get(&part) {
                 Some((Found::Good(_), content)) if wanted => {
-                    merge(&mut watched.good, part, content)
+                    merge(&mut watched.good, part, content);
                 }
                 // Broken: what was good stays; where nothing was, the hub may have it from before.
                 _ if wanted => lacking |= is_empty(&watched.good, part),

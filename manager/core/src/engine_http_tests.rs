@@ -46,7 +46,7 @@ fn ingress(rules: &str) -> RouteSpec {
                 name: service.into(),
                 node_port: 30_080,
                 nodes: ApiNodes::default(),
-                upstream: Default::default(),
+                upstream: Upstream::default(),
             },
         );
     }
@@ -214,10 +214,10 @@ fn an_older_route_that_adds_a_name_later_does_not_take_it_away() {
     let mut again = World::new("10.9.0.1", Sharing::Any);
     again.apply_at(ing("blue/a"), ingress("a.example/>web:80 b.example/>web:80"));
     again.apply_at(ing("red/b"), ingress("b.example/>web:80"));
-    hosts.into_values().for_each(|claim| {
+    for claim in hosts.into_values() {
         again.hosts.insert(claim.key.clone(), claim.clone());
         again.engine.host(claim);
-    });
+    }
     again.settle();
     assert!(again.told("blue/a", "Conflicted").starts_with("True"));
     assert_eq!(again.told("red/b", "Conflicted"), "");
@@ -328,7 +328,9 @@ fn an_ingress_keeps_its_address_over_a_restart() {
     let (claims, statuses) = (std::mem::take(&mut world.claims), world.statuses.clone());
     let mut again = World::new("10.9.0.1 10.9.0.2", Sharing::Any);
     (again.statuses, again.claims) = (statuses, claims.clone());
-    claims.into_values().for_each(|claim| again.engine.claim(claim));
+    for claim in claims.into_values() {
+        again.engine.claim(claim);
+    }
     again.apply_at(ing("blue/a"), ingress("a.example/>web:80"));
     again.settle();
     assert_eq!(again.statuses[&ing("blue/a")].addresses, ["10.9.0.2"], "though .1 is free now");

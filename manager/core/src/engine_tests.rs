@@ -9,6 +9,8 @@ use fairlead_xds::{Key, Outcome, ResourceType};
 use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
 
+use fairlead_api::http::Upstream;
+
 use super::*;
 
 /// The hub with an apiserver that persists at once, and Envoys that acknowledge all.
@@ -61,7 +63,7 @@ fn spec(name: &str, ports: &[(Protocol, u16)]) -> RouteSpec {
                 name: label(p),
                 node_port: 30_000 + p.1 % 2_768,
                 nodes: ApiNodes::default(),
-                upstream: Default::default(),
+                upstream: Upstream::default(),
             })
             .collect(),
         hosts: Vec::new(),

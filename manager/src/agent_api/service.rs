@@ -324,7 +324,7 @@ async fn write(hub: &Hub, tenant: &TenantId, item: &Item, upload: Upload) -> kub
     match (item, upload) {
         (Item::Route(name), Upload::Route(_, spec)) => {
             let id = RouteId { tenant: tenant.clone(), name: name.clone() };
-            hub.store_route(&id, spec).await
+            hub.store_route(&id, *spec).await
         }
         (Item::Route(name), _) => {
             hub.delete_route(&RouteId { tenant: tenant.clone(), name: name.clone() }).await

@@ -29,7 +29,7 @@ pub(super) enum Action {
 /// What is stored.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Upload {
-    Route(Box<str>, RouteSpec),
+    Route(Box<str>, Box<RouteSpec>),
     Nodes(Box<str>, NodeSetSpec),
     Secret(Box<str>, SecretContent),
     /// Delete it; `told` when the agent waits for the outcome.
@@ -195,9 +195,10 @@ impl Session {
             return Err(("TooManyRoutes", self.quota()));
         }
         let upload = match (&item, object) {
-            (Item::Route(name), Some(Object::Route(route))) => {
-                Upload::Route(hash.clone(), convert::route(name, &hash, route).map_err(invalid)?)
-            }
+            (Item::Route(name), Some(Object::Route(route))) => Upload::Route(
+                hash.clone(),
+                Box::new(convert::route(name, &hash, route).map_err(invalid)?),
+            ),
             (Item::Secret(_), Some(Object::Secret(secret))) => {
                 let bad = |message| ("InvalidCertificate", message);
                 Upload::Secret(hash.clone(), convert::secret(&hash, secret).map_err(bad)?)

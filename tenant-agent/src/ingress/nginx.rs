@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use fairlead_api::http::{PathRewrite, RateLimit, SessionPersistence};
 
 use super::settings::{
-    Complaint, Settings, boolean, cidrs, code, cookie, cors, list, number, path, redirect,
+    Complaint, Settings, boolean, cidrs, code, cookie, cors, list, number, path, redirect, set,
     set_protocol, size,
 };
 
@@ -18,48 +18,48 @@ type Setter = fn(&mut Settings, &str) -> Result<(), String>;
 
 /// Those that are followed, in the order in which they are applied, and whether they restrict.
 pub(crate) const FOLLOWED: &[(&str, Setter, bool)] = &[
-    ("ssl-redirect", |s, v| Ok(s.no_redirect = !boolean(v)?), false),
-    ("force-ssl-redirect", |s, v| Ok(s.no_redirect &= !boolean(v)?), false),
-    ("ssl-passthrough", |s, v| Ok(s.passthrough = boolean(v)?), false),
+    ("ssl-redirect", |s, v| set(&mut s.no_redirect, !boolean(v)?), false),
+    ("force-ssl-redirect", |s, v| force(s, v), false),
+    ("ssl-passthrough", |s, v| set(&mut s.passthrough, boolean(v)?), false),
     ("backend-protocol", set_protocol, false),
     (
         "proxy-ssl-secret",
-        |s, v| Ok(s.tls_ca = Some(v.rsplit('/').next().unwrap_or(v).into())),
+        |s, v| set(&mut s.tls_ca, Some(v.rsplit('/').next().unwrap_or(v).into())),
         false,
     ),
     ("proxy-ssl-verify", |s, v| verify(s, v), false),
-    ("proxy-ssl-name", |s, v| Ok(s.tls_name = Some(v.into())), false),
+    ("proxy-ssl-name", |s, v| set(&mut s.tls_name, Some(v.into())), false),
     ("proxy-ssl-server-name", |_, v| only(v, "on"), false),
-    ("proxy-body-size", |s, v| Ok(s.max_body_bytes = size(v)?), true),
-    ("proxy-connect-timeout", |s, v| Ok(s.connect_millis = Some(seconds(v)?)), false),
+    ("proxy-body-size", |s, v| set(&mut s.max_body_bytes, size(v)?), true),
+    ("proxy-connect-timeout", |s, v| set(&mut s.connect_millis, Some(seconds(v)?)), false),
     ("proxy-read-timeout", |s, v| idle(s, v), false),
     ("proxy-send-timeout", |s, v| idle(s, v), false),
     ("proxy-buffering", |_, v| only(v, "off"), false),
     ("proxy-request-buffering", |_, v| only(v, "off"), false),
     ("proxy-http-version", |_, v| only(v, "1.1"), false),
-    ("use-regex", |s, v| Ok(s.path_regex = boolean(v)?), false),
+    ("use-regex", |s, v| set(&mut s.path_regex, boolean(v)?), false),
     ("rewrite-target", |s, v| rewrite(s, v), false),
-    ("app-root", |s, v| Ok(s.app_root = Some(path(v)?)), false),
+    ("app-root", |s, v| set(&mut s.app_root, Some(path(v)?)), false),
     ("permanent-redirect", |s, v| moved(s, v, 301), false),
     ("permanent-redirect-code", |s, v| moved_code(s, v), false),
     ("temporal-redirect", |s, v| moved(s, v, 302), false),
     ("temporal-redirect-code", |s, v| moved_code(s, v), false),
-    ("whitelist-source-range", |s, v| Ok(s.clients.allow = cidrs(v)?), true),
-    ("allowlist-source-range", |s, v| Ok(s.clients.allow = cidrs(v)?), true),
-    ("denylist-source-range", |s, v| Ok(s.clients.deny = cidrs(v)?), true),
+    ("whitelist-source-range", |s, v| set(&mut s.clients.allow, cidrs(v)?), true),
+    ("allowlist-source-range", |s, v| set(&mut s.clients.allow, cidrs(v)?), true),
+    ("denylist-source-range", |s, v| set(&mut s.clients.deny, cidrs(v)?), true),
     ("limit-rps", |s, v| limit(s, v, 1), true),
     ("limit-rpm", |s, v| limit(s, v, 60), true),
     ("limit-burst-multiplier", |s, v| burst(s, v), true),
     ("enable-cors", |s, v| enable_cors(s, v), false),
     ("cors-allow-origin", |s, v| origins(s, v), false),
-    ("cors-allow-methods", |s, v| Ok(cors(s).allow_methods = list(v)), false),
-    ("cors-allow-headers", |s, v| Ok(cors(s).allow_headers = list(v)), false),
-    ("cors-expose-headers", |s, v| Ok(cors(s).expose_headers = list(v)), false),
+    ("cors-allow-methods", |s, v| set(&mut cors(s).allow_methods, list(v)), false),
+    ("cors-allow-headers", |s, v| set(&mut cors(s).allow_headers, list(v)), false),
+    ("cors-expose-headers", |s, v| set(&mut cors(s).expose_headers, list(v)), false),
     ("cors-allow-credentials", |s, v| credentials(s, v), false),
-    ("cors-max-age", |s, v| Ok(cors(s).max_age_seconds = number(v, 0, 100_000_000)?), false),
+    ("cors-max-age", |s, v| set(&mut cors(s).max_age_seconds, number(v, 0, 100_000_000)?), false),
     ("affinity", |s, v| affinity(s, v), false),
-    ("session-cookie-name", |s, v| cookie(s, |name, _, _| *name = v.to_owned()), false),
-    ("session-cookie-path", |s, v| cookie(s, |_, _, path| *path = v.to_owned()), false),
+    ("session-cookie-name", |s, v| cookie(s, |name, _, _| v.clone_into(name)), false),
+    ("session-cookie-path", |s, v| cookie(s, |_, _, path| v.clone_into(path)), false),
     ("session-cookie-max-age", |s, v| max_age(s, v), false),
     ("upstream-hash-by", |s, v| hash_by(s, v), false),
     ("load-balance", |_, v| only(v, "round_robin"), false),
@@ -123,6 +123,12 @@ fn only(value: &str, wanted: &str) -> Result<(), String> {
     if value == wanted { Ok(()) } else { Err(format!("only {wanted} is followed")) }
 }
 
+/// The weaker wish gives way.
+fn force(settings: &mut Settings, value: &str) -> Result<(), String> {
+    settings.no_redirect &= !boolean(value)?;
+    Ok(())
+}
+
 fn seconds(text: &str) -> Result<u32, String> {
     Ok(number(text, 1, 1_000_000)? * 1_000)
 }
@@ -130,7 +136,7 @@ fn seconds(text: &str) -> Result<u32, String> {
 fn verify(settings: &mut Settings, value: &str) -> Result<(), String> {
     match value {
         // A Secret beside it is then for nothing that we need.
-        "off" => Ok(settings.tls_ca = None),
+        "off" => set(&mut settings.tls_ca, None),
         "on" if settings.tls_ca.is_some() => Ok(()),
         _ => Err("on needs proxy-ssl-secret with ca.crt".into()),
     }

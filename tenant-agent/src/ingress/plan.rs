@@ -366,7 +366,9 @@ impl Planner<'_> {
         let field = "annotation fairlead.dev/canary-backend";
         let canary = self.service(field, field, &service, &port)?;
         let weight = self.settings.canary_weight;
-        refs.iter_mut().for_each(|main| main.weight = 100 - weight);
+        for main in refs.iter_mut() {
+            main.weight = 100 - weight;
+        }
         refs.push(BackendRef { name: canary.clone(), weight });
         let header = self.settings.canary_header.clone()?;
         let value = self.settings.canary_header_value.clone().unwrap_or_else(|| "always".into());

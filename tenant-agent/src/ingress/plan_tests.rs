@@ -86,7 +86,9 @@ fn ingress(annotations: &str, spec: &str) -> Ingress {
 fn rendered(name: &str, annotations: &[(String, String)], spec: &str) -> String {
     let lines: String = match annotations {
         [] => "    unrelated.example/x: \"y\"\n".into(),
-        all => all.iter().map(|(key, value)| format!("    {key}: {value:?}\n")).collect(),
+        all => all
+            .iter()
+            .fold(String::new(), |text, (key, value)| text + &format!("    {key}: {value:?}\n")),
     };
     let plan = plan(&ingress(&lines, spec), &World, 1_700_000_000);
     let route = plan.route.expect("everything was read");

@@ -15,6 +15,7 @@ pub(crate) const PREFIX: &str = "fairlead.dev/";
 
 /// What an Ingress asks for beside its rules.
 #[derive(Debug, Clone, Default, PartialEq)]
+#[allow(clippy::struct_excessive_bools)] // each is an annotation
 pub(crate) struct Settings {
     pub(crate) pool: String,
     pub(crate) address: String,
@@ -81,65 +82,69 @@ const fn strict(name: &'static str, read: Setter) -> Known {
 
 /// Every annotation that there is, in the order in which they are applied.
 pub(crate) const KNOWN: &[Known] = &[
-    plain("pool", |s, v| Ok(s.pool = v.to_owned())),
-    plain("address", |s, v| Ok(s.address = v.to_owned())),
-    plain("ssl-redirect", |s, v| Ok(s.no_redirect = !boolean(v)?)),
-    plain("ssl-passthrough", |s, v| Ok(s.passthrough = boolean(v)?)),
-    plain("backend-protocol", |s, v| Ok(s.protocol = Some(protocol(v)?))),
-    plain("backend-tls-ca", |s, v| Ok(s.tls_ca = Some(v.to_owned()))),
-    plain("backend-tls-server-name", |s, v| Ok(s.tls_name = Some(v.to_owned()))),
-    plain("connect-timeout", |s, v| Ok(s.connect_millis = Some(millis(v)?.max(1)))),
-    plain("request-timeout", |s, v| Ok(s.timeouts.request_millis = Some(millis(v)?))),
-    plain("idle-timeout", |s, v| Ok(s.timeouts.idle_millis = Some(millis(v)?))),
-    plain("retries", |s, v| Ok(retry(s).attempts = number(v, 0, 10)?)),
-    plain("retry-on", |s, v| Ok(retry(s).on = retry_on(v)?)),
-    plain("retry-timeout", |s, v| Ok(retry(s).per_try_millis = Some(millis(v)?.max(1)))),
-    strict("rate-limit", |s, v| Ok(s.rate_limit = Some(rate(v)?))),
-    strict("rate-limit-burst", |s, v| Ok(s.rate_burst = Some(number(v, 1, 1_000_000)?))),
+    plain("pool", |s, v| set(&mut s.pool, v.to_owned())),
+    plain("address", |s, v| set(&mut s.address, v.to_owned())),
+    plain("ssl-redirect", |s, v| set(&mut s.no_redirect, !boolean(v)?)),
+    plain("ssl-passthrough", |s, v| set(&mut s.passthrough, boolean(v)?)),
+    plain("backend-protocol", |s, v| set(&mut s.protocol, Some(protocol(v)?))),
+    plain("backend-tls-ca", |s, v| set(&mut s.tls_ca, Some(v.to_owned()))),
+    plain("backend-tls-server-name", |s, v| set(&mut s.tls_name, Some(v.to_owned()))),
+    plain("connect-timeout", |s, v| set(&mut s.connect_millis, Some(millis(v)?.max(1)))),
+    plain("request-timeout", |s, v| set(&mut s.timeouts.request_millis, Some(millis(v)?))),
+    plain("idle-timeout", |s, v| set(&mut s.timeouts.idle_millis, Some(millis(v)?))),
+    plain("retries", |s, v| set(&mut retry(s).attempts, number(v, 0, 10)?)),
+    plain("retry-on", |s, v| set(&mut retry(s).on, retry_on(v)?)),
+    plain("retry-timeout", |s, v| set(&mut retry(s).per_try_millis, Some(millis(v)?.max(1)))),
+    strict("rate-limit", |s, v| set(&mut s.rate_limit, Some(rate(v)?))),
+    strict("rate-limit-burst", |s, v| set(&mut s.rate_burst, Some(number(v, 1, 1_000_000)?))),
     strict("rate-limit-per-client", |s, v| {
         let limit = s.rate_limit.as_mut().ok_or("needs fairlead.dev/rate-limit beside it")?;
         limit.per_client = boolean(v)?;
         Ok(())
     }),
-    strict("allow-cidrs", |s, v| Ok(s.clients.allow = cidrs(v)?)),
-    strict("deny-cidrs", |s, v| Ok(s.clients.deny = cidrs(v)?)),
-    plain("cors-allow-origins", |s, v| Ok(cors(s).allow_origins = list(v))),
-    plain("cors-allow-methods", |s, v| Ok(cors(s).allow_methods = list(v))),
-    plain("cors-allow-headers", |s, v| Ok(cors(s).allow_headers = list(v))),
-    plain("cors-expose-headers", |s, v| Ok(cors(s).expose_headers = list(v))),
-    plain("cors-allow-credentials", |s, v| Ok(cors(s).allow_credentials = boolean(v)?)),
-    plain("cors-max-age", |s, v| Ok(cors(s).max_age_seconds = millis(v)? / 1_000)),
-    plain("redirect", |s, v| Ok(s.redirect = Some(redirect(v)?))),
-    plain("redirect-code", |s, v| Ok(s.redirect_code = Some(code(v)?))),
-    plain("app-root", |s, v| Ok(s.app_root = Some(path(v)?))),
-    plain("rewrite-prefix", |s, v| Ok(s.rewrite = Some(PathRewrite::ReplacePrefixMatch(path(v)?)))),
-    plain("rewrite-path", |s, v| Ok(s.rewrite = Some(PathRewrite::ReplaceFullPath(path(v)?)))),
-    plain("rewrite-regex", |s, v| Ok(s.rewrite = Some(PathRewrite::ReplaceRegexMatch(path(v)?)))),
-    plain("rewrite-host", |s, v| Ok(s.rewrite_host = Some(v.to_owned()))),
-    plain("path-regex", |s, v| Ok(s.path_regex = boolean(v)?)),
-    plain("request-headers-set", |s, v| Ok(s.request_headers.set = headers(v)?)),
-    plain("request-headers-add", |s, v| Ok(s.request_headers.add = headers(v)?)),
-    plain("request-headers-remove", |s, v| Ok(s.request_headers.remove = list(v))),
-    plain("response-headers-set", |s, v| Ok(s.response_headers.set = headers(v)?)),
-    plain("response-headers-add", |s, v| Ok(s.response_headers.add = headers(v)?)),
-    plain("response-headers-remove", |s, v| Ok(s.response_headers.remove = list(v))),
-    plain("affinity", |s, v| Ok(s.session = Some(affinity(v)?))),
-    plain("affinity-cookie-name", |s, v| cookie(s, |name, _, _| *name = v.to_owned())),
+    strict("allow-cidrs", |s, v| set(&mut s.clients.allow, cidrs(v)?)),
+    strict("deny-cidrs", |s, v| set(&mut s.clients.deny, cidrs(v)?)),
+    plain("cors-allow-origins", |s, v| set(&mut cors(s).allow_origins, list(v))),
+    plain("cors-allow-methods", |s, v| set(&mut cors(s).allow_methods, list(v))),
+    plain("cors-allow-headers", |s, v| set(&mut cors(s).allow_headers, list(v))),
+    plain("cors-expose-headers", |s, v| set(&mut cors(s).expose_headers, list(v))),
+    plain("cors-allow-credentials", |s, v| set(&mut cors(s).allow_credentials, boolean(v)?)),
+    plain("cors-max-age", |s, v| set(&mut cors(s).max_age_seconds, millis(v)? / 1_000)),
+    plain("redirect", |s, v| set(&mut s.redirect, Some(redirect(v)?))),
+    plain("redirect-code", |s, v| set(&mut s.redirect_code, Some(code(v)?))),
+    plain("app-root", |s, v| set(&mut s.app_root, Some(path(v)?))),
+    plain("rewrite-prefix", |s, v| {
+        set(&mut s.rewrite, Some(PathRewrite::ReplacePrefixMatch(path(v)?)))
+    }),
+    plain("rewrite-path", |s, v| set(&mut s.rewrite, Some(PathRewrite::ReplaceFullPath(path(v)?)))),
+    plain("rewrite-regex", |s, v| {
+        set(&mut s.rewrite, Some(PathRewrite::ReplaceRegexMatch(path(v)?)))
+    }),
+    plain("rewrite-host", |s, v| set(&mut s.rewrite_host, Some(v.to_owned()))),
+    plain("path-regex", |s, v| set(&mut s.path_regex, boolean(v)?)),
+    plain("request-headers-set", |s, v| set(&mut s.request_headers.set, headers(v)?)),
+    plain("request-headers-add", |s, v| set(&mut s.request_headers.add, headers(v)?)),
+    plain("request-headers-remove", |s, v| set(&mut s.request_headers.remove, list(v))),
+    plain("response-headers-set", |s, v| set(&mut s.response_headers.set, headers(v)?)),
+    plain("response-headers-add", |s, v| set(&mut s.response_headers.add, headers(v)?)),
+    plain("response-headers-remove", |s, v| set(&mut s.response_headers.remove, list(v))),
+    plain("affinity", |s, v| set(&mut s.session, Some(affinity(v)?))),
+    plain("affinity-cookie-name", |s, v| cookie(s, |name, _, _| v.clone_into(name))),
     plain("affinity-cookie-max-age", |s, v| {
         let seconds = millis(v)? / 1_000;
         cookie(s, |_, age, _| *age = seconds)
     }),
-    plain("affinity-cookie-path", |s, v| cookie(s, |_, _, path| *path = v.to_owned())),
-    plain("load-balancing", |s, v| Ok(s.balancing = balancing(v)?)),
-    strict("basic-auth-secret", |s, v| Ok(s.basic_auth = Some(v.to_owned()))),
-    strict("auth-service", |s, v| Ok(s.auth_service = Some(service(v)?))),
-    strict("auth-path", |s, v| Ok(s.auth_path = path(v)?)),
-    plain("auth-response-headers", |s, v| Ok(s.auth_headers = list(v))),
-    strict("max-body-size", |s, v| Ok(s.max_body_bytes = size(v)?)),
-    plain("canary-backend", |s, v| Ok(s.canary = Some(service(v)?))),
-    plain("canary-weight", |s, v| Ok(s.canary_weight = number(v, 0, 100)?)),
-    plain("canary-header", |s, v| Ok(s.canary_header = Some(v.to_owned()))),
-    plain("canary-header-value", |s, v| Ok(s.canary_header_value = Some(v.to_owned()))),
+    plain("affinity-cookie-path", |s, v| cookie(s, |_, _, path| v.clone_into(path))),
+    plain("load-balancing", |s, v| set(&mut s.balancing, balancing(v)?)),
+    strict("basic-auth-secret", |s, v| set(&mut s.basic_auth, Some(v.to_owned()))),
+    strict("auth-service", |s, v| set(&mut s.auth_service, Some(service(v)?))),
+    strict("auth-path", |s, v| set(&mut s.auth_path, path(v)?)),
+    plain("auth-response-headers", |s, v| set(&mut s.auth_headers, list(v))),
+    strict("max-body-size", |s, v| set(&mut s.max_body_bytes, size(v)?)),
+    plain("canary-backend", |s, v| set(&mut s.canary, Some(service(v)?))),
+    plain("canary-weight", |s, v| set(&mut s.canary_weight, number(v, 0, 100)?)),
+    plain("canary-header", |s, v| set(&mut s.canary_header, Some(v.to_owned()))),
+    plain("canary-header-value", |s, v| set(&mut s.canary_header_value, Some(v.to_owned()))),
 ];
 
 impl Settings {
@@ -201,6 +206,12 @@ impl Settings {
             self.balancing = Balancing::Maglev;
         }
     }
+}
+
+/// Sets something to what was read.
+pub(super) fn set<T>(slot: &mut T, value: T) -> Result<(), String> {
+    *slot = value;
+    Ok(())
 }
 
 pub(super) fn boolean(text: &str) -> Result<bool, String> {

@@ -168,14 +168,13 @@ impl Engine {
         for key in keys {
             match self.hosts.standing(key, &id.tenant) {
                 Standing::Held => drop(hosts.insert(key.hostname.clone())),
-                Standing::Wait => {}
                 Standing::Free if self.leads => {
                     let (key, tenant) = (key.clone(), id.tenant.clone());
                     let claim = HostClaim { key, tenant, object: Box::default() };
                     self.hosts.insert(claim.clone());
                     effects.claim_hosts.push(claim);
                 }
-                Standing::Free => {}
+                Standing::Wait | Standing::Free => {}
                 Standing::Taken(by) => conflicts.push(conflict(key, &by)),
             }
         }

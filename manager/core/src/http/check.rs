@@ -64,7 +64,7 @@ pub fn hostname(name: &str) -> Result<(), String> {
     if name.len() > MAX_HOSTNAME {
         return Err(format!("a host name has at most {MAX_HOSTNAME} characters"));
     }
-    if dns(name.strip_prefix("*.").unwrap_or(name)) && !name.parse::<std::net::IpAddr>().is_ok() {
+    if dns(name.strip_prefix("*.").unwrap_or(name)) && name.parse::<std::net::IpAddr>().is_err() {
         return Ok(());
     }
     Err("must be a DNS name in lower case; \"*\" may stand for its first label".into())

@@ -13,6 +13,7 @@ use envoy_types::pb::envoy::config::core::v3::{CidrRange, HttpUri};
 use envoy_types::pb::envoy::config::rbac::v3::{
     Permission, Policy, Principal, Rbac as Rules, permission, principal, rbac,
 };
+use envoy_types::pb::envoy::config::route::v3::rate_limit::action::RemoteAddress;
 use envoy_types::pb::envoy::config::route::v3::{RateLimit as Limit, rate_limit};
 use envoy_types::pb::envoy::extensions::common::matching::v3::{
     ExtensionWithMatcher, ExtensionWithMatcherPerRoute,
@@ -231,13 +232,13 @@ pub(crate) fn rate_limit(parts: &mut Parts, limit: &RateLimit) {
         status: Some(HttpStatus { code: 429 }),
         filter_enabled: whole(),
         filter_enforced: whole(),
-        token_bucket: Some(bucket.clone()),
+        token_bucket: Some(bucket),
         ..LocalRateLimit::default()
     };
     if limit.per_client {
         let entry =
             rate_limit_descriptor::Entry { key: "remote_address".into(), value: String::new() };
-        let address = rate_limit::action::ActionSpecifier::RemoteAddress(Default::default());
+        let address = rate_limit::action::ActionSpecifier::RemoteAddress(RemoteAddress::default());
         let action = rate_limit::Action { action_specifier: Some(address) };
         config.token_bucket = Some(TokenBucket {
             max_tokens: PLENTY,

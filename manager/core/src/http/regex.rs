@@ -37,6 +37,7 @@ pub fn groups(pattern: &str) -> usize {
 }
 
 /// As RE2 reads it: `\d` and its like are about ASCII.
+#[allow(clippy::result_large_err)] // the parser's own error type
 fn parse(pattern: &str) -> Result<Hir, regex_syntax::Error> {
     ParserBuilder::new().unicode(false).utf8(false).nest_limit(64).build().parse(pattern)
 }

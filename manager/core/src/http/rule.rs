@@ -168,9 +168,11 @@ fn headers(route: &mut Route, filters: &Filters) {
         set.chain(add).collect()
     };
     route.request_headers_to_add = edits(&filters.request_header_modifier);
-    route.request_headers_to_remove = filters.request_header_modifier.remove.clone();
+    let gone = &filters.request_header_modifier.remove;
+    route.request_headers_to_remove.clone_from(gone);
     route.response_headers_to_add = edits(&filters.response_header_modifier);
-    route.response_headers_to_remove = filters.response_header_modifier.remove.clone();
+    let gone = &filters.response_header_modifier.remove;
+    route.response_headers_to_remove.clone_from(gone);
     if filters.basic_auth.is_some() {
         // The backend has no use for the password.
         route.request_headers_to_remove.push("authorization".into());

@@ -329,7 +329,9 @@ fn configuration(name: &str, routes: &[Vec<u8>]) -> Vec<u8> {
     let host =
         VirtualHost { name: "host".into(), domains: vec!["*".into()], ..VirtualHost::default() };
     let mut host = host.encode_to_vec();
-    routes.iter().for_each(|route| append(&mut host, 3, route));
+    for route in routes {
+        append(&mut host, 3, route);
+    }
     let mut bytes = configuration.encode_to_vec();
     append(&mut bytes, 2, &host);
     bytes

@@ -356,13 +356,17 @@ impl Web {
         }
     }
 
+    /// The sites that a Route is part of.
+    fn sites_of<'a>(&'a self, served: &'a Served) -> impl Iterator<Item = &'a Site> {
+        served.hosts.iter().filter_map(|hostname| {
+            self.sites.get(&SiteKey { address: served.address, hostname: hostname.clone() })
+        })
+    }
+
     /// All that must be acknowledged for a Route to be programmed.
     pub(crate) fn published(&self, id: &RouteId) -> Published {
         let Some(served) = self.served.get(id) else { return Vec::new() };
-        let site = |hostname: &Box<str>| {
-            self.sites.get(&SiteKey { address: served.address, hostname: hostname.clone() })
-        };
-        let sites = served.hosts.iter().filter_map(site).flat_map(|site| &site.published);
+        let sites = self.sites_of(served).flat_map(|site| &site.published);
         let shared = |backend| self.upstreams.get(&upstream::name(id, &served.namespace, backend));
         let upstreams =
             served.wish.backends.iter().filter_map(shared).flat_map(|shared| &shared.published);
@@ -383,10 +387,7 @@ impl Web {
     /// Rules of a Route that an older Route's keep from being met.
     pub(crate) fn shadowed(&self, id: &RouteId) -> Vec<&str> {
         let Some(served) = self.served.get(id) else { return Vec::new() };
-        let site = |hostname: &Box<str>| {
-            self.sites.get(&SiteKey { address: served.address, hostname: hostname.clone() })
-        };
-        let all = served.hosts.iter().filter_map(site).flat_map(|site| &site.shadowed);
+        let all = self.sites_of(served).flat_map(|site| &site.shadowed);
         all.filter(|(route, _)| route == id).map(|(_, what)| what.as_str()).collect()
     }
 
