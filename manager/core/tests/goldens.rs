@@ -8,18 +8,23 @@ use std::path::Path;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration};
 use fairlead_api::condition::Verdict;
-use fairlead_api::http::Upstream;
+use fairlead_api::http::{HttpPart, Upstream};
 use fairlead_api::node_set::Node;
 use fairlead_api::route::{
     AddressRequest, Backend, Listener as Port, NodePolicy, Nodes as Names, Protocol, RouteRule,
     Source, SourceKind,
 };
-use fairlead_api::{NodeSetSpec, RouteId, RouteName, RouteSpec};
-use fairlead_core::model::Wish;
+use fairlead_api::{AddressPoolSpec, NodeSetSpec, RouteId, RouteName, RouteSpec, TenantSpec};
+use fairlead_core::Engine;
+use fairlead_core::hosts::HostClaim;
+use fairlead_core::http::{Pair, Secret, SecretId};
+use fairlead_core::model::{Meta, Wish};
 use fairlead_core::nodes::Nodes;
 use fairlead_core::translate::{Translation, translate};
-use fairlead_xds::{Resource, ResourceType};
+use fairlead_xds::{Change, Resource, ResourceType};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 fn spec(ports: &[(Protocol, u16)], nodes: &Names) -> RouteSpec {
     let name = |(protocol, port): &(Protocol, u16)| format!("{protocol}-{port}").to_lowercase();
@@ -105,18 +110,132 @@ fn goldens() {
         ("no-endpoints", translated(spec(&[(Protocol::Tcp, 80)], &none), Some(&two))),
         ("no-nodes", translated(spec(&[(Protocol::Tcp, 80)], &all), None)),
     ];
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
     for (name, translation) in cases {
-        let (file, now) = (folder.join(format!("{name}.txt")), render(&translation));
-        if std::env::var_os("UPDATE_GOLDENS").is_some() {
-            std::fs::write(&file, &now).unwrap();
-        }
-        let stored = std::fs::read_to_string(&file).unwrap_or_default();
-        for (number, (old, new)) in stored.lines().zip(now.lines()).enumerate() {
-            assert_eq!(old, new, "{name}.txt, line {}", number + 1);
-        }
-        assert_eq!(stored.lines().count(), now.lines().count(), "{name}.txt");
+        compare(name, &render(&translation));
     }
+}
+
+fn compare(name: &str, now: &str) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+    let file = folder.join(format!("{name}.txt"));
+    if std::env::var_os("UPDATE_GOLDENS").is_some() {
+        std::fs::write(&file, now).unwrap();
+    }
+    let stored = std::fs::read_to_string(&file).unwrap_or_default();
+    for (number, (old, new)) in stored.lines().zip(now.lines()).enumerate() {
+        assert_eq!(old, new, "{name}.txt, line {}", number + 1);
+    }
+    assert_eq!(stored.lines().count(), now.lines().count(), "{name}.txt");
+}
+
+/// What an agent's plans become: those of its own goldens, each at an address of its own.
+#[test]
+fn goldens_of_layer_7() {
+    let plans = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tenant-agent/goldens/plans.yaml");
+    let plans = std::fs::read_to_string(plans).unwrap();
+    let mut text = String::new();
+    for document in plans.split("\n---\n").skip(1) {
+        let plan: serde_json::Value = serde_saphyr::from_str(document).unwrap();
+        let part: HttpPart = serde_json::from_value(plan["route"].clone()).unwrap();
+        // The listeners of an address say nothing of rules: the cases without annotations show them.
+        let bare = plan["annotations"].as_object().is_none_or(serde_json::Map::is_empty);
+        writeln!(text, "\n## {}", plan["case"].as_str().unwrap()).unwrap();
+        for change in published(part) {
+            let Change::Put(resource) = change else { panic!("nothing was there") };
+            let body = match resource.key.kind {
+                ResourceType::Routes => debug::<RouteConfiguration>(&resource),
+                ResourceType::Cluster => debug::<Cluster>(&resource),
+                ResourceType::ScopedRoutes if bare => debug::<ScopedRouteConfiguration>(&resource),
+                ResourceType::Listener if bare => debug::<Listener>(&resource),
+                _ => String::new(),
+            };
+            let needs: Vec<_> = resource.needs.iter().map(ToString::to_string).collect();
+            write!(text, "# {} needs {needs:?}\n{}", resource.key, folded(&body)).unwrap();
+        }
+    }
+    compare("http", &text);
+}
+
+/// What a hub with one tenant publishes for an Ingress.
+fn published(part: HttpPart) -> Vec<Change> {
+    let tenant = "blue".parse().unwrap();
+    let mut engine = Engine::default();
+    let spec = TenantSpec { pools: vec!["public".into()], ..TenantSpec::default() };
+    engine.tenant(&tenant, Some(spec.into()));
+    let pool = AddressPoolSpec { addresses: vec!["172.18.0.200".into()], ..Default::default() };
+    engine.pool("public", Some(pool));
+    for name in ["tls", "other", "old", "ca", "users"] {
+        let id = SecretId { tenant: tenant.clone(), namespace: "shop".into(), name: name.into() };
+        let pair = Pair { chain: b"chain".to_vec(), key: b"key".to_vec() };
+        let secret = Secret {
+            certificate: Some(Ok(pair)),
+            ca: Some(Ok(b"ca".to_vec())),
+            users: Some(Ok("ann:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=".into())),
+        };
+        engine.secret(&id, Some(secret));
+    }
+    engine.lead(true);
+    engine.complete();
+    let source = Source {
+        kind: SourceKind::Ingress,
+        namespace: "shop".into(),
+        name: "web".into(),
+        uid: "u".into(),
+    };
+    let name = RouteName::of(&source).unwrap();
+    let listener = |name: &str, protocol, port| Port { name: name.into(), protocol, port };
+    let spec = RouteSpec {
+        source,
+        content_hash: "00".into(),
+        address: AddressRequest::default(),
+        listeners: vec![
+            listener("http", Protocol::Http, 80),
+            listener("https", Protocol::Https, 443),
+        ],
+        rules: Vec::new(),
+        backends: part.backends,
+        hosts: part.hosts,
+        unresolved: part.unresolved,
+    };
+    let meta = Meta { uid: "u".into(), generation: 1, created: 0 };
+    engine.route(RouteId { tenant, name }, meta, spec, None);
+    let mut changes = Vec::new();
+    for _ in 0..4 {
+        let effects = engine.step(&Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
+        changes.extend(effects.changes);
+        for (route, mut claims) in effects.claim {
+            for claim in &mut claims {
+                claim.object = "o".into();
+            }
+            engine.claimed(&route, Some(claims));
+        }
+        for claim in effects.claim_hosts {
+            engine
+                .host_claimed(&claim.key.clone(), Some(HostClaim { object: "o".into(), ..claim }));
+        }
+    }
+    // Secrets of the whole tenant are no part of a case.
+    changes
+        .retain(|change| !matches!(change, Change::Put(r) if r.key.kind == ResourceType::Secret));
+    changes
+}
+
+/// The bytes of what is nested, as their hash: a change of them shows.
+fn folded(text: &str) -> String {
+    let (mut out, mut bytes) = (String::new(), None::<String>);
+    for line in text.lines() {
+        match &mut bytes {
+            None if line.trim_end().ends_with("value: [") => bytes = Some(String::new()),
+            None => out += &format!("{line}\n"),
+            Some(list) if line.trim() == "]," => {
+                let hash = fairlead_xds::hash(list.as_bytes());
+                out += &format!("  <{} bytes, {hash:016x}>\n", list.matches(',').count());
+                bytes = None;
+            }
+            Some(list) => list.push_str(line.trim()),
+        }
+    }
+    out
 }
 
 #[test]
