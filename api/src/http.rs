@@ -206,8 +206,8 @@ pub struct Filters {
     pub rate_limit: Option<RateLimit>,
     /// The largest body of a request, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<i32>", range(min = 0))]
-    pub max_body_bytes: Option<u32>,
+    #[schemars(with = "Option<i64>", range(min = 0))]
+    pub max_body_bytes: Option<u64>,
 }
 
 /// Edits of headers.

@@ -146,9 +146,15 @@ impl Seeker<'_> {
             let (name, pool) = find(ip, pools)?;
             return self.join(ip, name, pool);
         }
-        let incumbent = seat.and_then(|ip| Some((ip, find(ip, pools).ok()?)));
-        if let Some((ip, (name, pool))) = incumbent {
-            return self.join(ip, name, pool);
+        if let Some(address) = seat {
+            let usable = |one| self.held.usable(self.route, self.uid, address, one);
+            // Whatever became of the pool: an incumbent never moves.
+            if self.wish.listeners.iter().all(usable) {
+                return Ok(Allocation::Held { address, surplus: Vec::new() });
+            }
+            if let Ok((name, pool)) = find(address, pools) {
+                return self.join(address, name, pool);
+            }
         }
         for (name, pool) in pools {
             if self.is_reserved(pool) {

@@ -94,6 +94,8 @@ struct Entry {
     wanted: BTreeSet<HostKey>,
     /// Host names that are another tenant's, each with what to do about it.
     conflicts: Vec<String>,
+    /// Host names are being claimed for it.
+    claiming_hosts: bool,
     accepted: Option<Verdict>,
     resolved: Option<Verdict>,
     /// As the hub's object has it.
@@ -219,6 +221,7 @@ impl Engine {
             published: Vec::new(),
             wanted: BTreeSet::new(),
             conflicts: Vec::new(),
+            claiming_hosts: false,
             accepted: None,
             resolved: None,
             seen: None,
@@ -266,7 +269,11 @@ impl Engine {
     fn touch_holder(&mut self, claim: &Claim) {
         match claim.route() {
             Some(route) => self.touch(&route.clone()),
-            None => self.retry_waiting(),
+            None => {
+                let seated: Vec<_> = self.web.seated(claim.key.address).cloned().collect();
+                seated.iter().for_each(|id| self.touch(id));
+                self.retry_waiting();
+            }
         }
     }
 
@@ -324,6 +331,7 @@ impl Engine {
     /// A host name's claim could not be deleted; it is tried again with the next step.
     pub fn host_not_released(&mut self, key: &HostKey) {
         self.hosts.not_released(key);
+        self.touch_hosts(key);
         self.stale_hosts.insert(key.clone());
     }
 
@@ -407,7 +415,9 @@ impl Engine {
                     let open = |id: &&RouteId| self.unprogrammed.contains(*id);
                     self.unreported.extend(self.web.seated(address).filter(open).cloned());
                 }
-                Owner::Secret(_) => {}
+                Owner::Secret(id) => {
+                    self.unreported.extend(self.web.observe_secret(&id, &event.outcome));
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Scenarios of layer 7.
 
 use fairlead_api::http::{
-    BackendRef, Host, HostTls, HttpMatch, HttpRule, PathMatch, PathMatchType, TlsMode,
+    BackendRef, Cors, Host, HostTls, HttpMatch, HttpRule, PathMatch, PathMatchType, TlsMode,
 };
 use fairlead_api::route::Backend as ApiBackend;
 
@@ -139,7 +139,10 @@ fn ingresses_of_two_tenants_share_an_address_by_their_hosts() {
         ["10.9.0.1:80/a.example", "10.9.0.1:80/b.example"]
     );
     assert_eq!(world.names(ResourceType::Listener), ["TCP/10.9.0.1:80"]);
-    assert_eq!(world.names(ResourceType::Cluster), ["blue/shop/web:80", "red/shop/web:80"]);
+    assert_eq!(
+        world.names(ResourceType::Cluster),
+        ["blue/shop/web:80@30080", "red/shop/web:80@30080"]
+    );
     assert!(
         world.told("red/b", "Programmed").starts_with("True"),
         "{}",
@@ -233,7 +236,7 @@ fn two_ingresses_of_a_tenant_share_a_host_the_oldest_first() {
     assert_eq!(world.names(ResourceType::Routes), ["10.9.0.1:80/a.example"]);
     world.gone("blue/a");
     assert_eq!(world.told("blue/b", "PartiallyInvalid"), "");
-    assert_eq!(world.names(ResourceType::Cluster), ["blue/shop/two:80"]);
+    assert_eq!(world.names(ResourceType::Cluster), ["blue/shop/two:80@30080"]);
 }
 
 #[test]
@@ -251,8 +254,11 @@ fn one_rule_more_sends_the_routes_of_that_host_and_nothing_else() {
     assert_eq!(sent, ["Routes 10.9.0.1:80/h7.example"]);
     let sent =
         world.sent(|world| world.ingress("blue/i7", "h7.example/>web:80 h7.example/new>api:80"));
-    let new =
-        ["Cluster blue/shop/api:80", "Endpoints blue/shop/api:80", "Routes 10.9.0.1:80/h7.example"];
+    let new = [
+        "Cluster blue/shop/api:80@30080",
+        "Endpoints blue/shop/api:80@30080",
+        "Routes 10.9.0.1:80/h7.example",
+    ];
     assert_eq!(sent, new);
 }
 
@@ -261,7 +267,7 @@ fn tls_needs_a_certificate_and_a_new_one_touches_nothing_else() {
     let mut world = World::new("10.9.0.1", Sharing::Any);
     world.ingress("blue/a", "a.example+tls/>web:80 b.example/>web:80");
     assert_eq!(world.names(ResourceType::Listener), ["TCP/10.9.0.1:80"], "no certificate, no TLS");
-    assert!(world.told("blue/a", "ResolvedRefs").contains("no certificate yet for a.example"));
+    assert!(world.told("blue/a", "ResolvedRefs").contains("no good certificate for a.example"));
     world.certificate("blue", "cert", "one");
     assert_eq!(world.names(ResourceType::Listener), ["TCP/10.9.0.1:443", "TCP/10.9.0.1:80"]);
     assert!(world.told("blue/a", "ResolvedRefs").starts_with("True"));
@@ -306,6 +312,58 @@ fn what_cannot_be_served_is_left_out_and_named() {
 }
 
 #[test]
+fn a_rule_that_cannot_be_followed_is_closed_and_no_other_takes_its_requests() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.ingress("blue/a", "a.example/>web:80");
+    let mut spec = ingress("a.example/admin>web:80");
+    spec.hosts[0].rules[0].filters.cors =
+        Some(Cors { allow_origins: vec!["shop".into()], ..Cors::default() });
+    world.apply_at(ing("blue/b"), spec);
+    let before = world.served.clone();
+    world.settle();
+    let key = Key::new(ResourceType::Routes, "10.9.0.1:80/a.example");
+    assert_ne!(world.served[&key], before[&key], "/admin has a route of its own: 503");
+    assert!(world.told("blue/b", "PartiallyInvalid").contains("is not an origin"));
+}
+
+#[test]
+fn nobody_serves_plain_http_on_a_port_that_is_somebody_elses() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.certificate("red", "cert", "one");
+    world.apply("blue/web", tcp("blue/web", &[80]));
+    world.settle();
+    let listener = Key::new(ResourceType::Listener, "TCP/10.9.0.1:80");
+    let own = world.served[&listener];
+    let mut spec = ingress("a.example+tls/>web:80");
+    spec.listeners.remove(0);
+    world.apply_at(ing("red/thief"), spec);
+    world.settle();
+    assert_eq!(world.served[&listener], own);
+    assert!(world.names(ResourceType::Listener).contains(&"TCP/10.9.0.1:443"));
+}
+
+#[test]
+fn a_new_host_is_not_programmed_before_it_is_claimed() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.ingress("blue/a", "a.example/>web:80");
+    world.apply_at(ing("blue/a"), ingress("a.example/>web:80 b.example/>web:80"));
+    let effects = world.engine.step(&now());
+    let (_, status) = effects.statuses.iter().find(|(id, _)| *id == ing("blue/a")).unwrap();
+    let told = status.conditions.iter().find(|c| c.type_ == "Programmed").unwrap();
+    assert_eq!((&*told.status, &*told.message), ("False", "host names are being claimed"));
+}
+
+#[test]
+fn an_incumbent_stays_when_its_address_leaves_the_pool() {
+    let mut world = World::new("10.9.0.1 10.9.0.2", Sharing::Any);
+    world.ingress("blue/a", "a.example/>web:80");
+    world.pool("10.9.0.2", Sharing::Any);
+    world.nodes("blue", &["10.0.0.9"]);
+    world.settle();
+    assert_eq!(world.statuses[&ing("blue/a")].addresses, ["10.9.0.1"]);
+}
+
+#[test]
 fn a_layer_4_route_and_ingresses_do_not_meet_on_a_port() {
     let mut world = World::new("10.9.0.1 10.9.0.2", Sharing::Any);
     world.apply("blue/web", tcp("blue/web", &[80]));
@@ -342,8 +400,9 @@ fn a_wildcard_is_paid_for_by_its_own_address_only() {
     world.ingress("blue/a", "a.example/>web:80");
     let sent = world.sent(|world| world.ingress("blue/b", "*.b.example/>web:80"));
     assert!(sent.contains(&"Listener TCP/10.9.0.1:80".to_owned()), "{sent:?}");
+    // And then it stays: to take the filters away again would cost connections.
     let sent = world.sent(|world| world.gone("blue/b"));
-    assert!(sent.contains(&"Listener TCP/10.9.0.1:80".to_owned()), "{sent:?}");
+    assert!(!sent.contains(&"Listener TCP/10.9.0.1:80".to_owned()), "{sent:?}");
 }
 
 #[test]

@@ -42,6 +42,8 @@ use crate::pb::{ads, any, duration, flag, listener_filter, network_filter, numbe
 const BUFFER_BYTES: u32 = 32 * 1024;
 /// Connections, and UDP sessions, of one backend through one Envoy.
 const MAX_CONNECTIONS: u32 = 65_536;
+/// Requests of one backend that are tried again at the same time.
+const MAX_RETRIES: u32 = 1_024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A node that refuses is tried no further; another one is.
 const CONNECT_ATTEMPTS: u32 = 3;
@@ -132,6 +134,8 @@ pub(crate) fn cluster(name: &str) -> Cluster {
     let thresholds = Thresholds {
         max_connections: number(MAX_CONNECTIONS),
         max_pending_requests: number(MAX_CONNECTIONS),
+        max_requests: number(MAX_CONNECTIONS),
+        max_retries: number(MAX_RETRIES),
         ..Thresholds::default()
     };
     Cluster {

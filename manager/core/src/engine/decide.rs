@@ -152,6 +152,7 @@ impl Engine {
                 entry.accepted = Some(verdict);
             }
         }
+        entry.claiming_hosts = hosts.len() + conflicts.len() < keys.len();
         entry.conflicts = conflicts;
         Some(Served { created, namespace, wish: wish.clone(), address: *address, hosts })
     }

@@ -16,6 +16,9 @@ impl Engine {
         let old = entry.sent.as_ref().or(entry.seen.as_ref());
         let verdict = match self.web.rejection(id) {
             Some(text) => Verdict::no(Reason::Rejected, text),
+            None if entry.claiming_hosts => {
+                Verdict::no(Reason::Pending, "host names are being claimed")
+            }
             None if entry.published.is_empty() => self.fleet.verdict(&self.web.published(id)),
             None => self.fleet.verdict(&entry.published),
         };
@@ -77,7 +80,7 @@ fn certified(verdict: Verdict, web: &Web, id: &RouteId) -> Verdict {
         return verdict;
     }
     let message = format!(
-        "no certificate yet for {}: its Secret was not sent by the agent; plain HTTP is served",
+        "no good certificate for {}: HTTPS to it does not work until its Secret has one",
         missing.join(", ")
     );
     Verdict::no(Reason::InvalidCertificate, message)

@@ -36,13 +36,15 @@ pub fn hosts(hosts: Vec<Host>, backends: &[Backend]) -> (Vec<Host>, Vec<String>)
             bad.push(at("is there twice"));
             continue;
         }
-        host.rules.retain(|one| match rule(one, &names) {
-            Ok(()) => true,
-            Err(what) => {
-                bad.push(format!("{}: {what}", clip(&one.name)));
-                false
+        for one in std::mem::take(&mut host.rules) {
+            match rule(&one, &names) {
+                Ok(()) => host.rules.push(one),
+                Err(what) => {
+                    bad.push(format!("{}: {what}", clip(&one.name)));
+                    host.rules.extend(closed(one));
+                }
             }
-        });
+        }
         if let Err(what) = tls(&host) {
             bad.push(format!("host {:?}: {what}", host.hostname));
             host.tls = None;
@@ -50,6 +52,15 @@ pub fn hosts(hosts: Vec<Host>, backends: &[Backend]) -> (Vec<Host>, Vec<String>)
         good.push(host);
     }
     (good, bad)
+}
+
+/// What is left of a rule that cannot be followed: 503. Without it, its requests would meet a shorter
+/// path's rule, and perhaps less of a restriction.
+fn closed(rule: HttpRule) -> Option<HttpRule> {
+    let HttpRule { name, mut matches, .. } = rule;
+    matches.retain(|one| http_match(one).is_ok());
+    matches.truncate(8);
+    (!matches.is_empty()).then(|| HttpRule { name, matches, ..HttpRule::default() })
 }
 
 fn clip(text: &str) -> String {
@@ -252,8 +263,12 @@ fn check_cors(cors: &Cors) -> Result<(), String> {
     }
     for one in allow_origins {
         let rest = one.strip_prefix("https://").or_else(|| one.strip_prefix("http://"));
-        let host = rest.map(|rest| rest.split(':').next().unwrap_or(rest));
-        let good = host.is_some_and(|host| dns(host.strip_prefix("*.").unwrap_or(host)));
+        let (host, port) = match rest.and_then(|rest| rest.split_once(':')) {
+            Some((host, port)) => (Some(host), port),
+            None => (rest, "0"),
+        };
+        let good = host.is_some_and(|host| dns(host.strip_prefix("*.").unwrap_or(host)))
+            && port.parse::<u16>().is_ok();
         if one != "*" && one != "null" && !good {
             return Err(format!("cors: {:?} is not an origin like https://example.com", clip(one)));
         }

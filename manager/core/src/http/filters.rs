@@ -9,7 +9,9 @@
 use std::collections::BTreeMap;
 
 use envoy_types::pb::envoy::config::core::v3::http_uri::HttpUpstreamType;
-use envoy_types::pb::envoy::config::core::v3::{CidrRange, HttpUri};
+use envoy_types::pb::envoy::config::core::v3::{
+    CelExpressionConfig, CidrRange, HttpUri, SubstitutionFormatString, substitution_format_string,
+};
 use envoy_types::pb::envoy::config::rbac::v3::{
     Permission, Policy, Principal, Rbac as Rules, permission, principal, rbac,
 };
@@ -22,6 +24,9 @@ use envoy_types::pb::envoy::extensions::common::ratelimit::v3::{
     LocalRateLimitDescriptor, rate_limit_descriptor,
 };
 use envoy_types::pb::envoy::extensions::filters::common::matcher::action::v3::SkipFilter;
+use envoy_types::pb::envoy::extensions::filters::common::set_filter_state::v3::{
+    FilterStateValue, filter_state_value,
+};
 use envoy_types::pb::envoy::extensions::filters::http::basic_auth::v3::BasicAuth as BasicAuthFilter;
 use envoy_types::pb::envoy::extensions::filters::http::body_size_limit::v3::BodySizeLimit;
 use envoy_types::pb::envoy::extensions::filters::http::composite::v3::{
@@ -42,6 +47,7 @@ use envoy_types::pb::envoy::extensions::filters::http::stateful_session::v3::{
     StatefulSession, StatefulSessionPerRoute, stateful_session_per_route,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
+use envoy_types::pb::envoy::extensions::formatter::cel::v3::Cel;
 use envoy_types::pb::envoy::extensions::http::stateful_session::cookie::v3::CookieBasedSessionState;
 use envoy_types::pb::envoy::r#type::http::v3::Cookie;
 use envoy_types::pb::envoy::r#type::matcher::v3::ListStringMatcher;
@@ -93,8 +99,9 @@ pub(crate) fn all(fallback: Option<&str>) -> Vec<HttpFilter> {
     filters
 }
 
-/// Looks for a wildcard where there is no such host, then for the host that stands for all others.
-/// CEL sees the route that was found only once something asked for it: the empty mutation does.
+/// Looks for the host in lower case, then for a wildcard where there is no such host, then for the host
+/// that stands for all others. CEL sees the route that was found only once something asked for it: the
+/// empty mutation does.
 fn select(prefix: &str) -> Vec<HttpFilter> {
     let found = "has(xds.virtual_host_name)";
     let scope = format!("request.headers[\"{SCOPE}\"]");
@@ -104,12 +111,35 @@ fn select(prefix: &str) -> Vec<HttpFilter> {
     let rest = format!("%CEL({found} ? {scope} : \"{prefix}*\")%");
     let clear = FilterState { clear_route_cache: true, ..FilterState::default() };
     vec![
+        lower(),
+        rename("fairlead.case", format!("%FILTER_STATE({SCOPE}:PLAIN)%")),
+        http_filter("fairlead.case.clear", &clear, false),
+        http_filter("fairlead.case.find", &HeaderMutation::default(), false),
         rename("fairlead.wildcard", wild),
         http_filter("fairlead.wildcard.clear", &clear, false),
         http_filter("fairlead.wildcard.find", &HeaderMutation::default(), false),
         rename("fairlead.default", rest),
         http_filter("fairlead.default.clear", &clear, false),
     ]
+}
+
+/// Only the formatter of this filter takes CEL with functions of text.
+fn lower() -> HttpFilter {
+    let functions = CelExpressionConfig { enable_string_functions: true, ..Default::default() };
+    let text = format!("%CEL(request.headers['{SCOPE}'].lowerAscii())%");
+    let format = SubstitutionFormatString {
+        format: Some(substitution_format_string::Format::TextFormatSource(inline(text))),
+        formatters: vec![extension("envoy.formatter.cel", &Cel { cel_config: Some(functions) })],
+        ..SubstitutionFormatString::default()
+    };
+    let value = FilterStateValue {
+        key: Some(filter_state_value::Key::ObjectKey(SCOPE.into())),
+        factory_key: "envoy.string".into(),
+        value: Some(filter_state_value::Value::FormatString(format)),
+        ..FilterStateValue::default()
+    };
+    let config = FilterState { on_request_headers: vec![value], ..FilterState::default() };
+    http_filter("fairlead.case.read", &config, false)
 }
 
 fn rename(name: &str, value: String) -> HttpFilter {
@@ -261,12 +291,10 @@ pub(crate) fn rate_limit(parts: &mut Parts, limit: &RateLimit) {
 /// least interval is 50 ms.
 fn bucket(limit: &RateLimit) -> TokenBucket {
     let RateLimit { requests, unit_seconds, burst, per_client: _ } = limit;
-    let unit = u64::from(*unit_seconds) * 1_000;
-    // One token at a time, or as many as 50 ms are worth.
-    let (tokens, interval) = match unit / u64::from(*requests).max(1) {
-        each if each >= 50 => (1, each),
-        _ => ((u64::from(*requests) * 50 / unit).max(1), 50),
-    };
+    let (unit, requests) = (u64::from(*unit_seconds) * 1_000, u64::from(*requests).max(1));
+    // As many as 50 ms are worth, at least one; and as often as makes them what was asked for.
+    let tokens = (requests * 50).div_ceil(unit).max(1);
+    let interval = (tokens * unit / requests).max(50);
     TokenBucket {
         max_tokens: *burst,
         tokens_per_fill: number(u32::try_from(tokens).unwrap_or(u32::MAX)),
@@ -314,8 +342,8 @@ pub(crate) fn external_auth(parts: &mut Parts, auth: &ExternalAuth, cluster: &st
     parts.insert(EXTERNAL_AUTH, fill("envoy.filters.http.ext_authz", &config));
 }
 
-pub(crate) fn body_size(parts: &mut Parts, bytes: u32) {
-    let max_request_bytes = Some(UInt64Value { value: bytes.into() });
+pub(crate) fn body_size(parts: &mut Parts, bytes: u64) {
+    let max_request_bytes = Some(UInt64Value { value: bytes });
     let config = BodySizeLimit { max_request_bytes };
     parts.insert(BODY_SIZE, fill("envoy.filters.http.body_size_limit", &config));
 }

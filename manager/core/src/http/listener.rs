@@ -71,6 +71,8 @@ const FETCH: Duration = Duration::from_secs(5);
 pub(crate) struct Front {
     /// Host names by how TLS for them ends, and whose they are.
     pub(crate) chains: BTreeMap<(TenantId, Chain), BTreeSet<Box<str>>>,
+    /// Plain HTTP is served.
+    pub(crate) plain: bool,
     /// There is a wildcard host, or one for all others.
     pub(crate) wild: bool,
     /// Proxies in front that are believed.
@@ -79,7 +81,8 @@ pub(crate) struct Front {
 
 /// The listeners of an address.
 pub(crate) fn translate(address: IpAddr, front: &Front) -> Vec<Resource> {
-    let mut resources = vec![plain(address, front)];
+    let mut resources = Vec::with_capacity(2);
+    resources.extend(front.plain.then(|| plain(address, front)));
     resources.extend((!front.chains.is_empty()).then(|| secure(address, front)));
     resources
 }
@@ -94,43 +97,42 @@ fn plain(address: IpAddr, front: &Front) -> Resource {
 }
 
 fn secure(address: IpAddr, front: &Front) -> Resource {
-    let mut chains = Vec::with_capacity(front.chains.len());
-    for ((tenant, chain), names) in &front.chains {
-        // All other server names: no match at all.
-        let others = names.contains(ANY_HOST);
-        let server_names = names.iter().filter(|_| !others).map(ToString::to_string).collect();
-        let transport_protocol = "tls".to_owned();
-        let matching = FilterChainMatch { server_names, transport_protocol, ..Default::default() };
-        let mut built = match chain {
-            Chain::Terminate(id) => {
-                let manager = manager(&prefix(address, HTTPS_PORT, Some(tenant)), front);
-                let filter = "envoy.filters.network.http_connection_manager";
-                FilterChain {
-                    name: secrets::certificate_name(id),
-                    filters: vec![network_filter(filter, &manager)],
-                    transport_socket: Some(transport(&secrets::certificate_name(id))),
-                    ..FilterChain::default()
-                }
-            }
-            // Not held back until the Cluster is there: the listener is everybody's.
-            Chain::Passthrough(cluster) => passthrough(cluster),
-        };
-        built.filter_chain_match = Some(matching);
-        if others && names.len() > 1 {
-            // One certificate for all others and for names: the names need a chain of their own.
-            let mut named = built.clone();
-            named.name.push_str(" named");
-            let server_names = names.iter().filter(|name| &***name != ANY_HOST);
-            if let Some(matching) = &mut named.filter_chain_match {
-                matching.server_names = server_names.map(ToString::to_string).collect();
-            }
-            chains.push(named);
-        }
-        chains.push(built);
-    }
+    // A chain for each name: a name that comes or goes leaves the connections of all others alone.
+    let named = front.chains.iter().flat_map(|((tenant, chain), names)| {
+        names.iter().map(move |name| self::chain(address, front, tenant, chain, name))
+    });
+    let chains = named.collect();
     let inspector =
         listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default());
     publish(address, HTTPS_PORT, chains, vec![inspector])
+}
+
+fn chain(
+    address: IpAddr,
+    front: &Front,
+    tenant: &TenantId,
+    chain: &Chain,
+    name: &str,
+) -> FilterChain {
+    // All other server names: no match at all.
+    let server_names = if name == ANY_HOST { Vec::new() } else { vec![name.to_owned()] };
+    let transport_protocol = "tls".to_owned();
+    let matching = FilterChainMatch { server_names, transport_protocol, ..Default::default() };
+    let built = match chain {
+        Chain::Terminate(id) => {
+            let manager = manager(&prefix(address, HTTPS_PORT, Some(tenant)), front);
+            let filter = "envoy.filters.network.http_connection_manager";
+            FilterChain {
+                filters: vec![network_filter(filter, &manager)],
+                transport_socket: Some(transport(&secrets::certificate_name(id))),
+                ..FilterChain::default()
+            }
+        }
+        // Not held back until the Cluster is there: the listener is everybody's.
+        Chain::Passthrough(cluster) => passthrough(cluster),
+    };
+    let (name, filter_chain_match) = (name.to_owned(), Some(matching));
+    FilterChain { name, filter_chain_match, ..built }
 }
 
 fn publish(
@@ -152,7 +154,6 @@ fn passthrough(cluster: &str) -> FilterChain {
         ..TcpProxy::default()
     };
     FilterChain {
-        name: cluster.to_owned(),
         filters: vec![network_filter("envoy.filters.network.tcp_proxy", &proxy)],
         ..FilterChain::default()
     }

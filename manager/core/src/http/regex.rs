@@ -1,6 +1,9 @@
 //! Expressions that a tenant wrote: whether RE2 will take them, without running RE2.
 
 use regex_syntax::ParserBuilder;
+use regex_syntax::ast::{
+    self, Ast, Flag, FlagsItem, FlagsItemKind, GroupKind, RepetitionKind, RepetitionRange, Visitor,
+};
 use regex_syntax::hir::{Class, Hir, HirKind};
 use regex_syntax::utf8::Utf8Sequences;
 
@@ -17,6 +20,7 @@ pub fn check(field: &str, pattern: &str) -> Result<(), String> {
     if pattern.bytes().any(|byte| byte.is_ascii_control()) {
         return Err(format!("{field}: an expression has no control characters"));
     }
+    plain(pattern).map_err(|what| format!("{field}: {pattern:?}: {what}"))?;
     let hir = parse(pattern).map_err(|error| {
         let text = error.to_string();
         let reason = text.lines().last().unwrap_or_default().trim().to_owned();
@@ -29,6 +33,60 @@ pub fn check(field: &str, pattern: &str) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// RE2 knows fewer flags than the parser here, and repeats nothing more than 1,000 times, also where the
+/// repetition comes to nothing.
+fn plain(pattern: &str) -> Result<(), String> {
+    let ast = ast::parse::ParserBuilder::new().nest_limit(64).build().parse(pattern);
+    // What cannot be read at all is said by the next step.
+    ast.map_or(Ok(()), |ast| ast::visit(&ast, Plain))
+}
+
+struct Plain;
+
+impl Visitor for Plain {
+    type Output = ();
+    type Err = String;
+
+    fn finish(self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn visit_pre(&mut self, ast: &Ast) -> Result<(), String> {
+        let flags = match ast {
+            Ast::Flags(set) => Some(&set.flags),
+            Ast::Group(group) => match &group.kind {
+                GroupKind::NonCapturing(flags) => Some(flags),
+                _ => None,
+            },
+            Ast::Repetition(repetition) => return bounded(&repetition.op.kind),
+            _ => None,
+        };
+        let unknown = |item: &FlagsItem| match item.kind {
+            FlagsItemKind::Negation => false,
+            FlagsItemKind::Flag(flag) => !matches!(
+                flag,
+                Flag::CaseInsensitive | Flag::MultiLine | Flag::DotMatchesNewLine | Flag::SwapGreed
+            ),
+        };
+        match flags.filter(|flags| flags.items.iter().any(unknown)) {
+            Some(_) => Err("RE2 knows the flags i, m, s and U only".into()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn bounded(kind: &RepetitionKind) -> Result<(), String> {
+    let most = match kind {
+        RepetitionKind::Range(
+            RepetitionRange::Exactly(most)
+            | RepetitionRange::AtLeast(most)
+            | RepetitionRange::Bounded(_, most),
+        ) => *most,
+        _ => 1,
+    };
+    if most > 1_000 { Err("RE2 repeats nothing more than 1000 times".into()) } else { Ok(()) }
 }
 
 /// How many groups an expression has; 0 for one that cannot be read.
@@ -72,9 +130,14 @@ fn size(hir: &Hir, bound: usize) -> usize {
                 .map(|sequence| sequence.len())
                 .sum(),
         ),
-        HirKind::Class(Class::Bytes(class)) => class.ranges().len(),
+        // What is beyond ASCII comes as UTF-8.
+        HirKind::Class(Class::Bytes(class)) => {
+            let wide = class.ranges().iter().any(|range| range.end() > 0x7f);
+            class.ranges().len() + if wide { 10 } else { 0 }
+        }
         HirKind::Repetition(repetition) => {
-            let times = repetition.max.unwrap_or(repetition.min + 1).max(1) as usize;
+            let least = repetition.min.saturating_add(1);
+            let times = repetition.max.unwrap_or(least).max(1) as usize;
             capped((size(&repetition.sub, bound) + 1).saturating_mul(times))
         }
         HirKind::Capture(capture) => capped(size(&capture.sub, bound) + 2),
@@ -93,9 +156,20 @@ mod tests {
             check("path", good).unwrap();
         }
         let long = "a".repeat(2_000);
-        for bad in
-            ["/(a{1,50}){1,50}", "/((a{30}){30}){30}", "/(", "/a(?=b)", "/(.)\\1", "/\n", &long]
-        {
+        for bad in [
+            "/(a{1,50}){1,50}",
+            "/((a{30}){30}){30}",
+            "/(",
+            "/a(?=b)",
+            "/(.)\\1",
+            "/\n",
+            &long,
+            "/(?x)a",
+            "/(?R)a",
+            "/(?:a{5000}){0}",
+            "/[^/]{1,130}",
+            "/a{4294967295,}",
+        ] {
             assert!(check("path", bad).is_err(), "{bad}");
         }
     }

@@ -55,7 +55,7 @@ pub(crate) fn route(rule: &HttpRule, one: &HttpMatch, context: &Context<'_>) -> 
         name: _,
         matches: _,
         filters,
-        backends,
+        backends: _,
         timeouts: _,
         retry: _,
         session_persistence,
@@ -70,8 +70,7 @@ pub(crate) fn route(rule: &HttpRule, one: &HttpMatch, context: &Context<'_>) -> 
     route.action = Some(match &filters.request_redirect {
         _ if !ready => unavailable(),
         Some(redirect) => Action::Redirect(redirection(redirect)),
-        None if backends.is_empty() => unavailable(),
-        None => Action::Route(forward(rule, one, context)),
+        None => forward(rule, one, context).map_or_else(unavailable, Action::Route),
     });
     encode(&route, &parts)
 }
@@ -141,7 +140,7 @@ pub(crate) fn matching(one: &HttpMatch) -> RouteMatch {
 
 /// An expression for a path that begins with what was asked for, whatever the case.
 fn whole_path(expression: &str) -> String {
-    format!("(?i){}.*", expression.trim_start_matches('^').trim_end_matches('$'))
+    format!("(?i)(?:{expression}).*")
 }
 
 fn header_matcher(one: &HeaderMatch) -> HeaderMatcher {
@@ -198,7 +197,8 @@ fn redirection(redirect: &RequestRedirect) -> RedirectAction {
     }
 }
 
-fn forward(rule: &HttpRule, one: &HttpMatch, context: &Context<'_>) -> RouteAction {
+/// `None`: no backend that can be spoken to.
+fn forward(rule: &HttpRule, one: &HttpMatch, context: &Context<'_>) -> Option<RouteAction> {
     let HttpRule { name: _, matches: _, filters, backends, timeouts, retry, session_persistence } =
         rule;
     let weights: Vec<_> = backends
@@ -207,6 +207,7 @@ fn forward(rule: &HttpRule, one: &HttpMatch, context: &Context<'_>) -> RouteActi
         .filter_map(|backend| Some((context.clusters.get(backend.name.as_str())?, backend.weight)))
         .collect();
     let cluster = match weights.as_slice() {
+        [] => return None,
         [(cluster, _)] => ClusterSpecifier::Cluster((*cluster).clone()),
         _ => ClusterSpecifier::WeightedClusters(WeightedCluster {
             clusters: weights
@@ -234,7 +235,7 @@ fn forward(rule: &HttpRule, one: &HttpMatch, context: &Context<'_>) -> RouteActi
         action.hash_policy = vec![HashPolicy { policy_specifier: Some(policy), terminal: false }];
     }
     rewrite(&mut action, &filters.url_rewrite, one);
-    action
+    Some(action)
 }
 
 fn retry_policy(retry: &Retry) -> RetryPolicy {
@@ -276,8 +277,8 @@ fn rewrite(action: &mut RouteAction, rewrite: &UrlRewrite, one: &HttpMatch) {
             target => target.clone_into(&mut action.prefix_rewrite),
         },
         Some(PathRewrite::ReplaceRegexMatch(path)) => {
-            let expression = one.path.value.trim_start_matches('^').trim_end_matches('$');
-            action.regex_rewrite = substitute(format!("(?i)^{expression}.*$"), path.clone());
+            let pattern = format!("(?i)^(?:{}).*$", one.path.value);
+            action.regex_rewrite = substitute(pattern, path.clone());
         }
     }
 }

@@ -36,11 +36,12 @@ const MAX_HEADERS_KB: u32 = 96;
 const MAX_HEADERS: u32 = 200;
 const CONNECT_MILLIS: u32 = 2_000;
 
-/// The name of a backend's Cluster: `<tenant>/<namespace>/<service>:<port>`, and a hash of how it is
-/// spoken to where that is not as usual.
+/// The name of a backend's Cluster: `<tenant>/<namespace>/<service>:<port>@<node port>`, and a hash of
+/// how it is spoken to where that is not as usual. The node port tells a Service's own from that of its
+/// shadow, and a new one from an old one: routes lead to the one that they were made for.
 pub(crate) fn name(route: &RouteId, namespace: &str, backend: &Backend) -> String {
-    let Backend { name, node_port: _, nodes: _, upstream } = backend;
-    let usual = format!("{}/{namespace}/{name}", route.tenant);
+    let Backend { name, node_port, nodes: _, upstream } = backend;
+    let usual = format!("{}/{namespace}/{name}@{node_port}", route.tenant);
     if *upstream == Upstream::default() {
         return usual;
     }

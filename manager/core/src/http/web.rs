@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use fairlead_api::route::Protocol;
 use fairlead_api::{RouteId, TenantId};
 use fairlead_xds::{Key, Outcome, Resource, ResourceType};
 
@@ -43,6 +44,9 @@ pub(crate) struct Web {
     upstreams: BTreeMap<String, Shared>,
     fronts: BTreeMap<IpAddr, Published>,
     secrets: BTreeMap<SecretId, Stored>,
+    /// Addresses that have, or had, a host that is found only where no other is: to take the filters
+    /// for that away again would cost connections.
+    wild: BTreeSet<IpAddr>,
     /// Which sites name a Secret.
     named_by: BTreeMap<SecretId, BTreeSet<SiteKey>>,
     dirty_sites: BTreeSet<SiteKey>,
@@ -79,6 +83,8 @@ struct Shared {
 struct Stored {
     secret: Secret,
     published: Published,
+    /// What an Envoy said when it refused it.
+    rejected: Option<Arc<str>>,
 }
 
 impl Secrets for BTreeMap<SecretId, Stored> {
@@ -197,6 +203,7 @@ impl Web {
         }
         let stored = self.secrets.entry(id.clone()).or_default();
         stored.secret = secret.clone().unwrap_or_default();
+        stored.rejected = None;
         let resources = secrets::translate(id, &stored.secret);
         to.replace(&Owner::Secret(id.clone()), &mut stored.published, resources);
         if secret.is_none() {
@@ -205,7 +212,18 @@ impl Web {
         self.dirty_sites.extend(self.named_by.get(id).into_iter().flatten().cloned());
     }
 
-    /// The address at which a Route is served.
+    /// What an Envoy made of a Secret. The Routes that name it come back.
+    pub(crate) fn observe_secret(&mut self, id: &SecretId, outcome: &Outcome) -> Vec<RouteId> {
+        let Some(stored) = self.secrets.get_mut(id) else { return Vec::new() };
+        stored.rejected = match outcome {
+            Outcome::Rejected(_, text) => Some(text.clone()),
+            Outcome::Acked(_) | Outcome::Removed => None,
+        };
+        let sites = self.named_by.get(id).into_iter().flatten();
+        sites.flat_map(|key| self.members(key)).cloned().collect()
+    }
+
+    /// Whether a Route is served at an address.
     pub(crate) fn is_seated(&self, address: IpAddr) -> bool {
         self.seats.contains_key(&address)
     }
@@ -312,12 +330,22 @@ impl Web {
         }
     }
 
+    fn has_plain(&self, id: &RouteId) -> bool {
+        self.served.get(id).is_some_and(|one| {
+            one.wish.listeners.iter().any(|listener| listener.protocol == Protocol::Http)
+        })
+    }
+
     /// What is known of the hosts at an address; `None`: nobody is there.
-    fn front(&self, address: IpAddr, around: &Surroundings<'_>) -> Option<Front> {
+    fn front(&mut self, address: IpAddr, around: &Surroundings<'_>) -> Option<Front> {
         if !self.is_seated(address) {
+            self.wild.remove(&address);
             return None;
         }
-        let mut front = Front { trusted_hops: (around.trusted_hops)(address), ..Front::default() };
+        // Port 80 may be somebody else's while a Route keeps 443.
+        let plain = self.seated(address).any(|id| self.has_plain(id));
+        let trusted_hops = (around.trusted_hops)(address);
+        let mut front = Front { plain, trusted_hops, ..Front::default() };
         let first = SiteKey { address, hostname: "".into() };
         let here = self.sites.range(first..).take_while(|(key, _)| key.address == address);
         for (key, site) in here {
@@ -326,6 +354,10 @@ impl Web {
             let names = front.chains.entry((site.tenant.clone(), chain.clone())).or_default();
             names.insert(key.hostname.clone());
         }
+        if front.wild {
+            self.wild.insert(address);
+        }
+        front.wild = self.wild.contains(&address);
         Some(front)
     }
 
@@ -377,6 +409,13 @@ impl Web {
     /// What an Envoy refused of a Route's hosts, in its words.
     pub(crate) fn rejection(&self, id: &RouteId) -> Option<String> {
         let served = self.served.get(id)?;
+        let named = self.sites_of(served).flat_map(|site| &site.secrets);
+        for secret in named {
+            if let Some(text) = self.secrets.get(secret).and_then(|stored| stored.rejected.as_ref())
+            {
+                return Some(format!("Secret {:?}: Envoy refused: {text}", secret.name));
+            }
+        }
         served.hosts.iter().find_map(|hostname| {
             let key = SiteKey { address: served.address, hostname: hostname.clone() };
             let (_, text) = self.sites.get(&key)?.rejected.values().next()?;
