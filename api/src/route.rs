@@ -92,6 +92,9 @@ pub struct Source {
     /// Its `metadata.uid`.
     #[schemars(length(max = 64))]
     pub uid: String,
+    /// Its `metadata.creationTimestamp`, in seconds since 1970; 0: not known.
+    #[serde(default)]
+    pub created: i64,
 }
 
 impl fmt::Display for Source {

@@ -245,7 +245,7 @@ impl Drop for Hub {
 }
 
 fn source(kind: SourceKind) -> Source {
-    Source { kind, namespace: "shop".into(), name: "any".into(), uid: String::new() }
+    Source { kind, namespace: "shop".into(), name: "any".into(), uid: String::new(), created: 0 }
 }
 
 fn ingress(part: HttpPart) -> RouteSpec {

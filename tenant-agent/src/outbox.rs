@@ -55,6 +55,9 @@ pub(crate) type Hash = Vec<u8>;
 /// The hash in an inventory of what is wanted but not planned yet: it is kept as it is.
 const UNPLANNED: [u8; 1] = [0];
 
+/// What a message has room for, beside its key.
+const MAX_OBJECT_BYTES: usize = fairlead_proto::MAX_MESSAGE_BYTES - 4_096;
+
 /// What the hub said last about an item.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Word {
@@ -70,6 +73,8 @@ struct State {
     wanted: BTreeMap<Item, Option<(Hash, Arc<Object>)>>,
     /// To be deleted, until the hub says that it is.
     deleting: BTreeSet<Item>,
+    /// Deletions that somebody waits for.
+    awaited: BTreeSet<Item>,
     /// The hub has let go of these, until somebody asks.
     gone: BTreeSet<Item>,
     /// To be sent on the present stream.
@@ -117,11 +122,26 @@ impl Outbox {
         });
     }
 
-    /// The hub shall have this.
+    /// The hub shall have this. One that no message can hold is not sent, and answered by a refusal; the
+    /// hub keeps what it has.
     pub(crate) fn put(&self, item: Item, object: Object) {
-        let hash = hash(&object);
+        let (hash, size) = (hash(&object), size(&object));
+        if size > MAX_OBJECT_BYTES {
+            let message = format!(
+                "its Route has {size} bytes and a message has room for {MAX_OBJECT_BYTES}; publish \
+                 fewer rules in one object"
+            );
+            let refused = v1::Refused { reason: "TooLarge".into(), message, ..Default::default() };
+            return self.with(|state| {
+                state.deleting.remove(&item);
+                state.wanted.insert(item.clone(), Some((UNPLANNED.to_vec(), Arc::new(object))));
+                state.unsent.remove(&item);
+                state.words.insert(item, (UNPLANNED.to_vec(), Word::Refused(refused)));
+            });
+        }
         self.with(|state| {
             state.deleting.remove(&item);
+            state.awaited.remove(&item);
             state.gone.remove(&item);
             let same = |old: &Option<(Hash, _)>| old.as_ref().is_some_and(|(old, _)| *old == hash);
             if !state.wanted.get(&item).is_some_and(same) {
@@ -141,6 +161,7 @@ impl Outbox {
             if state.gone.remove(item) {
                 return true;
             }
+            state.awaited.insert(item.clone());
             if state.deleting.insert(item.clone()) {
                 state.unsent.insert(item.clone());
                 self.changed.notify_one();
@@ -221,7 +242,8 @@ impl Outbox {
                     return Some(Letter::Delete(v1::Delete { key: Some(item.key()) }));
                 }
                 // Wanted but not planned: nothing to send yet.
-                if let Some(Some((hash, object))) = state.wanted.get(&item) {
+                let content = state.wanted.get(&item).and_then(Option::as_ref);
+                if let Some((hash, object)) = content.filter(|(hash, _)| hash[..] != UNPLANNED) {
                     let (key, hash, object) =
                         (Some(item.key()), hash.clone(), Some((**object).clone()));
                     state.sent.insert(item, Instant::now());
@@ -237,7 +259,7 @@ impl Outbox {
         self.with(|state| {
             // An answer to an earlier deletion says nothing about one that was not sent yet.
             let answers = stored.hash.is_empty() && !state.unsent.contains(item);
-            if answers && state.deleting.remove(item) {
+            if answers && state.deleting.remove(item) && state.awaited.remove(item) {
                 state.gone.insert(item.clone());
             }
             state.sent.remove(item)
@@ -247,6 +269,14 @@ impl Outbox {
     /// The hub said something about an item.
     pub(crate) fn heard(&self, item: Item, hash: Hash, word: Word) {
         self.with(|state| drop(state.words.insert(item, (hash, word))));
+    }
+}
+
+fn size(object: &Object) -> usize {
+    match object {
+        Object::Route(route) => route.encoded_len(),
+        Object::Nodes(nodes) => nodes.encoded_len(),
+        Object::Secret(secret) => secret.encoded_len(),
     }
 }
 
@@ -301,6 +331,21 @@ mod tests {
         assert_eq!(inventory[0].hash, UNPLANNED);
         outbox.wanted_by_hub(&[web().key()]);
         assert!(sent(&outbox).is_empty(), "there is nothing to send yet");
+        outbox.put(web(), route("1"));
+        assert_eq!(sent(&outbox), ["put"]);
+    }
+
+    #[test]
+    fn what_no_message_can_hold_is_refused_here_and_stops_nothing_else() {
+        let outbox = Outbox::default();
+        outbox.put(
+            web(),
+            Object::Route(v1::Route { http: vec![0; 2 << 20], ..v1::Route::default() }),
+        );
+        assert!(matches!(outbox.word(&web()), Some(Word::Refused(r)) if r.reason == "TooLarge"));
+        assert_eq!(outbox.inventory()[0].hash, UNPLANNED, "the hub keeps what it has");
+        outbox.wanted_by_hub(&[web().key()]);
+        assert!(sent(&outbox).is_empty());
         outbox.put(web(), route("1"));
         assert_eq!(sent(&outbox), ["put"]);
     }

@@ -165,6 +165,7 @@ pub(crate) fn route(
     let nodes = backend_nodes(spec, ready);
     let mut route = v1::Route {
         uid: service.metadata.uid.clone().unwrap_or_default(),
+        created: service.metadata.creation_timestamp.as_ref().map_or(0, |t| t.0.as_second()),
         pool: annotation(service, POOL).unwrap_or_default().to_owned(),
         ip: annotation(service, ADDRESS)
             .or(spec.load_balancer_ip.as_deref())

@@ -1,6 +1,6 @@
 //! Wiring.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -117,11 +117,11 @@ impl Args {
         tasks.spawn(watch_nodes(client.clone(), outbox.clone(), nodes_read));
         tasks.spawn(watch_endpoints(client.clone(), endpoints.clone(), again.clone(), slices_read));
 
-        expect_all(&client, &outbox, self.default_class).await?;
+        let users = Arc::new(Mutex::new(Users::default()));
+        expect_all(&client, &outbox, &users, self.default_class).await?;
         // A plan without its nodes and endpoints would take traffic away.
         nodes_ready.await?;
         slices_ready.await?;
-        let users = Arc::new(Mutex::new(Users::default()));
         let (services_again, services_due) = mpsc::unbounded_channel();
         let (ingresses_again, ingresses_due) = mpsc::unbounded_channel();
         tasks.spawn(distribute(to_look_at, services_again, ingresses_again, users.clone()));
@@ -131,6 +131,21 @@ impl Args {
 
         let Observed { events: service_events, store: services, read: services_read } =
             observe::<Service>(&client);
+        let (class_changed, class_changes) = mpsc::unbounded_channel();
+        let (named, told, all) = (users.clone(), again.clone(), class_changed.clone());
+        let service_events = service_events.inspect_ok(move |event| match event {
+            // A Service has no finalizer for the Ingresses that name it, and no reconciliation either.
+            Event::Delete(service) => {
+                let key = (service.namespace().unwrap_or_default(), service.name_any());
+                let named = named.lock().unwrap_or_else(PoisonError::into_inner);
+                for ingress in named.of_service(&key) {
+                    let _ = told.send(Item::Ingress(ingress));
+                }
+            }
+            // Some may have gone while nobody watched.
+            Event::InitDone => drop(all.send(())),
+            _ => {}
+        });
         let controller = Controller::for_stream(service_events.applied_objects(), services.clone())
             .owns(Api::<Service>::all(client.clone()), watcher::Config::default().labels(SHADOW_OF))
             .reconcile_on(references::<Service>(services_due))
@@ -154,7 +169,6 @@ impl Args {
 
         let Observed { events: class_events, store: classes, read: classes_read } =
             observe::<IngressClass>(&client);
-        let (class_changed, class_changes) = mpsc::unbounded_channel();
         tasks.spawn(async move {
             let mut changes = std::pin::pin!(class_events.touched_objects());
             while changes.next().await.is_some() {
@@ -201,7 +215,12 @@ impl Args {
 
 /// Notes everything that is ours as wanted, so that the first inventory names it all: what it does not
 /// name, the hub deletes.
-async fn expect_all(client: &Client, outbox: &Outbox, default_class: bool) -> Result<()> {
+async fn expect_all(
+    client: &Client,
+    outbox: &Outbox,
+    users: &Mutex<Users>,
+    default_class: bool,
+) -> Result<()> {
     for_all(client, |service: Service| {
         if plan::duty(&service, default_class) != Duty::Ignore {
             outbox.expect(reconcile::item(&service));
@@ -219,7 +238,12 @@ async fn expect_all(client: &Client, outbox: &Outbox, default_class: bool) -> Re
         for (name, _) in ingress::plan::secrets(&ingress) {
             outbox.expect(Item::Secret((namespace.clone(), name)));
         }
-        outbox.expect(Item::Ingress((namespace, ingress.name_any())));
+        let key = (namespace, ingress.name_any());
+        outbox.expect(Item::Ingress(key.clone()));
+        // Their shadows are needed, before the Ingress is planned.
+        let services = ingress::plan::services(&ingress);
+        let mut users = users.lock().unwrap_or_else(PoisonError::into_inner);
+        users.set(&key, services, BTreeSet::new());
     })
     .await
 }
@@ -312,7 +336,7 @@ async fn watch_ingresses(
     for kind in read {
         kind.cancelled().await;
     }
-    let Observed { events, store, read: _ } = observe::<Ingress>(&client);
+    let Observed { events, store, read } = observe::<Ingress>(&client);
     let gone = context.clone();
     let stream = events.inspect_ok(move |event| {
         if let Event::Delete(ingress) = event {
@@ -326,6 +350,8 @@ async fn watch_ingresses(
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(ingress::reconcile::reconcile, ingress::reconcile::retry, context.clone());
     let sweeping = async {
+        // An empty store would take all away.
+        read.cancelled().await;
         loop {
             tokio::time::sleep(SWEEP).await;
             ingress::reconcile::sweep(&store, &context);

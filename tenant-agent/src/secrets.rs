@@ -174,19 +174,19 @@ impl Secrets {
             }
             Content::There(parts) => parts,
         };
-        let mut lacking = false;
         for part in [Part::Certificate, Part::Ca, Part::Users] {
             let wanted = watched.wanted.contains(&part);
             match parts.get(&part) {
                 Some((Found::Good(_), content)) if wanted => {
                     merge(&mut watched.good, part, content);
                 }
-                // Broken: what was good stays; where nothing was, the hub may have it from before.
-                _ if wanted => lacking |= is_empty(&watched.good, part),
+                // Broken: what was good stays.
+                _ if wanted => {}
                 _ => merge(&mut watched.good, part, &v1::Secret::default()),
             }
         }
-        if lacking {
+        if watched.good == v1::Secret::default() {
+            // The hub may have something good from before.
             return self.outbox.expect(item);
         }
         self.outbox.put(item, Object::Secret(watched.good.clone()));
@@ -222,13 +222,5 @@ fn merge(into: &mut v1::Secret, part: Part, from: &v1::Secret) {
         }
         Part::Ca => into.ca_crt.clone_from(&from.ca_crt),
         Part::Users => into.auth.clone_from(&from.auth),
-    }
-}
-
-fn is_empty(secret: &v1::Secret, part: Part) -> bool {
-    match part {
-        Part::Certificate => secret.tls_crt.is_empty(),
-        Part::Ca => secret.ca_crt.is_empty(),
-        Part::Users => secret.auth.is_empty(),
     }
 }

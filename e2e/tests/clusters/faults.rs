@@ -53,6 +53,12 @@ pub fn rollout_of_manager() {
     rollout(&hub(), "deployment/fairlead-manager");
 }
 
+/// Restarts a tenant's agents, and waits until the new ones run.
+pub fn rollout_of_agents(cluster: &fairlead_e2e::topology::Cluster) {
+    kubectl(cluster, &format!("-n {NAMESPACE} rollout restart deployment/fairlead-agent"));
+    rollout(cluster, "deployment/fairlead-agent");
+}
+
 fn rollout(cluster: &fairlead_e2e::topology::Cluster, name: &str) {
     kubectl(cluster, &format!("-n {NAMESPACE} rollout status {name} --timeout=120s"));
 }

@@ -271,7 +271,9 @@ impl Engine {
             Some(route) => self.touch(&route.clone()),
             None => {
                 let seated: Vec<_> = self.web.seated(claim.key.address).cloned().collect();
-                seated.iter().for_each(|id| self.touch(id));
+                for id in &seated {
+                    self.touch(id);
+                }
                 self.retry_waiting();
             }
         }

@@ -57,6 +57,7 @@ fn ingress(rules: &str) -> RouteSpec {
             namespace: "shop".into(),
             name: "any".into(),
             uid: String::new(),
+            created: 0,
         },
         content_hash: "00".into(),
         address: AddressRequest::default(),

@@ -49,6 +49,7 @@ fn spec(name: &str, ports: &[(Protocol, u16)]) -> RouteSpec {
             namespace: "shop".into(),
             name: name.into(),
             uid: String::new(),
+            created: 0,
         },
         content_hash: "00".into(),
         address: AddressRequest::default(),

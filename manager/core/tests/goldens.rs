@@ -33,6 +33,7 @@ fn spec(ports: &[(Protocol, u16)], nodes: &Names) -> RouteSpec {
         namespace: "shop".into(),
         name: "web".into(),
         uid: "u".into(),
+        created: 0,
     };
     RouteSpec {
         source,
@@ -181,6 +182,7 @@ fn published(part: HttpPart) -> Vec<Change> {
         namespace: "shop".into(),
         name: "web".into(),
         uid: "u".into(),
+        created: 0,
     };
     let name = RouteName::of(&source).unwrap();
     let listener = |name: &str, protocol, port| Port { name: name.into(), protocol, port };

@@ -72,7 +72,7 @@ pub(super) fn hash_bytes(hash: &str) -> Vec<u8> {
 
 /// Reads a Route. An error names the field.
 pub(super) fn route(name: &RouteName, hash: &str, route: v1::Route) -> Result<RouteSpec, String> {
-    let v1::Route { uid, pool, ip, listeners, rules, backends, http } = route;
+    let v1::Route { uid, pool, ip, listeners, rules, backends, http, created } = route;
     let (kind, namespace, name) = name.parts().ok_or("key: names no source")?;
     for (field, count) in
         [("listeners", listeners.len()), ("rules", rules.len()), ("backends", backends.len())]
@@ -85,7 +85,7 @@ pub(super) fn route(name: &RouteName, hash: &str, route: v1::Route) -> Result<Ro
     let http = http_part(kind, &http)?;
     let backends = indexed(backends, "backends", backend)?;
     Ok(RouteSpec {
-        source: Source { kind, namespace: namespace.into(), name: name.into(), uid },
+        source: Source { kind, namespace: namespace.into(), name: name.into(), uid, created },
         content_hash: hash.into(),
         address: AddressRequest { pool: given(pool), ip: given(ip) },
         listeners: indexed(listeners, "listeners", listener)?,

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use fairlead_api::http::{PathRewrite, RateLimit, SessionPersistence};
 
 use super::settings::{
-    Complaint, Settings, boolean, cidrs, code, cookie, cors, list, number, path, redirect, set,
-    set_protocol, size,
+    Complaint, MAX_CONNECT, Settings, boolean, cidrs, code, cookie, cors, list, number, path,
+    redirect, set, set_protocol, size,
 };
 
 const PREFIX: &str = "nginx.ingress.kubernetes.io/";
@@ -31,7 +31,11 @@ pub(crate) const FOLLOWED: &[(&str, Setter, bool)] = &[
     ("proxy-ssl-name", |s, v| set(&mut s.tls_name, Some(v.into())), false),
     ("proxy-ssl-server-name", |_, v| only(v, "on"), false),
     ("proxy-body-size", |s, v| set(&mut s.max_body_bytes, size(v)?), true),
-    ("proxy-connect-timeout", |s, v| set(&mut s.connect_millis, Some(seconds(v)?)), false),
+    (
+        "proxy-connect-timeout",
+        |s, v| set(&mut s.connect_millis, Some(seconds(v)?.min(MAX_CONNECT))),
+        false,
+    ),
     ("proxy-read-timeout", |s, v| idle(s, v), false),
     ("proxy-send-timeout", |s, v| idle(s, v), false),
     ("proxy-buffering", |_, v| only(v, "off"), false),
@@ -97,6 +101,14 @@ fn follow(
         if let Err(why) = read(settings, value.trim()) {
             complaints.push(settings.complain(&full, value, &why, *restricts));
         }
+    }
+    if annotations.contains_key(&format!("{PREFIX}auth-type")) && settings.basic_auth.is_none() {
+        settings.closed = true;
+        let message = format!(
+            "annotation {PREFIX}auth-type needs a good auth-secret beside it; until then all is \
+             answered with 503"
+        );
+        complaints.push(Complaint { reason: "InvalidAnnotation", message });
     }
     let names = annotations.keys().filter_map(|name| name.strip_prefix(PREFIX));
     let unknown: Vec<_> =

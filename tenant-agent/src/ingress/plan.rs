@@ -20,6 +20,9 @@ use super::settings::{Complaint, Settings};
 use crate::endpoints::{Ready, ServiceKey};
 use crate::report::Note;
 
+/// The hub takes no longer path.
+const MAX_PATH: usize = 1_024;
+
 /// What is known around an Ingress.
 pub(crate) trait Around {
     /// A Service of its namespace.
@@ -93,6 +96,21 @@ pub(crate) fn secrets(ingress: &Ingress) -> BTreeSet<(String, Part)> {
     certificates.chain(ca).chain(users).collect()
 }
 
+/// The Services that an Ingress names, with what it may need of them: what must be kept before it was
+/// planned.
+pub(crate) fn services(ingress: &Ingress) -> BTreeMap<String, Need> {
+    let (settings, _) = Settings::parse(&annotations(ingress));
+    let need = Need { shadow: true, local: settings.session.is_some() };
+    let spec = ingress.spec.iter();
+    let paths = spec.clone().flat_map(|spec| spec.rules.iter().flatten());
+    let paths = paths.flat_map(|rule| rule.http.iter().flat_map(|http| &http.paths));
+    let backends = paths.map(|path| &path.backend);
+    let all = backends.chain(spec.filter_map(|spec| spec.default_backend.as_ref()));
+    let named = all.filter_map(|backend| Some(backend.service.as_ref()?.name.clone()));
+    let more = [settings.canary, settings.auth_service].into_iter().flatten().map(|(name, _)| name);
+    named.chain(more).map(|name| (name, need)).collect()
+}
+
 fn annotations(ingress: &Ingress) -> BTreeMap<String, String> {
     ingress.metadata.annotations.clone().unwrap_or_default()
 }
@@ -130,6 +148,8 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     fn missing(&mut self, reason: &str, message: String) {
+        // The hub takes no more of it.
+        let message = message.chars().take(1_000).collect();
         self.unresolved.push(Unresolved { reason: reason.to_owned(), message });
     }
 
@@ -160,6 +180,11 @@ impl Planner<'_> {
         if let Some(http) = serde_json::to_vec(&part).ok().filter(|_| !self.unread) {
             plan.route = Some(v1::Route {
                 uid: ingress.metadata.uid.clone().unwrap_or_default(),
+                created: ingress
+                    .metadata
+                    .creation_timestamp
+                    .as_ref()
+                    .map_or(0, |t| t.0.as_second()),
                 pool: self.settings.pool,
                 ip: self.settings.address,
                 // Always both: who has 80 only could not come to have 443 there later.
@@ -187,6 +212,13 @@ impl Planner<'_> {
                 host.extend(self.rules(&name, matching, &path.backend));
             }
         }
+        let tls_hosts = spec.tls.iter().flatten().flat_map(|tls| tls.hosts.iter().flatten());
+        for host in tls_hosts {
+            // A wildcard that only a certificate is for is no host: it would claim all names under it.
+            if !host.starts_with("*.") || spec.default_backend.is_some() {
+                rules.entry(host.clone()).or_default();
+            }
+        }
         if let Some(backend) = &spec.default_backend {
             // For what matches nothing: of every host that is named, and of all others.
             let everything = || Ok(HttpMatch::default());
@@ -198,18 +230,18 @@ impl Planner<'_> {
                 }
             }
         }
-        let tls = self.tls(&spec, &mut rules);
+        let tls = self.tls(&spec, &rules);
         rules
             .into_iter()
             .map(|(hostname, rules)| Host { tls: tls(&hostname), hostname, rules })
             .collect()
     }
 
-    /// How TLS for each host ends; hosts that are named for TLS only are added.
+    /// How TLS for each host ends.
     fn tls(
         &mut self,
         spec: &k8s_openapi::api::networking::v1::IngressSpec,
-        rules: &mut BTreeMap<String, Vec<HttpRule>>,
+        rules: &BTreeMap<String, Vec<HttpRule>>,
     ) -> impl Fn(&str) -> Option<HostTls> + use<> {
         let redirect = !self.settings.no_redirect;
         let passthrough = self.settings.passthrough;
@@ -230,9 +262,6 @@ impl Planner<'_> {
             for host in named.unwrap_or_else(|| rules.keys().cloned().collect()) {
                 certificates.entry(host).or_insert_with(|| secret.clone());
             }
-        }
-        for host in certificates.keys() {
-            rules.entry(host.clone()).or_default();
         }
         move |hostname| {
             if passthrough {
@@ -277,6 +306,11 @@ impl Planner<'_> {
 
     fn matching(&mut self, path: Option<&str>, kind: &str, name: &str) -> Result<HttpMatch, ()> {
         let value = path.filter(|path| !path.is_empty()).unwrap_or("/").to_owned();
+        if value.len() > MAX_PATH {
+            let message = format!("{name}.path: a path has at most {MAX_PATH} characters");
+            self.missing("UnsupportedValue", message);
+            return Err(());
+        }
         let kind = match kind {
             "Exact" => PathMatchType::Exact,
             // As Prefix, unless expressions were asked for.

@@ -9,10 +9,8 @@ use crate::report::Note;
 /// The addresses to show: each once all Envoys serve it, for as long as the hub holds it.
 pub(crate) fn addresses(ingress: &Ingress, word: Option<&Word>) -> Vec<IngressLoadBalancerIngress> {
     let shown = shown(ingress);
-    let Some(Word::Status(status)) = word else {
-        // Nothing new is known: what is shown stays, unless it was refused.
-        return if word.is_none() { shown } else { Vec::new() };
-    };
+    // Nothing new is known, or the hub keeps what it had: what is shown stays.
+    let Some(Word::Status(status)) = word else { return shown };
     let programmed = holds(status, "Programmed") == Some(true);
     let tls = ingress.spec.as_ref().is_some_and(|spec| spec.tls.iter().flatten().next().is_some());
     let ports = if tls { &[80, 443][..] } else { &[80] };

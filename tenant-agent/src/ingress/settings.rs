@@ -13,6 +13,9 @@ use super::nginx;
 /// What all our annotations begin with.
 pub(crate) const PREFIX: &str = "fairlead.dev/";
 
+/// The longest time that a connection may take, in milliseconds.
+pub(super) const MAX_CONNECT: u32 = 600_000;
+
 /// What an Ingress asks for beside its rules.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[allow(clippy::struct_excessive_bools)] // each is an annotation
@@ -45,7 +48,7 @@ pub(crate) struct Settings {
     pub(crate) auth_service: Option<(String, String)>,
     pub(crate) auth_path: String,
     pub(crate) auth_headers: Vec<String>,
-    pub(crate) max_body_bytes: Option<u32>,
+    pub(crate) max_body_bytes: Option<u64>,
     pub(crate) canary: Option<(String, String)>,
     pub(crate) canary_weight: u32,
     pub(crate) canary_header: Option<String>,
@@ -89,7 +92,9 @@ pub(crate) const KNOWN: &[Known] = &[
     plain("backend-protocol", |s, v| set(&mut s.protocol, Some(protocol(v)?))),
     plain("backend-tls-ca", |s, v| set(&mut s.tls_ca, Some(v.to_owned()))),
     plain("backend-tls-server-name", |s, v| set(&mut s.tls_name, Some(v.to_owned()))),
-    plain("connect-timeout", |s, v| set(&mut s.connect_millis, Some(millis(v)?.max(1)))),
+    plain("connect-timeout", |s, v| {
+        set(&mut s.connect_millis, Some(millis(v)?.clamp(1, MAX_CONNECT)))
+    }),
     plain("request-timeout", |s, v| set(&mut s.timeouts.request_millis, Some(millis(v)?))),
     plain("idle-timeout", |s, v| set(&mut s.timeouts.idle_millis, Some(millis(v)?))),
     plain("retries", |s, v| set(&mut retry(s).attempts, number(v, 0, 10)?)),
@@ -239,7 +244,8 @@ fn millis(text: &str) -> Result<u32, String> {
         _ => return Err(rule()),
     };
     let number: u32 = digits.parse().map_err(|_| rule())?;
-    number.checked_mul(factor).ok_or_else(rule)
+    let millis = number.checked_mul(factor).filter(|millis| i32::try_from(*millis).is_ok());
+    millis.ok_or_else(|| "must be a duration of at most 500h".to_owned())
 }
 
 /// Separated by commas.
@@ -257,8 +263,12 @@ pub(super) fn cidrs(text: &str) -> Result<Vec<String>, String> {
         address.is_some() && length.parse::<u8>().is_ok_and(|length| length <= most)
     };
     match all.iter().find(|entry| !is_range(entry)) {
-        Some(bad) => Err(format!("{bad:?} is no CIDR like 10.0.0.0/8")),
+        Some(bad) => {
+            let shown: String = bad.chars().take(64).collect();
+            Err(format!("{shown:?} is no CIDR like 10.0.0.0/8"))
+        }
         None if all.is_empty() => Err("names no CIDR".into()),
+        None if all.len() > 256 => Err("names more than 256 CIDRs".into()),
         None => Ok(all),
     }
 }
@@ -419,16 +429,17 @@ fn service(text: &str) -> Result<(String, String), String> {
 }
 
 /// `0` (no limit), or bytes, with `k`, `m` or `g` for units of 1024.
-pub(super) fn size(text: &str) -> Result<Option<u32>, String> {
-    let rule = || "must be a size like 512k, 10m or 1g, below 4g".to_owned();
+pub(super) fn size(text: &str) -> Result<Option<u64>, String> {
+    let rule = || "must be a size like 512k, 10m or 1g".to_owned();
     let lower = text.to_ascii_lowercase();
     let (digits, factor) = match lower.as_bytes().last() {
         Some(b'k') => (&lower[..lower.len() - 1], 1 << 10),
         Some(b'm') => (&lower[..lower.len() - 1], 1 << 20),
         Some(b'g') => (&lower[..lower.len() - 1], 1 << 30),
-        _ => (lower.as_str(), 1u32),
+        _ => (lower.as_str(), 1),
     };
-    let bytes = digits.parse::<u32>().ok().and_then(|number| number.checked_mul(factor));
+    let number = digits.parse::<u32>().ok().map(u64::from);
+    let bytes = number.and_then(|number| number.checked_mul(factor));
     Ok(Some(bytes.ok_or_else(rule)?).filter(|bytes| *bytes > 0))
 }
 

@@ -23,7 +23,7 @@ fn values_are_read_or_named() {
     };
     for (name, value) in [
         ("request-timeout", "1.5s"),
-        ("request-timeout", "99999999h"),
+        ("request-timeout", "600h"),
         ("retries", "11"),
         ("retry-on", "always"),
         ("rate-limit", "0/s"),
@@ -31,7 +31,7 @@ fn values_are_read_or_named() {
         ("redirect", "ftp://x"),
         ("redirect-code", "200"),
         ("affinity", "ip"),
-        ("max-body-size", "5g"),
+        ("max-body-size", "5t"),
         ("auth-service", "web"),
         ("backend-protocol", "FCGI"),
         ("affinity-cookie-name", "x"),

@@ -154,6 +154,8 @@ impl Engine {
         }
         entry.claiming_hosts = hosts.len() + conflicts.len() < keys.len();
         entry.conflicts = conflicts;
+        // What the tenant says of its own objects' age counts among these only.
+        let created = entry.source.created;
         Some(Served { created, namespace, wish: wish.clone(), address: *address, hosts })
     }
 
