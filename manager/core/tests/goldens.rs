@@ -228,10 +228,11 @@ fn folded(text: &str) -> String {
     for line in text.lines() {
         match &mut bytes {
             None if line.trim_end().ends_with("value: [") => bytes = Some(String::new()),
-            None => out += &format!("{line}\n"),
+            None => writeln!(out, "{line}").unwrap(),
             Some(list) if line.trim() == "]," => {
                 let hash = fairlead_xds::hash(list.as_bytes());
-                out += &format!("  <{} bytes, {hash:016x}>\n", list.matches(',').count());
+                let count = list.matches(',').count();
+                writeln!(out, "  <{count} bytes, {hash:016x}>").unwrap();
                 bytes = None;
             }
             Some(list) => list.push_str(line.trim()),
