@@ -367,6 +367,43 @@ fn backends_see_who_asked_and_believe_no_client() {
 }
 
 #[test]
+fn proxies_in_front_are_believed_where_the_pool_says_so() {
+    // Changes what the tenants may use.
+    let world = alone("proxies_in_front_are_believed_where_the_pool_says_so");
+    let pool = "apiVersion: fairlead.dev/v1alpha1
+kind: AddressPool
+metadata: {name: proxied}
+spec: {addresses: [172.18.0.206], sharing: Any, trustedHops: 1}
+";
+    apply(&hub(), pool);
+    for cluster in both() {
+        let (ns, name) = namespace(&world, &cluster, "hops");
+        let own = cluster.name.trim_start_matches("tenant-");
+        let pools = r#"{"spec":{"pools":["public","proxied"]}}"#;
+        kubectl(&hub(), &format!("patch tenant {own} --type=merge -p {pools}"));
+        let rules = rule(&name, &[path("/", "Prefix", "web", "80")]);
+        let asking = "fairlead.dev/pool: proxied, fairlead.dev/deny-cidrs: 9.9.9.0/24";
+        apply_ingress(&cluster, &ns, "web", asking, "", &rules);
+        let ip = ingress_address(&cluster, &ns, "web");
+        assert_eq!(ip, "172.18.0.206");
+        let from = |chain: &str| {
+            curl(&format!("-H 'X-Forwarded-For: {chain}' -H 'Host: {name}' http://{ip}/"))
+        };
+        eventually("the client behind the proxy", || {
+            from("1.1.1.1, 8.8.8.8").contains("x-real-ip: 8.8.8.8")
+        });
+        assert!(is(&from("1.1.1.1, 9.9.9.9"), 403), "its restriction is about that client");
+        kubectl(&cluster, &format!("-n {ns} delete ingress web"));
+    }
+    until(&hub(), "get addressclaims -o name", |names| !names.contains("172.18.0.206"));
+    kubectl(&hub(), "delete addresspool proxied");
+    for own in ["a", "b"] {
+        let pools = r#"{"spec":{"pools":["public"]}}"#;
+        kubectl(&hub(), &format!("patch tenant {own} --type=merge -p {pools}"));
+    }
+}
+
+#[test]
 fn timeouts_retries_limits_and_sizes_hold() {
     let world = shared("timeouts_retries_limits_and_sizes_hold");
     for cluster in both() {

@@ -459,7 +459,9 @@ impl Engine {
 
     fn translate_web(&mut self) {
         let trusted_hops = |address: IpAddr| {
-            let pool = self.pools.values().find(|pool| pool.contains(address));
+            // Pools may overlap: what counts is where the ports were taken from.
+            let mut claims = self.claims.on(address);
+            let pool = claims.find_map(|claim| self.pools.get(&*claim.pool));
             pool.map_or(0, |pool| pool.trusted_hops)
         };
         let around = Surroundings { nodes: &self.nodes, trusted_hops: &trusted_hops };

@@ -2,6 +2,7 @@
 
 use fairlead_api::http::{
     BackendRef, Cors, Host, HostTls, HttpMatch, HttpRule, PathMatch, PathMatchType, TlsMode,
+    UpstreamTls,
 };
 use fairlead_api::route::Backend as ApiBackend;
 
@@ -276,6 +277,25 @@ fn tls_needs_a_certificate_and_a_new_one_touches_nothing_else() {
     assert_eq!(sent, ["Secret blue/shop/cert"]);
     let sent = world.sent(|world| world.ingress("red/c", "c.example+tls/>web:80"));
     assert!(!sent.iter().any(|key| key.contains(":443")), "red has no certificate: {sent:?}");
+}
+
+#[test]
+fn a_cluster_that_would_wait_for_its_authority_is_not_sent() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    let mut spec = ingress("a.example/>web:80 a.example/other>api:80");
+    let web = spec.backends.iter_mut().find(|backend| backend.name == "web:80").unwrap();
+    let ca = Some("cert".into());
+    web.upstream.tls = Some(UpstreamTls { ca, server_name: None });
+    world.apply_at(ing("blue/a"), spec);
+    world.settle();
+    assert_eq!(world.names(ResourceType::Cluster), ["blue/shop/api:80@30080"]);
+    assert!(world.told("blue/a", "Programmed").starts_with("True"), "the rest is served");
+    let id =
+        SecretId { tenant: "blue".parse().unwrap(), namespace: "shop".into(), name: "cert".into() };
+    let secret = Secret { ca: Some(Ok(b"ca".to_vec())), ..Secret::default() };
+    world.engine.secret(&id, Some(secret));
+    world.settle();
+    assert_eq!(world.names(ResourceType::Cluster).len(), 2);
 }
 
 #[test]

@@ -87,6 +87,15 @@ struct Stored {
     rejected: Option<Arc<str>>,
 }
 
+impl Shared {
+    /// The Secret with the certificates that it trusts.
+    fn authority(&self) -> Option<SecretId> {
+        let name = self.backend.upstream.tls.as_ref()?.ca.as_deref()?;
+        let (tenant, namespace) = (self.tenant.clone(), self.namespace.clone());
+        Some(SecretId { tenant, namespace, name: name.into() })
+    }
+}
+
 impl Secrets for BTreeMap<SecretId, Stored> {
     fn has_certificate(&self, id: &SecretId) -> bool {
         self.get(id).is_some_and(|stored| matches!(stored.secret.certificate, Some(Ok(_))))
@@ -210,6 +219,8 @@ impl Web {
             self.secrets.remove(id);
         }
         self.dirty_sites.extend(self.named_by.get(id).into_iter().flatten().cloned());
+        let waiting = self.upstreams.iter().filter(|(_, one)| one.authority().as_ref() == Some(id));
+        self.dirty_upstreams.extend(waiting.map(|(name, _)| name.clone()));
     }
 
     /// What an Envoy made of a Secret. The Routes that name it come back.
@@ -266,7 +277,9 @@ impl Web {
     fn translate_upstream(&mut self, name: String, around: &Surroundings<'_>, to: &mut Publisher) {
         let Some(shared) = self.upstreams.get_mut(&name) else { return };
         let none = Nodes::default();
-        let resources = if shared.users.is_empty() {
+        // Envoy takes no other Cluster while one waits for its Secret: it goes out once that is there.
+        let waits = shared.authority().is_some_and(|id| !self.secrets.has_ca(&id));
+        let resources = if shared.users.is_empty() || waits {
             Vec::new()
         } else {
             let nodes = around.nodes.get(&shared.tenant).unwrap_or(&none);
