@@ -1,6 +1,7 @@
 //! Ingresses: whose they are (`class`), what their annotations ask for (`settings`, `nginx`), what must
-//! exist for them (`plan`), what they are told (`report`), and the shell around it (`reconcile`).
+//! exist for them (`plan`, `backends`), what they are told (`report`), and the shell around it (`reconcile`).
 
+mod backends;
 mod class;
 mod nginx;
 pub(crate) mod plan;
