@@ -128,8 +128,19 @@ impl Conductor {
                     }
                     batch.drain(..).for_each(|one| self.observe(one));
                 }
-                Some(said) = said.recv() => self.hear(said),
-                Some((object, done)) = self.under_way.next() => self.ended(object, done),
+                Some(first) = said.recv() => {
+                    self.hear(first);
+                    while let Ok(more) = said.try_recv() {
+                        self.hear(more);
+                    }
+                }
+                Some((object, done)) = self.under_way.next() => {
+                    self.ended(object, done);
+                    // What ended at the same time is one step's work.
+                    while let Some(Some((object, done))) = self.under_way.next().now_or_never() {
+                        self.ended(object, done);
+                    }
+                }
                 () = leadership.changed() => {}
             }
             self.engine.lead(self.leadership.epoch().is_some());

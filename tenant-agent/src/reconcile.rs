@@ -192,7 +192,11 @@ impl Context {
         let key = key(service);
         let need = self.users().need(&key).unwrap_or_default();
         let gone = service.metadata.deletion_timestamp.is_some();
-        if gone || !(own || need.shadow) {
+        let spec = service.spec.as_ref();
+        let external = spec.is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName"));
+        let mut ports = spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+        let lacks = need.local || ports.any(|port| port.node_port.unwrap_or(0) == 0);
+        if gone || external || !(own || (need.shadow && lacks)) {
             self.drop_shadow(service).await?;
             return Ok(None);
         }

@@ -42,6 +42,8 @@ struct Watched {
 enum Content {
     Unread,
     Missing(String),
+    /// It could not be read.
+    Unreadable(String),
     There(BTreeMap<Part, (Found, v1::Secret)>),
 }
 
@@ -68,7 +70,7 @@ impl Secrets {
     pub(crate) fn found(&self, key: &Key, part: Part) -> Found {
         self.with(|all| match all.get(key).map(|watched| &watched.content) {
             None | Some(Content::Unread) => Found::Unread,
-            Some(Content::Missing(why)) => Found::Bad(why.clone()),
+            Some(Content::Missing(why) | Content::Unreadable(why)) => Found::Bad(why.clone()),
             Some(Content::There(parts)) => {
                 parts.get(&part).map_or(Found::Unread, |(found, _)| found.clone())
             }
@@ -148,7 +150,7 @@ impl Secrets {
         });
         if unread && forbidden {
             let why = "the agent may not read it; see secrets in the chart's RBAC";
-            self.update(key, Content::Missing(why.into()));
+            self.update(key, Content::Unreadable(why.into()));
         }
     }
 
@@ -168,6 +170,8 @@ impl Secrets {
         let item = Item::Secret(key.clone());
         let parts = match &watched.content {
             Content::Unread => return,
+            // The hub may have it from before.
+            Content::Unreadable(_) => return self.outbox.expect(item),
             Content::Missing(_) => {
                 watched.good = v1::Secret::default();
                 return self.outbox.retract(&item);
@@ -180,14 +184,19 @@ impl Secrets {
                 Some((Found::Good(_), content)) if wanted => {
                     merge(&mut watched.good, part, content);
                 }
-                // Broken: what was good stays.
-                _ if wanted => {}
+                // Broken: a certificate that was good stays. Users and authorities do not: who was
+                // taken out must not be let in any longer.
+                _ if wanted && part == Part::Certificate => {}
                 _ => merge(&mut watched.good, part, &v1::Secret::default()),
             }
         }
         if watched.good == v1::Secret::default() {
-            // The hub may have something good from before.
-            return self.outbox.expect(item);
+            // Of a certificate the hub may have a good one from before.
+            return if watched.wanted.contains(&Part::Certificate) {
+                self.outbox.expect(item);
+            } else {
+                self.outbox.retract(&item);
+            };
         }
         self.outbox.put(item, Object::Secret(watched.good.clone()));
     }

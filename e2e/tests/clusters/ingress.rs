@@ -469,7 +469,7 @@ fn clients_are_let_in_as_the_annotations_say() {
         case(
             "external",
             "external",
-            "fairlead.dev/auth-service: web:80, fairlead.dev/auth-path: /auth, fairlead.dev/auth-response-headers: X-User",
+            "fairlead.dev/auth-service: web:80, fairlead.dev/auth-path: /auth, fairlead.dev/auth-response-headers: 'X-User,X-Group'",
         );
         let ip = ingress_address(&cluster, &ns, "external");
         let at = |which: &str, more: &str| {
@@ -491,7 +491,9 @@ fn clients_are_let_in_as_the_annotations_say() {
             );
         }
         eventually("asked outside", || is(&at("external", ""), 401));
-        let said = at("external", "-H 'Authorization: letmein'");
+        let said =
+            at("external", "-H 'Authorization: letmein' -H 'X-Group: admin' -H 'X-User: eve'");
+        assert!(!said.contains("admin") && !said.contains("eve"), "a client's own word: {said}");
         assert!(said.contains("200 OK") && said.contains("x-user: ann"), "{said}");
     }
 }

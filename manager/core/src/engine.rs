@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::condition::{Reason, Verdict};
-use fairlead_api::route::Source;
+use fairlead_api::route::{Source, SourceKind};
 use fairlead_api::{
     AddressPoolSpec, AddressPoolStatus, NodeSetSpec, RouteId, RouteSpec, RouteStatus, TenantId,
 };
@@ -460,7 +460,11 @@ impl Engine {
     fn translate_web(&mut self) {
         let trusted_hops = |address: IpAddr| {
             // Pools may overlap: what counts is where the ports were taken from.
-            let mut claims = self.claims.on(address);
+            let mut claims = self.claims.on(address).filter(|claim| {
+                claim.route().is_none_or(|route| {
+                    route.name.parts().is_some_and(|p| p.0 == SourceKind::Ingress)
+                })
+            });
             let pool = claims.find_map(|claim| self.pools.get(&*claim.pool));
             pool.map_or(0, |pool| pool.trusted_hops)
         };

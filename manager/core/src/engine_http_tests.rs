@@ -305,16 +305,20 @@ fn what_envoy_refuses_is_taken_back_and_told_in_its_words() {
     let key = Key::new(ResourceType::Routes, "10.9.0.1:80/a.example");
     let good = world.served[&key];
     world.refuse_new = true;
-    world.ingress("blue/a", "a.example/poison>web:80");
+    world.ingress("blue/a", "a.example/poison>api:80");
     let told = world.told("blue/a", "Programmed");
+    let clusters = world.names(ResourceType::Cluster);
+    assert!(clusters.contains(&"blue/shop/web:80@30080"), "what is served needs it: {clusters:?}");
     assert!(told.starts_with("False Rejected") && told.contains("bad, bad"), "{told}");
     assert_eq!(world.served[&key], good, "the last good one is what Envoys are given");
     world.refuse_new = false;
     world.ingress("red/b", "b.example/>web:80");
     assert!(world.told("red/b", "Programmed").starts_with("True"), "others go on");
-    world.ingress("blue/a", "a.example/cured>web:80");
+    world.ingress("blue/a", "a.example/cured>api:80");
     assert!(world.told("blue/a", "Programmed").starts_with("True"));
     assert_ne!(world.served[&key], good);
+    let clusters = world.names(ResourceType::Cluster);
+    assert_eq!(clusters, ["blue/shop/api:80@30080", "red/shop/web:80@30080"], "and then not");
 }
 
 #[test]
@@ -345,6 +349,18 @@ fn a_rule_that_cannot_be_followed_is_closed_and_no_other_takes_its_requests() {
     let key = Key::new(ResourceType::Routes, "10.9.0.1:80/a.example");
     assert_ne!(world.served[&key], before[&key], "/admin has a route of its own: 503");
     assert!(world.told("blue/b", "PartiallyInvalid").contains("is not an origin"));
+}
+
+#[test]
+fn a_host_that_is_claimed_later_leaves_the_others_alone() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.ingress("red/b", "b.example/>web:80");
+    world.ingress("blue/a", "a.example/>web:80 b.example/>web:80 c.example/>web:80");
+    let sent = world.sent(|world| world.gone("red/b"));
+    let own: Vec<_> =
+        sent.iter().filter(|key| key.contains("a.example") || key.contains("c.example")).collect();
+    assert!(own.is_empty(), "{own:?}");
+    assert!(world.told("blue/a", "Programmed").starts_with("True"));
 }
 
 #[test]

@@ -134,7 +134,13 @@ fn read(spec: RouteSpec) -> Result<Wish, String> {
         return Err(format!("spec.backends: {:?} is there twice", twice.name));
     }
     let listeners = read_listeners(listeners, &rules, &backends)?;
+    let (backends, unusable): (Vec<_>, Vec<_>) =
+        backends.into_iter().partition(|backend| check::upstream(&backend.upstream).is_ok());
     let (hosts, mut invalid) = check::hosts(hosts, &backends);
+    invalid.extend(unusable.iter().filter_map(|backend| {
+        let why = check::upstream(&backend.upstream).err()?;
+        Some(format!("backend {:?}: {why}", backend.name))
+    }));
     // What was asked for and cannot be had, from what was named and is not there.
     let (asked, unresolved): (Vec<_>, Vec<_>) =
         unresolved.into_iter().partition(|one| one.reason == "InvalidAnnotation");

@@ -2,6 +2,7 @@
 //! Routes that it is about.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 
 use fairlead_api::RouteId;
@@ -31,6 +32,8 @@ pub(crate) type Published = Vec<(Key, u64)>;
 #[derive(Debug, Default)]
 pub(crate) struct Publisher {
     owners: HashMap<Key, Owner>,
+    /// A hash of what each resource needs, where it needs something: that may change alone.
+    needs: HashMap<Key, u64>,
     /// Resources whose owner is gone, or needs them no more.
     withdrawn: BTreeSet<Key>,
     changes: Vec<Change>,
@@ -55,7 +58,8 @@ impl Publisher {
             if self.owners.get(&resource.key) != Some(owner) {
                 self.owners.insert(resource.key.clone(), owner.clone());
             }
-            if !old.contains(&(resource.key.clone(), resource.version)) {
+            let same = self.same_needs(&resource);
+            if !same || !old.contains(&(resource.key.clone(), resource.version)) {
                 self.changes.push(Change::Put(resource));
             }
         }
@@ -63,9 +67,21 @@ impl Publisher {
             if !published.iter().any(|(now, _)| *now == key) && self.owners.get(&key) == Some(owner)
             {
                 self.owners.remove(&key);
+                self.needs.remove(&key);
                 self.withdrawn.insert(key);
             }
         }
+    }
+
+    /// Whether a resource needs what it needed before.
+    fn same_needs(&mut self, resource: &Resource) -> bool {
+        if resource.needs.is_empty() {
+            return self.needs.remove(&resource.key).is_none();
+        }
+        let mut hasher = std::hash::DefaultHasher::new();
+        resource.needs.hash(&mut hasher);
+        let now = hasher.finish();
+        self.needs.insert(resource.key.clone(), now) == Some(now)
     }
 
     /// What is to be published, removals last: what needed them goes before.

@@ -353,7 +353,10 @@ impl Session {
             next = self.types[kind as usize].pending.range(after).next().cloned();
             match self.decide(kind, &name, state) {
                 Step::Hold => {}
-                Step::Done => self.done(kind, &name),
+                Step::Done => {
+                    self.refresh(kind, &name, state);
+                    self.done(kind, &name);
+                }
                 Step::Remove => removals.push(name),
                 Step::Put(resource) if self.types[kind as usize].alone.contains(&name) => {
                     // Alone; the rest stays pending for the next turn.
@@ -395,6 +398,21 @@ impl Session {
             None if self.uses.contains_key(&Key { kind, name: name.clone() }) => Step::Hold,
             None => Step::Remove,
         }
+    }
+
+    /// A resource may need others now though its content is the same: what it needed before may go.
+    fn refresh(&mut self, kind: ResourceType, name: &Arc<str>, state: &State) {
+        let Some(now) = state.of(kind).get(&**name) else { return };
+        let known = self.types[kind as usize].known.get_mut(name);
+        let held = known.and_then(|known| known.acked.as_mut());
+        let Some(held) = held.filter(|h| h.version == now.version && h.needs != now.needs) else {
+            return;
+        };
+        let (version, needs) = (held.version, now.needs.clone());
+        let new = Held { version, needs };
+        let old = std::mem::replace(held, new.clone());
+        self.retain(&new);
+        self.release(Some(old));
     }
 
     fn has(&self, key: &Key) -> bool {

@@ -277,6 +277,28 @@ fn a_cluster_that_a_held_back_listener_still_uses_is_not_taken_away() {
 }
 
 #[test]
+fn what_a_resource_needed_before_goes_though_its_content_is_the_same() {
+    let mut state = state(service("old", 1));
+    let mut client = Client::connect(&state, BTreeMap::new(), HashSet::new());
+    let needs = [key(Ty::Cluster, "new"), key(Ty::Endpoints, "new")];
+    state.apply(vec![
+        Change::Put(resource(Ty::Cluster, "new", 1, &[])),
+        Change::Put(resource(Ty::Endpoints, "new", 1, &[])),
+        // The same version as before.
+        Change::Put(resource(Ty::Listener, "old", 1, &needs)),
+        Change::Remove(key(Ty::Cluster, "old")),
+        Change::Remove(key(Ty::Endpoints, "old")),
+    ]);
+    client.wake(&state);
+    assert!(!client.has.contains_key(&key(Ty::Cluster, "old")), "nothing needs it any more");
+    assert!(client.has.contains_key(&key(Ty::Cluster, "new")));
+    // And what it needs now stays until it goes.
+    state.apply(vec![Change::Remove(key(Ty::Cluster, "new"))]);
+    client.wake(&state);
+    assert!(client.has.contains_key(&key(Ty::Cluster, "new")));
+}
+
+#[test]
 fn listeners_go_also_when_their_route_goes_while_the_client_is_greeted() {
     let mut state = state(service("blue", 1));
     let before = Client::connect(&state, BTreeMap::new(), HashSet::new());

@@ -37,6 +37,13 @@ impl Planner<'_> {
             self.once("BackendNotFound", format!("{name_field}: Service {name:?} does not exist"));
             return None;
         };
+        if service.metadata.deletion_timestamp.is_some() {
+            self.once(
+                "BackendNotFound",
+                format!("{name_field}: Service {name:?} is being deleted"),
+            );
+            return None;
+        }
         let spec = service.spec.clone().unwrap_or_default();
         if spec.type_.as_deref() == Some("ExternalName") {
             let message = format!(

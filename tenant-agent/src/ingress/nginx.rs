@@ -118,6 +118,14 @@ fn follow(
             _ if name.ends_with("-snippet") => {
                 format!("annotation {PREFIX}{name}: snippets are never followed")
             }
+            "canary" => {
+                // Published like any other, it would take the requests of the one that it is beside.
+                settings.unpublished = annotations[&format!("{PREFIX}canary")] == "true";
+                format!(
+                    "annotation {PREFIX}canary is not followed, and its Ingress is not published; use \
+                     fairlead.dev/canary-backend on the main Ingress"
+                )
+            }
             _ if name.starts_with("canary") => format!(
                 "annotation {PREFIX}{name} is not followed; use fairlead.dev/canary-backend on the \
                  main Ingress"

@@ -200,7 +200,8 @@ impl Planner<'_> {
     }
 
     fn hosts(&mut self, ingress: &Ingress) -> Vec<Host> {
-        let Some(spec) = ingress.spec.clone() else { return Vec::new() };
+        let spec = ingress.spec.clone().filter(|_| !self.settings.unpublished);
+        let Some(spec) = spec else { return Vec::new() };
         let mut rules: BTreeMap<String, Vec<HttpRule>> = BTreeMap::new();
         for (index, rule) in spec.rules.iter().flatten().enumerate() {
             let hostname = rule.host.clone().filter(|host| !host.is_empty());

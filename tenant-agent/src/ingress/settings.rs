@@ -53,6 +53,8 @@ pub(crate) struct Settings {
     pub(crate) canary_weight: u32,
     pub(crate) canary_header: Option<String>,
     pub(crate) canary_header_value: Option<String>,
+    /// It is not to be published as it is: it would take another's requests.
+    pub(crate) unpublished: bool,
     /// A restriction that cannot be read: nothing is served rather than everything.
     pub(crate) closed: bool,
 }
@@ -176,7 +178,7 @@ impl Settings {
                 complaints.push(Complaint { reason: "UnknownAnnotation", message });
             }
         }
-        settings.finish();
+        complaints.extend(settings.finish());
         (settings, complaints)
     }
 
@@ -196,7 +198,7 @@ impl Settings {
     }
 
     /// What one annotation says of another.
-    fn finish(&mut self) {
+    fn finish(&mut self) -> Option<Complaint> {
         if let (Some(limit), Some(burst)) = (&mut self.rate_limit, self.rate_burst) {
             limit.burst = burst;
         }
@@ -210,6 +212,18 @@ impl Settings {
         if self.session == Some(SessionPersistence::SourceAddress {}) {
             self.balancing = Balancing::Maglev;
         }
+        let restricts = self.clients != ClientAddresses::default()
+            || self.basic_auth.is_some()
+            || self.auth_service.is_some()
+            || self.rate_limit.is_some();
+        if !(self.passthrough && restricts) {
+            return None;
+        }
+        self.closed = true;
+        let message = "annotation fairlead.dev/ssl-passthrough: nobody can be kept out of what is \
+                       passed through; remove it, or the restrictions beside it"
+            .to_owned();
+        Some(Complaint { reason: "InvalidAnnotation", message })
     }
 }
 

@@ -230,7 +230,7 @@ fn conflict(key: &HostKey, by: &HostKey) -> String {
     if key == by {
         return format!("host {name:?} is another tenant's; use another, or ask the platform team");
     }
-    format!("host {name:?} overlaps {:?}, which is another tenant's", by.hostname)
+    format!("host {name:?} overlaps a name that is another tenant's; name hosts one by one")
 }
 
 /// What a Route's status says that it was served at, for a Route of which this process knows no more.

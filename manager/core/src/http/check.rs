@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use fairlead_api::http::{
     ANY_HOST, ClientAddresses, Cors, ExternalAuth, Filters, HeaderModifier, Host, HttpMatch,
     HttpRule, PathMatch, PathMatchType, PathRewrite, RateLimit, RequestRedirect,
-    SessionPersistence, TlsMode, UrlRewrite,
+    SessionPersistence, TlsMode, Upstream, UpstreamTls, UrlRewrite,
 };
 use ipnet::IpNet;
 
@@ -58,9 +58,30 @@ pub fn hosts(hosts: Vec<Host>, backends: &[Backend]) -> (Vec<Host>, Vec<String>)
 /// path's rule, and perhaps less of a restriction.
 fn closed(rule: HttpRule) -> Option<HttpRule> {
     let HttpRule { name, mut matches, .. } = rule;
-    matches.retain(|one| http_match(one).is_ok());
+    for one in &mut matches {
+        // Of an expression that cannot be used, what it begins with.
+        let PathMatch { kind, value } = &mut one.path;
+        if *kind == PathMatchType::RegularExpression && regex::check("path", value).is_err() {
+            let plain = |c: &char| c.is_ascii_alphanumeric() || "/-_~".contains(*c);
+            let literal = value.trim_start_matches('^').chars().take_while(plain).collect();
+            (*kind, *value) = (PathMatchType::PathPrefix, literal);
+        }
+    }
+    matches.retain(|one| one.path.value.len() > 1 && http_match(one).is_ok());
     matches.truncate(8);
     (!matches.is_empty()).then(|| HttpRule { name, matches, ..HttpRule::default() })
+}
+
+/// Whether a backend can be spoken to as it asks.
+pub fn upstream(upstream: &Upstream) -> Result<(), String> {
+    let Some(UpstreamTls { server_name, ca }) = &upstream.tls else { return Ok(()) };
+    if server_name.as_deref().is_some_and(|name| name.len() > 253 || !dns(name)) {
+        return Err("upstream.tls.serverName: must be a DNS name in lower case".into());
+    }
+    if ca.as_deref().is_some_and(|name| !dns(name)) {
+        return Err("upstream.tls.ca: must be the name of a Secret".into());
+    }
+    Ok(())
 }
 
 fn clip(text: &str) -> String {
@@ -98,8 +119,9 @@ fn tls(host: &Host) -> Result<(), String> {
         TlsMode::Terminate if tls.certificate.as_deref().is_none_or(|name| !dns(name)) => {
             Err("TLS needs the name of a Secret".into())
         }
-        TlsMode::Passthrough if host.hostname == ANY_HOST => {
-            Err("TLS that is passed through needs a host name: it is what leads on".into())
+        // Envoy's wildcards in server names reach any depth, and so into other tenants' names.
+        TlsMode::Passthrough if host.hostname.starts_with('*') => {
+            Err("TLS is passed through for whole host names only".into())
         }
         _ => Ok(()),
     }

@@ -8,6 +8,9 @@
 
 use std::collections::BTreeMap;
 
+use envoy_types::pb::envoy::config::common::mutation_rules::v3::{
+    HeaderMutation as Mutation, header_mutation,
+};
 use envoy_types::pb::envoy::config::core::v3::http_uri::HttpUpstreamType;
 use envoy_types::pb::envoy::config::core::v3::{
     CelExpressionConfig, CidrRange, HttpUri, SubstitutionFormatString, substitution_format_string,
@@ -30,7 +33,7 @@ use envoy_types::pb::envoy::extensions::filters::common::set_filter_state::v3::{
 use envoy_types::pb::envoy::extensions::filters::http::basic_auth::v3::BasicAuth as BasicAuthFilter;
 use envoy_types::pb::envoy::extensions::filters::http::body_size_limit::v3::BodySizeLimit;
 use envoy_types::pb::envoy::extensions::filters::http::composite::v3::{
-    Composite, ExecuteFilterAction,
+    Composite, ExecuteFilterAction, FilterChainConfiguration,
 };
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3::{Cors as CorsFilter, CorsPolicy};
 use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::{
@@ -143,9 +146,6 @@ fn lower() -> HttpFilter {
 }
 
 fn rename(name: &str, value: String) -> HttpFilter {
-    use envoy_types::pb::envoy::config::common::mutation_rules::v3::{
-        HeaderMutation as Mutation, header_mutation,
-    };
     let action = header_mutation::Action::Append(set_header(SCOPE, value));
     let request_mutations = vec![Mutation { action: Some(action) }];
     let mutations = Some(Mutations { request_mutations, ..Mutations::default() });
@@ -175,7 +175,15 @@ fn fill<M: prost::Name>(filter: &str, config: &M) -> Any {
         typed_config: Some(extension(filter, config)),
         ..ExecuteFilterAction::default()
     };
-    any(&ExtensionWithMatcherPerRoute { xds_matcher: Some(always("run", any(&action))) })
+    run(&action)
+}
+
+fn run(action: &ExecuteFilterAction) -> Any {
+    any(&ExtensionWithMatcherPerRoute { xds_matcher: Some(always("run", any(action))) })
+}
+
+fn removal(name: &str) -> Mutation {
+    Mutation { action: Some(header_mutation::Action::Remove(name.to_owned())) }
 }
 
 /// A route's part of the filters, by their names.
@@ -339,7 +347,19 @@ pub(crate) fn external_auth(parts: &mut Parts, auth: &ExternalAuth, cluster: &st
         services: Some(ext_authz::Services::HttpService(service)),
         ..ExtAuthz::default()
     };
-    parts.insert(EXTERNAL_AUTH, fill("envoy.filters.http.ext_authz", &config));
+    // What the service may say of a client, no client says of itself.
+    let request_mutations = upstream.iter().map(|name| removal(name)).collect();
+    let mutations = Some(Mutations { request_mutations, ..Mutations::default() });
+    let forget = HeaderMutation { mutations, ..HeaderMutation::default() };
+    let chain = FilterChainConfiguration {
+        typed_config: vec![
+            extension("envoy.filters.http.header_mutation", &forget),
+            extension("envoy.filters.http.ext_authz", &config),
+        ],
+    };
+    let action =
+        ExecuteFilterAction { filter_chain: Some(chain), ..ExecuteFilterAction::default() };
+    parts.insert(EXTERNAL_AUTH, run(&action));
 }
 
 pub(crate) fn body_size(parts: &mut Parts, bytes: u64) {

@@ -32,6 +32,9 @@ use super::upstream;
 use crate::model::{HTTP_PORT, HTTPS_PORT, Wish};
 use crate::pb::{append, exactly, header, number};
 
+/// Paths of one host: Envoy tries them one after the other, on workers that all tenants share.
+const MAX_ENTRIES: usize = 1_000;
+
 /// A host name at an address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SiteKey {
@@ -193,6 +196,14 @@ fn entries<'a>(key: &SiteKey, members: &[Member<'a>]) -> (Vec<Entry<'a>>, Vec<(R
                     let what = format!(
                         "{}: {} of host {:?} is served by the older {}",
                         rule.name, one.path.value, key.hostname, older.name
+                    );
+                    shadowed.push((part.route.clone(), what));
+                    continue;
+                }
+                if all.len() >= MAX_ENTRIES {
+                    let what = format!(
+                        "{}: host {:?} has {MAX_ENTRIES} paths already",
+                        rule.name, key.hostname
                     );
                     shadowed.push((part.route.clone(), what));
                     continue;

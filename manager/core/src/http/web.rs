@@ -47,6 +47,9 @@ pub(crate) struct Web {
     /// Addresses that have, or had, a host that is found only where no other is: to take the filters
     /// for that away again would cost connections.
     wild: BTreeSet<IpAddr>,
+    /// Clusters that the last good routes of sites lead to: they stay until better ones are taken.
+    pinned: BTreeMap<Arc<str>, BTreeSet<SiteKey>>,
+    pins: BTreeMap<SiteKey, BTreeSet<Arc<str>>>,
     /// Which sites name a Secret.
     named_by: BTreeMap<SecretId, BTreeSet<SiteKey>>,
     dirty_sites: BTreeSet<SiteKey>,
@@ -87,6 +90,14 @@ struct Stored {
     rejected: Option<Arc<str>>,
 }
 
+impl Served {
+    fn differs_in_hosts_only(&self, other: &Self) -> bool {
+        let Self { created, namespace, wish, address, hosts: _ } = self;
+        (created, namespace, wish, address)
+            == (&other.created, &other.namespace, &other.wish, &other.address)
+    }
+}
+
 impl Shared {
     /// The Secret with the certificates that it trusts.
     fn authority(&self) -> Option<SecretId> {
@@ -120,6 +131,15 @@ impl Web {
             Some(served) => self.served.insert(id.clone(), served.clone()),
             None => self.served.remove(id),
         };
+        if let (Some(old), Some(new)) = (&old, &served)
+            && old.differs_in_hosts_only(new)
+        {
+            // A host name that was claimed, or lost: the others are as they were.
+            let gone = old.hosts.difference(&new.hosts);
+            gone.for_each(|hostname| self.leave_site(id, old, hostname));
+            let come = new.hosts.difference(&old.hosts);
+            return come.for_each(|hostname| self.enter_site(id, new, hostname));
+        }
         if let Some(old) = &old {
             self.leave(id, old, served.as_ref());
         }
@@ -139,11 +159,7 @@ impl Web {
             self.dirty_fronts.insert(old.address);
         }
         for hostname in &old.hosts {
-            let key = SiteKey { address: old.address, hostname: hostname.clone() };
-            if let Some(site) = self.sites.get_mut(&key) {
-                site.members.remove(&(old.created, id.clone()));
-            }
-            self.dirty_sites.insert(key);
+            self.leave_site(id, old, hostname);
         }
         for backend in &old.wish.backends {
             let name = upstream::name(id, &old.namespace, backend);
@@ -159,22 +175,7 @@ impl Web {
             self.dirty_fronts.insert(new.address);
         }
         for hostname in &new.hosts {
-            let key = SiteKey { address: new.address, hostname: hostname.clone() };
-            let site = self.sites.entry(key.clone()).or_insert_with(|| Site {
-                tenant: id.tenant.clone(),
-                members: BTreeSet::new(),
-                published: Vec::new(),
-                chain: None,
-                secrets: BTreeSet::new(),
-                shadowed: Vec::new(),
-                good: BTreeMap::new(),
-                current: BTreeMap::new(),
-                rejected: BTreeMap::new(),
-            });
-            // The name may have been another tenant's until now.
-            site.tenant = id.tenant.clone();
-            site.members.insert((new.created, id.clone()));
-            self.dirty_sites.insert(key);
+            self.enter_site(id, new, hostname);
         }
         for backend in &new.wish.backends {
             let name = upstream::name(id, &new.namespace, backend);
@@ -190,6 +191,23 @@ impl Web {
             shared.users.insert(id.clone());
             self.dirty_upstreams.insert(name);
         }
+    }
+
+    fn leave_site(&mut self, id: &RouteId, old: &Served, hostname: &str) {
+        let key = SiteKey { address: old.address, hostname: hostname.into() };
+        if let Some(site) = self.sites.get_mut(&key) {
+            site.members.remove(&(old.created, id.clone()));
+        }
+        self.dirty_sites.insert(key);
+    }
+
+    fn enter_site(&mut self, id: &RouteId, new: &Served, hostname: &str) {
+        let key = SiteKey { address: new.address, hostname: hostname.into() };
+        let site = self.sites.entry(key.clone()).or_insert_with(|| Site::new(&id.tenant));
+        // The name may have been another tenant's until now.
+        site.tenant = id.tenant.clone();
+        site.members.insert((new.created, id.clone()));
+        self.dirty_sites.insert(key);
     }
 
     /// Nodes may have changed.
@@ -279,7 +297,8 @@ impl Web {
         let none = Nodes::default();
         // Envoy takes no other Cluster while one waits for its Secret: it goes out once that is there.
         let waits = shared.authority().is_some_and(|id| !self.secrets.has_ca(&id));
-        let resources = if shared.users.is_empty() || waits {
+        let unused = shared.users.is_empty() && !self.pinned.contains_key(name.as_str());
+        let resources = if unused || waits {
             Vec::new()
         } else {
             let nodes = around.nodes.get(&shared.tenant).unwrap_or(&none);
@@ -287,7 +306,7 @@ impl Web {
             upstream::translate(&name, tenant, namespace, &shared.backend, nodes).into()
         };
         to.replace(&Owner::Upstream(name.clone()), &mut shared.published, resources);
-        if shared.users.is_empty() {
+        if unused {
             self.upstreams.remove(&name);
         }
     }
@@ -328,6 +347,7 @@ impl Web {
         }
         if gone {
             self.sites.remove(&key);
+            self.pin(&key, &BTreeSet::new());
         }
     }
 
@@ -383,8 +403,10 @@ impl Web {
         match outcome {
             Outcome::Acked(version) => {
                 let current = site.current.get(resource).filter(|one| one.version == *version);
-                if let Some(current) = current {
-                    site.good.insert(resource.clone(), current.clone());
+                if let Some(current) = current.cloned() {
+                    site.good.insert(resource.clone(), current);
+                    let pins = site.pins();
+                    self.pin(key, &pins);
                 }
             }
             Outcome::Rejected(version, text) => {
@@ -406,6 +428,26 @@ impl Web {
         served.hosts.iter().filter_map(|hostname| {
             self.sites.get(&SiteKey { address: served.address, hostname: hostname.clone() })
         })
+    }
+
+    /// These Clusters are what the last good routes of a site lead to.
+    fn pin(&mut self, key: &SiteKey, clusters: &BTreeSet<Arc<str>>) {
+        let old = self.pins.remove(key).unwrap_or_default();
+        for name in old.difference(clusters) {
+            if let Some(sites) = self.pinned.get_mut(name) {
+                sites.remove(key);
+                if sites.is_empty() {
+                    self.pinned.remove(name);
+                    self.dirty_upstreams.insert(name.to_string());
+                }
+            }
+        }
+        for name in clusters.difference(&old) {
+            self.pinned.entry(name.clone()).or_default().insert(key.clone());
+        }
+        if !clusters.is_empty() {
+            self.pins.insert(key.clone(), clusters.clone());
+        }
     }
 
     /// All that must be acknowledged for a Route to be programmed.
@@ -461,6 +503,27 @@ impl Web {
 }
 
 impl Site {
+    fn new(tenant: &TenantId) -> Self {
+        Self {
+            tenant: tenant.clone(),
+            members: BTreeSet::new(),
+            published: Vec::new(),
+            chain: None,
+            secrets: BTreeSet::new(),
+            shadowed: Vec::new(),
+            good: BTreeMap::new(),
+            current: BTreeMap::new(),
+            rejected: BTreeMap::new(),
+        }
+    }
+
+    /// The Clusters that the last good routes lead to.
+    fn pins(&self) -> BTreeSet<Arc<str>> {
+        let needs = self.good.values().flat_map(|good| good.needs.iter());
+        let clusters = needs.filter(|key| key.kind == ResourceType::Cluster);
+        clusters.map(|key| key.name.clone()).collect()
+    }
+
     /// Routes that an Envoy refused are replaced by the last that one took.
     fn keep_good(&mut self, resources: Vec<Resource>) -> Vec<Resource> {
         let mut kept = Vec::with_capacity(resources.len());
