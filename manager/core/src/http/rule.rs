@@ -7,6 +7,8 @@ use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecif
 use envoy_types::pb::envoy::config::route::v3::redirect_action::{
     PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
 };
+use envoy_types::pb::envoy::config::route::v3::retry_policy::RetryHostPredicate;
+use envoy_types::pb::envoy::config::route::v3::retry_policy::retry_host_predicate::ConfigType;
 use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::route_action::{
     ClusterSpecifier, HashPolicy, HostRewriteSpecifier, hash_policy,
@@ -16,17 +18,20 @@ use envoy_types::pb::envoy::config::route::v3::{
     DirectResponseAction, HeaderMatcher, RedirectAction, RetryPolicy, Route, RouteAction,
     RouteMatch, WeightedCluster, weighted_cluster,
 };
+use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 use envoy_types::pb::envoy::r#type::matcher::v3::{
     RegexMatchAndSubstitute, StringMatcher, string_matcher,
 };
 use fairlead_api::http::{
     Filters, HeaderMatch, HeaderMatchType, HeaderModifier, HttpMatch, HttpRule, PathMatch,
-    PathMatchType, PathRewrite, RequestRedirect, Retry, SessionPersistence, UrlRewrite,
+    PathMatchType, PathRewrite, RequestRedirect, Retry, RetryOn, SessionPersistence, UrlRewrite,
 };
 use prost::Message;
 
 use super::filters::{self, Parts};
-use crate::pb::{append_map, exactly, header, inline, literal, millis, number, regex, set_header};
+use crate::pb::{
+    any, append_map, exactly, header, inline, literal, millis, number, regex, set_header,
+};
 
 /// A stream on which nothing moves ends after an hour.
 const IDLE_MILLIS: u32 = 3_600_000;
@@ -226,7 +231,7 @@ fn forward(rule: &HttpRule, one: &HttpMatch, context: &Context<'_>) -> Option<Ro
         // 0: no limit; Envoy's own would be 15 s.
         timeout: millis(timeouts.request_millis.unwrap_or(0)),
         idle_timeout: millis(timeouts.idle_millis.unwrap_or(IDLE_MILLIS)),
-        retry_policy: retry.as_ref().map(retry_policy),
+        retry_policy: Some(retry.as_ref().map_or_else(elsewhere, retry_policy)),
         ..RouteAction::default()
     };
     if *session_persistence == Some(SessionPersistence::SourceAddress {}) {
@@ -238,6 +243,12 @@ fn forward(rule: &HttpRule, one: &HttpMatch, context: &Context<'_>) -> Option<Ro
     Some(action)
 }
 
+/// What certainly reached no backend is tried at another node: one may be gone, or its kube-proxy late.
+fn elsewhere() -> RetryPolicy {
+    let on = vec![RetryOn::ConnectFailure, RetryOn::RefusedStream];
+    retry_policy(&Retry { attempts: 2, on, per_try_millis: None })
+}
+
 fn retry_policy(retry: &Retry) -> RetryPolicy {
     let Retry { attempts, on, per_try_millis } = retry;
     let words: Vec<_> = on.iter().map(|one| one.as_str()).collect();
@@ -245,6 +256,11 @@ fn retry_policy(retry: &Retry) -> RetryPolicy {
         retry_on: words.join(","),
         num_retries: number(*attempts),
         per_try_timeout: per_try_millis.and_then(millis),
+        retry_host_predicate: vec![RetryHostPredicate {
+            name: "envoy.retry_host_predicates.previous_hosts".into(),
+            config_type: Some(ConfigType::TypedConfig(any(&PreviousHostsPredicate {}))),
+        }],
+        host_selection_retry_max_attempts: 3,
         ..RetryPolicy::default()
     }
 }
