@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::faults::request;
 use crate::web::{
     answer, answers_to, apply_ingress, base64, both, certificate, curl, eventually, ingress,
-    ingress_address, is, json, names, namespace, path, rule, secret, tls,
+    ingress_address, is, is_unserved, json, names, namespace, path, rule, secret, tls,
 };
 use crate::world::{alone, apply, event, hub, kubectl, on_host, shared, tenant, until};
 
@@ -82,7 +82,7 @@ fn kubectl_shows_the_address_and_the_hub_shows_the_hosts() {
         });
         // Gone: nothing answers, and nothing is left.
         kubectl(&cluster, &format!("-n {ns} delete ingress web"));
-        eventually("404", || is(&answer(&ip, &name, "/"), 404));
+        eventually("gone", || is_unserved(&answer(&ip, &name, "/")));
         until(&hub(), "get routes -A -o name", |names| !names.contains(&format!("ing.{ns}.web")));
         until(&hub(), "get hostnameclaims -o name", |names| !names.contains(&name));
         until(
@@ -115,7 +115,7 @@ fn a_default_backend_takes_what_nothing_matches() {
         apply(&cluster, &denied);
         eventually("denied", || is(&answer(&ip, "who.knows.example", "/x"), 403));
         kubectl(&cluster, &format!("-n {ns} delete ingress web"));
-        eventually("gone", || is(&answer(&ip, "who.knows.example", "/x"), 404));
+        eventually("gone", || is_unserved(&answer(&ip, "who.knows.example", "/x")));
     }
 }
 

@@ -94,6 +94,11 @@ pub fn is(answer: &str, status: u16) -> bool {
     line.split(' ').nth(1) == Some(&status.to_string())
 }
 
+/// Whether nobody serves a host: 404, or no connection where no Ingress is left at the address.
+pub fn is_unserved(answer: &str) -> bool {
+    is(answer, 404) || answer.contains("curl: (7)")
+}
+
 /// The names in the certificate that a host shows.
 pub fn names(ip: &str, host: &str) -> String {
     let show = format!(
