@@ -199,8 +199,7 @@ impl Conductor {
 
     fn secret(&mut self, tenant: &TenantId, name: SecretName, secret: Option<(Box<str>, Secret)>) {
         let Some((namespace, own)) = name.parts() else { return };
-        let (tenant_id, namespace) = (tenant.clone(), namespace.into());
-        let id = SecretId { tenant: tenant_id, namespace, name: own.into() };
+        let id = SecretId::new(tenant, namespace, own);
         let (hash, content) = secret.unzip();
         self.records.change(tenant, |records| {
             let item = Item::Secret(name);

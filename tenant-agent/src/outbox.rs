@@ -1,9 +1,10 @@
 //! What the hub shall have, and what it said: written by the reconciler, read by the link.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use fairlead_process::locks::lock;
 use fairlead_proto::v1;
 use fairlead_proto::v1::put::Object;
 use prost::Message;
@@ -112,7 +113,7 @@ impl From<Letter> for v1::agent_message::Message {
 
 impl Outbox {
     fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
-        work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut lock(&self.state))
     }
 
     /// Notes that an item is wanted, before it is planned.

@@ -1,8 +1,9 @@
 //! Carrying plans out in the tenant cluster: finalizers, shadows, statuses, Events.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use fairlead_process::locks::lock;
 use fairlead_process::metrics::Stages;
 use fairlead_process::retry::{absent_is_fine, between};
 use fairlead_proto::v1::put::Object;
@@ -29,7 +30,7 @@ use crate::shadow;
 /// The field manager of shadows.
 const MANAGER: &str = "fairlead-agent";
 /// A hub that says nothing for this long is worth an Event.
-const SILENCE: Duration = Duration::from_secs(15);
+pub(crate) const SILENCE: Duration = Duration::from_secs(15);
 
 /// What a reconciliation needs.
 pub(crate) struct Context {
@@ -77,7 +78,7 @@ impl Context {
     }
 
     fn users(&self) -> std::sync::MutexGuard<'_, Users> {
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.users)
     }
 
     /// The Ingresses that name a Service look at it again.
@@ -129,8 +130,7 @@ impl Context {
                 .await;
         }
         let node_ports = self.node_ports(service, &ports).await?;
-        let ready =
-            self.endpoints.lock().unwrap_or_else(PoisonError::into_inner).ready(&key(service));
+        let ready = lock(&self.endpoints).ready(&key(service));
         let route = plan::route(service, &ports, &node_ports, &ready);
         self.stages.observe("plan", start);
         let item = item(service);

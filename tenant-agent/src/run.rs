@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use fairlead_process::lease::{self, Epoch};
+use fairlead_process::locks::lock;
 use fairlead_process::metrics::{self, Stages};
 use fairlead_process::tls::Files;
 use fairlead_process::{logs, probes, shutdown};
@@ -137,7 +138,7 @@ impl Args {
             // A Service has no finalizer for the Ingresses that name it, and no reconciliation either.
             Event::Delete(service) => {
                 let key = (service.namespace().unwrap_or_default(), service.name_any());
-                let named = named.lock().unwrap_or_else(PoisonError::into_inner);
+                let named = lock(&named);
                 for ingress in named.of_service(&key) {
                     let _ = told.send(Item::Ingress(ingress));
                 }
@@ -242,7 +243,7 @@ async fn expect_all(
         outbox.expect(Item::Ingress(key.clone()));
         // Their shadows are needed, before the Ingress is planned.
         let services = ingress::plan::services(&ingress);
-        let mut users = users.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut users = lock(users);
         users.set(&key, services, BTreeSet::new());
     })
     .await
@@ -279,7 +280,7 @@ async fn distribute(
             Item::Service(key) => drop(services.send(key)),
             Item::Ingress(key) => drop(ingresses.send(key)),
             Item::Secret(key) => {
-                let naming = users.lock().unwrap_or_else(PoisonError::into_inner).of_secret(&key);
+                let naming = lock(&users).of_secret(&key);
                 for key in naming {
                     let _ = ingresses.send(key);
                 }
@@ -466,8 +467,4 @@ async fn watch_endpoints(
             let _ = again.send(Item::Service(service));
         }
     }
-}
-
-fn lock(endpoints: &Mutex<Endpoints>) -> std::sync::MutexGuard<'_, Endpoints> {
-    endpoints.lock().unwrap_or_else(PoisonError::into_inner)
 }

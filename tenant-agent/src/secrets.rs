@@ -2,9 +2,10 @@
 //! the agent needs no right to list Secrets.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fairlead_process::locks::lock;
 use fairlead_process::retry::between;
 use fairlead_process::secret as check;
 use fairlead_proto::v1;
@@ -63,7 +64,7 @@ impl Secrets {
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut HashMap<Key, Watched>) -> T) -> T {
-        work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut lock(&self.state))
     }
 
     /// What there is of a Secret.
@@ -134,9 +135,9 @@ impl Secrets {
         let content = match secret {
             None => Content::Missing("does not exist".into()),
             Some(secret) => {
-                let data = secret.data.clone().unwrap_or_default();
-                let parts = [Part::Certificate, Part::Ca, Part::Users];
-                Content::There(parts.into_iter().map(|part| (part, read(&data, part))).collect())
+                let (none, parts) = (BTreeMap::new(), Part::ALL.into_iter());
+                let data = secret.data.as_ref().unwrap_or(&none);
+                Content::There(parts.map(|part| (part, read(data, part))).collect())
             }
         };
         self.update(key, content);
@@ -178,7 +179,7 @@ impl Secrets {
             }
             Content::There(parts) => parts,
         };
-        for part in [Part::Certificate, Part::Ca, Part::Users] {
+        for part in Part::ALL {
             let wanted = watched.wanted.contains(&part);
             match parts.get(&part) {
                 Some((Found::Good(_), content)) if wanted => {

@@ -5,6 +5,7 @@
 
 pub mod identity;
 pub mod lease;
+pub mod locks;
 pub mod logs;
 pub mod metrics;
 pub mod probes;

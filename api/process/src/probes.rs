@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -10,6 +10,7 @@ use axum::routing::get;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
+use crate::locks::lock;
 use crate::metrics;
 
 /// What is still missing before the process is ready.
@@ -24,7 +25,7 @@ impl Readiness {
     }
 
     fn change<T>(&self, work: impl FnOnce(&mut BTreeSet<&'static str>) -> T) -> T {
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut lock(&self.0))
     }
 
     fn missing(&self) -> Vec<&'static str> {

@@ -752,9 +752,7 @@ fn what_is_wrong_is_named_and_the_rest_works() {
         let (chain, _) = certificate(&[&format!("broken.{name}")]);
         let (_, other) = certificate(&["other"]);
         secret(&cluster, &ns, "broken", &(chain, other));
-        let mut old = certificate(&[&format!("old.{name}")]);
-        old = crate::web::expired(&format!("old.{name}")).unwrap_or(old);
-        secret(&cluster, &ns, "old", &old);
+        secret(&cluster, &ns, "old", &crate::web::expired(&format!("old.{name}")));
         let hosts =
             ["missing", "broken", "old"].map(|host| tls(&format!("{host}.{name}"), host)).concat();
         let rules = [

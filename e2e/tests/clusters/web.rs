@@ -134,14 +134,14 @@ pub fn certificate(names: &[&str]) -> (String, String) {
     (made.cert.pem(), made.signing_key.serialize_pem())
 }
 
-/// A certificate that ended yesterday.
-pub fn expired(name: &str) -> Option<(String, String)> {
-    let key = rcgen::KeyPair::generate().ok()?;
-    let mut parameters = rcgen::CertificateParams::new(vec![name.to_owned()]).ok()?;
+/// A certificate that ended long ago.
+pub fn expired(name: &str) -> (String, String) {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut parameters = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("a name");
     parameters.not_before = rcgen::date_time_ymd(2020, 1, 1);
     parameters.not_after = rcgen::date_time_ymd(2020, 1, 2);
-    let made = parameters.self_signed(&key).ok()?;
-    Some((made.pem(), key.serialize_pem()))
+    let made = parameters.self_signed(&key).expect("a certificate");
+    (made.pem(), key.serialize_pem())
 }
 
 /// A Secret of type `kubernetes.io/tls`.

@@ -50,15 +50,18 @@ impl Held<'_> {
         let key = listener.key(address);
         let claim = self.claims.get(&key).filter(|_| !self.releasing.contains(&key));
         claim.is_some_and(|claim| {
-            !claim.object.is_empty()
-                && (is_held_by(&claim.holder, route, uid)
-                    || is_shared_with(&claim.holder, listener.protocol, &route.tenant))
+            !claim.object.is_empty() && may_use(&claim.holder, route, uid, listener)
         })
     }
 }
 
 fn is_held_by(holder: &Holder, route: &RouteId, uid: &str) -> bool {
     matches!(holder, Holder::Route { route: r, uid: u } if r == route && **u == *uid)
+}
+
+/// Whether a claimed port is the Route's own, or shared with it.
+fn may_use(holder: &Holder, route: &RouteId, uid: &str, listener: &Listener) -> bool {
+    is_held_by(holder, route, uid) || is_shared_with(holder, listener.protocol, &route.tenant)
 }
 
 /// A port that is shared by host names, and with this tenant.
@@ -179,7 +182,9 @@ impl Seeker<'_> {
                     return Err(taken(&key, "is reserved by the pool"));
                 }
                 None => missing.push(listener),
-                Some(claim) if self.may_share(claim, listener) => wait = true,
+                Some(claim) if may_use(&claim.holder, self.route, self.uid, listener) => {
+                    wait = true;
+                }
                 Some(_) => return Err(taken(&key, "is taken")),
             }
         }
@@ -206,11 +211,6 @@ impl Seeker<'_> {
             object: Box::default(),
         });
         Ok(Allocation::Claim(claims.collect()))
-    }
-
-    fn may_share(&self, claim: &Claim, listener: &Listener) -> bool {
-        is_held_by(&claim.holder, self.route, self.uid)
-            || is_shared_with(&claim.holder, listener.protocol, &self.route.tenant)
     }
 
     fn as_holder(&self) -> Holder {

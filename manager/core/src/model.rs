@@ -104,6 +104,11 @@ impl Wish {
         self.listeners.iter().any(|listener| listener.protocol.is_http())
     }
 
+    /// Whether it has a listener of this protocol.
+    pub fn serves(&self, protocol: Protocol) -> bool {
+        self.listeners.iter().any(|listener| listener.protocol == protocol)
+    }
+
     /// Reads a spec. What cannot be served comes back as a verdict on `Accepted` that names the field.
     pub fn parse(spec: RouteSpec) -> Result<(Source, Self), (Source, Verdict)> {
         let source = spec.source.clone();
@@ -128,19 +133,22 @@ fn read(spec: RouteSpec) -> Result<Wish, String> {
     let ip = address.ip.map(|text| {
         text.parse().map_err(|_| format!("spec.address.ip: {text:?} is not an IP address"))
     });
-    let backends: Vec<_> = backends.into_iter().map(backend).collect();
+    let mut backends: Vec<_> = backends.into_iter().map(backend).collect();
     let mut names = BTreeSet::new();
     if let Some(twice) = backends.iter().find(|backend| !names.insert(&backend.name)) {
         return Err(format!("spec.backends: {:?} is there twice", twice.name));
     }
     let listeners = read_listeners(listeners, &rules, &backends)?;
-    let (backends, unusable): (Vec<_>, Vec<_>) =
-        backends.into_iter().partition(|backend| check::upstream(&backend.upstream).is_ok());
+    let mut unusable = Vec::new();
+    backends.retain(|Backend { name, upstream, .. }| match check::upstream(upstream) {
+        Ok(()) => true,
+        Err(why) => {
+            unusable.push(format!("backend {name:?}: {why}"));
+            false
+        }
+    });
     let (hosts, mut invalid) = check::hosts(hosts, &backends);
-    invalid.extend(unusable.iter().filter_map(|backend| {
-        let why = check::upstream(&backend.upstream).err()?;
-        Some(format!("backend {:?}: {why}", backend.name))
-    }));
+    invalid.append(&mut unusable);
     // What was asked for and cannot be had, from what was named and is not there.
     let (asked, unresolved): (Vec<_>, Vec<_>) =
         unresolved.into_iter().partition(|one| one.reason == "InvalidAnnotation");

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::common::mutation_rules::v3::{HeaderMutation, header_mutation};
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::socket_address::{
@@ -116,6 +117,16 @@ pub(crate) fn header(
         append_action: action.into(),
         ..HeaderValueOption::default()
     }
+}
+
+/// A mutation that puts a header in place of whatever was there. `value` may hold `%COMMANDS%`.
+pub(crate) fn replacement(name: &str, value: impl Into<String>) -> HeaderMutation {
+    HeaderMutation { action: Some(header_mutation::Action::Append(set_header(name, value))) }
+}
+
+/// A mutation that takes a header away.
+pub(crate) fn removal(name: &str) -> HeaderMutation {
+    HeaderMutation { action: Some(header_mutation::Action::Remove(name.to_owned())) }
 }
 
 /// A text in a place where `%` begins a command.

@@ -243,7 +243,10 @@ pub(crate) fn listener(name: &str, address: Address) -> Listener {
 }
 
 fn needing(name: &str, listener: &Listener, cluster: &str) -> Resource {
-    let needs =
-        [Key::new(ResourceType::Cluster, cluster), Key::new(ResourceType::Endpoints, cluster)];
-    Resource::new(Key::new(ResourceType::Listener, name), listener, needs)
+    Resource::new(Key::new(ResourceType::Listener, name), listener, cluster_keys(cluster))
+}
+
+/// What must be there for a Cluster to be of use.
+pub(crate) fn cluster_keys(name: &str) -> [Key; 2] {
+    [Key::new(ResourceType::Cluster, name), Key::new(ResourceType::Endpoints, name)]
 }

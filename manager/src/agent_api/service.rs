@@ -1,11 +1,12 @@
 //! The tonic shell of the agents' stream.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fairlead_api::{RouteId, TenantId};
 use fairlead_process::identity::Identity;
+use fairlead_process::locks::lock;
 use fairlead_process::metrics::Stages;
 use fairlead_process::tls::Peer;
 use fairlead_proto::v1::agent_message::Message as From;
@@ -57,13 +58,13 @@ pub(crate) struct Connected {
 impl Sessions {
     /// The agent of a tenant, if one is connected.
     pub(crate) fn get(&self, tenant: &TenantId) -> Option<Connected> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).get(tenant).cloned()
+        lock(&self.all).get(tenant).cloned()
     }
 
     /// Lets an agent in, and ends the stream of an earlier one.
     #[allow(clippy::result_large_err)] // tonic's own error type
     fn enter(&self, tenant: &TenantId, new: Connected) -> Result<(), Status> {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.all);
         if let Some(old) = all.get(tenant) {
             if old.epoch > new.epoch {
                 return Err(Status::aborted("a newer agent of this tenant is connected"));
@@ -78,7 +79,7 @@ impl Sessions {
     fn leave(&self, tenant: &TenantId, end: &CancellationToken) {
         // A later stream may have taken the place already; its token is not cancelled.
         end.cancel();
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.all);
         if all.get(tenant).is_some_and(|current| current.end.is_cancelled()) {
             all.remove(tenant);
         }

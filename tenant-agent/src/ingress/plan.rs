@@ -48,6 +48,11 @@ pub(crate) enum Part {
     Users,
 }
 
+impl Part {
+    /// All parts.
+    pub(crate) const ALL: [Self; 3] = [Self::Certificate, Self::Ca, Self::Users];
+}
+
 /// What there is of a part of a Secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {

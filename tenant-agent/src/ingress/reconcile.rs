@@ -1,9 +1,10 @@
 //! Carrying plans of Ingresses out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use fairlead_process::locks::lock;
 use fairlead_process::metrics::Stages;
 use fairlead_process::retry::{absent_is_fine, between};
 use fairlead_proto::v1::put::Object;
@@ -24,12 +25,10 @@ use super::users::{Key, Users};
 use crate::endpoints::{Endpoints, Ready, ServiceKey};
 use crate::events::Events;
 use crate::outbox::{Item, Outbox};
+use crate::reconcile::SILENCE;
 use crate::report::Note;
 use crate::secrets::Secrets;
 use crate::shadow;
-
-/// A hub that says nothing for this long is worth an Event.
-const SILENCE: Duration = Duration::from_secs(15);
 
 /// What a reconciliation needs.
 pub(crate) struct Context {
@@ -98,7 +97,7 @@ impl Around for Context {
     }
 
     fn ready(&self, key: &ServiceKey) -> Ready {
-        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner).ready(key)
+        lock(&self.endpoints).ready(key)
     }
 
     fn secret(&self, key: &ServiceKey, part: Part) -> Found {
@@ -108,7 +107,7 @@ impl Around for Context {
 
 impl Context {
     fn users(&self) -> std::sync::MutexGuard<'_, Users> {
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.users)
     }
 
     async fn publish(&self, ingress: &Ingress) -> kube::Result<Action> {
@@ -181,7 +180,7 @@ impl Context {
     /// What was not told before. While the hub has yet to speak of a change, what it said before counts
     /// as told.
     fn news(&self, key: &Key, notes: Vec<Note>, silent: bool) -> Vec<Note> {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         let before = told.entry(key.clone()).or_default();
         let text = |note: &Note| format!("{}: {}", note.reason, note.message);
         let new = notes.iter().filter(|note| !before.contains(&text(note))).cloned().collect();
@@ -216,6 +215,6 @@ impl Context {
     pub(crate) fn forget(&self, key: &Key) -> bool {
         self.outbox.retract(&Item::Ingress(key.clone()));
         self.name(key, BTreeMap::new(), BTreeSet::new());
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(key).is_some()
+        lock(&self.told).remove(key).is_some()
     }
 }

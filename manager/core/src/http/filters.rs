@@ -8,9 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use envoy_types::pb::envoy::config::common::mutation_rules::v3::{
-    HeaderMutation as Mutation, header_mutation,
-};
+use envoy_types::pb::envoy::config::common::mutation_rules::v3::HeaderMutation as Mutation;
 use envoy_types::pb::envoy::config::core::v3::http_uri::HttpUpstreamType;
 use envoy_types::pb::envoy::config::core::v3::{
     CelExpressionConfig, CidrRange, HttpUri, SubstitutionFormatString, substitution_format_string,
@@ -63,8 +61,8 @@ use fairlead_api::http::{ClientAddresses, Cors, ExternalAuth, RateLimit, Session
 
 use super::check;
 use crate::pb::{
-    any, duration, exactly, extension, flag, http_filter, inline, likewise, number, regex,
-    set_header, whole,
+    any, duration, exactly, extension, flag, http_filter, inline, likewise, number, regex, removal,
+    replacement, whole,
 };
 
 /// The header that names a request's scope: ours, whatever a client sent.
@@ -146,10 +144,13 @@ fn lower() -> HttpFilter {
 }
 
 fn rename(name: &str, value: String) -> HttpFilter {
-    let action = header_mutation::Action::Append(set_header(SCOPE, value));
-    let request_mutations = vec![Mutation { action: Some(action) }];
+    http_filter(name, &mutating(vec![replacement(SCOPE, value)]), false)
+}
+
+/// The filter's configuration for edits of the request.
+fn mutating(request_mutations: Vec<Mutation>) -> HeaderMutation {
     let mutations = Some(Mutations { request_mutations, ..Mutations::default() });
-    http_filter(name, &HeaderMutation { mutations, ..HeaderMutation::default() }, false)
+    HeaderMutation { mutations, ..HeaderMutation::default() }
 }
 
 /// A place for a filter that cannot be there with nothing to do.
@@ -180,10 +181,6 @@ fn fill<M: prost::Name>(filter: &str, config: &M) -> Any {
 
 fn run(action: &ExecuteFilterAction) -> Any {
     any(&ExtensionWithMatcherPerRoute { xds_matcher: Some(always("run", any(action))) })
-}
-
-fn removal(name: &str) -> Mutation {
-    Mutation { action: Some(header_mutation::Action::Remove(name.to_owned())) }
 }
 
 /// A route's part of the filters, by their names.
@@ -348,9 +345,7 @@ pub(crate) fn external_auth(parts: &mut Parts, auth: &ExternalAuth, cluster: &st
         ..ExtAuthz::default()
     };
     // What the service may say of a client, no client says of itself.
-    let request_mutations = upstream.iter().map(|name| removal(name)).collect();
-    let mutations = Some(Mutations { request_mutations, ..Mutations::default() });
-    let forget = HeaderMutation { mutations, ..HeaderMutation::default() };
+    let forget = mutating(upstream.iter().map(|name| removal(name)).collect());
     let chain = FilterChainConfiguration {
         typed_config: vec![
             extension("envoy.filters.http.header_mutation", &forget),

@@ -7,9 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::common::mutation_rules::v3::{
-    HeaderMutation as Mutation, header_mutation,
-};
 use envoy_types::pb::envoy::config::core::v3::{
     Http2ProtocolOptions, HttpProtocolOptions, TransportSocket, TypedExtensionConfig,
     transport_socket,
@@ -49,8 +46,8 @@ use super::secrets;
 use super::site::{Chain, prefix};
 use crate::model::{HTTP_PORT, HTTPS_PORT};
 use crate::pb::{
-    ads, any, duration, extension, flag, listener_filter, network_filter, number, set_header,
-    socket,
+    ads, any, duration, extension, flag, listener_filter, network_filter, number, removal,
+    replacement, socket,
 };
 use crate::translate::{listener, listener_name};
 
@@ -241,17 +238,12 @@ fn scoped_routes() -> ScopedRoutes {
 
 /// Before the scope is looked up: its key from the host, and nothing of what the client says it is.
 fn early(scopes: &str) -> TypedExtensionConfig {
-    let set = |name: &str, value: String| Mutation {
-        action: Some(header_mutation::Action::Append(set_header(name, value))),
-    };
-    let drop =
-        |name: &str| Mutation { action: Some(header_mutation::Action::Remove(name.to_owned())) };
     let mutations = vec![
-        drop(SCOPE),
-        set(SCOPE, format!("{scopes}%REQ(:AUTHORITY)%")),
-        drop("x-forwarded-host"),
-        set("x-forwarded-host", "%REQ(:AUTHORITY)%".into()),
-        set("x-forwarded-port", "%DOWNSTREAM_LOCAL_PORT%".into()),
+        removal(SCOPE),
+        replacement(SCOPE, format!("{scopes}%REQ(:AUTHORITY)%")),
+        removal("x-forwarded-host"),
+        replacement("x-forwarded-host", "%REQ(:AUTHORITY)%"),
+        replacement("x-forwarded-port", "%DOWNSTREAM_LOCAL_PORT%"),
     ];
     extension("envoy.http.early_header_mutation.header_mutation", &Early { mutations })
 }

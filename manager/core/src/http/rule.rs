@@ -278,9 +278,10 @@ fn rewrite(action: &mut RouteAction, rewrite: &UrlRewrite, one: &HttpMatch) {
         Some(PathRewrite::ReplaceFullPath(path)) => {
             action.regex_rewrite = substitute("^.*$".into(), escaped(path));
         }
-        Some(PathRewrite::ReplacePrefixMatch(_)) if one.path.kind != PathMatchType::PathPrefix => {
+        Some(PathRewrite::ReplacePrefixMatch(path))
+            if one.path.kind != PathMatchType::PathPrefix =>
+        {
             // Nothing but the whole of such a path matches.
-            let Some(PathRewrite::ReplacePrefixMatch(path)) = path else { return };
             action.regex_rewrite = substitute("^.*$".into(), escaped(path));
         }
         Some(PathRewrite::ReplacePrefixMatch(path)) => match path.trim_end_matches('/') {

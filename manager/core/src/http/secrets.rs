@@ -19,6 +19,13 @@ pub struct SecretId {
     pub name: Box<str>,
 }
 
+impl SecretId {
+    /// A tenant's Secret.
+    pub fn new(tenant: &TenantId, namespace: &str, name: &str) -> Self {
+        Self { tenant: tenant.clone(), namespace: namespace.into(), name: name.into() }
+    }
+}
+
 /// What there is of a Secret, checked: of each part its content, or what is wrong with it. A part that
 /// is not there is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

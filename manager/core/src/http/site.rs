@@ -29,8 +29,9 @@ use super::filters::{Parts, SCOPE};
 use super::rule::{self, Context};
 use super::secrets::SecretId;
 use super::upstream;
-use crate::model::{HTTP_PORT, HTTPS_PORT, Wish};
+use crate::model::{Backend, HTTP_PORT, HTTPS_PORT, Wish};
 use crate::pb::{append, exactly, header, number};
+use crate::translate::cluster_keys;
 
 /// Paths of one host: Envoy tries them one after the other, on workers that all tenants share.
 const MAX_ENTRIES: usize = 1_000;
@@ -94,7 +95,7 @@ pub(crate) fn translate(
     let (entries, shadowed) = entries(key, members);
     let encode = |entry: &Entry<'_>| {
         let Member { route: _, namespace, .. } = members[entry.member];
-        let users = |name: &str| secrets.users(&secret(tenant, namespace, name));
+        let users = |name: &str| secrets.users(&SecretId::new(tenant, namespace, name));
         let context = Context { clusters: &clusters[entry.member], users: &users };
         rule::route(entry.rule, entry.one, &context)
     };
@@ -109,31 +110,25 @@ pub(crate) fn translate(
     Translation { resources, chain, shadowed }
 }
 
-fn secret(tenant: &TenantId, namespace: &str, name: &str) -> SecretId {
-    SecretId { tenant: tenant.clone(), namespace: namespace.into(), name: name.into() }
-}
-
 /// The Secrets that a member names for this host.
 pub(crate) fn named(member: &Member<'_>, tenant: &TenantId) -> Vec<SecretId> {
     let certificate = member.host.tls.iter().filter_map(|tls| tls.certificate.as_deref());
-    let rules = || member.host.rules.iter();
-    let users = rules().filter_map(|rule| Some(rule.filters.basic_auth.as_ref()?.secret.as_str()));
-    let used: BTreeSet<&str> = rules().flat_map(backends).collect();
-    let backends = member.wish.backends.iter().filter(|one| used.contains(&*one.name));
-    let trusted = backends.filter_map(|one| one.upstream.tls.as_ref()?.ca.as_deref());
+    let rules = member.host.rules.iter();
+    let users = rules.filter_map(|rule| Some(rule.filters.basic_auth.as_ref()?.secret.as_str()));
+    let trusted = used(member).filter_map(|one| one.upstream.tls.as_ref()?.ca.as_deref());
     let all = certificate.chain(users).chain(trusted);
-    all.map(|name| secret(tenant, member.namespace, name)).collect()
+    all.map(|name| SecretId::new(tenant, member.namespace, name)).collect()
 }
 
 fn chain(member: &Member<'_>, tenant: &TenantId, secrets: &dyn Secrets) -> Option<Chain> {
     let tls = member.host.tls.as_ref()?;
     // The port may be somebody else's while this Route keeps what it had.
-    if !member.wish.listeners.iter().any(|listener| listener.protocol == Protocol::Https) {
+    if !member.wish.serves(Protocol::Https) {
         return None;
     }
     match tls.mode {
         TlsMode::Terminate => {
-            let id = secret(tenant, member.namespace, tls.certificate.as_deref()?);
+            let id = SecretId::new(tenant, member.namespace, tls.certificate.as_deref()?);
             secrets.has_certificate(&id).then_some(Chain::Terminate(id))
         }
         TlsMode::Passthrough => {
@@ -150,16 +145,20 @@ fn clusters<'a>(
     tenant: &TenantId,
     secrets: &dyn Secrets,
 ) -> BTreeMap<&'a str, String> {
-    let usable = |backend: &&'a crate::model::Backend| {
+    let usable = |backend: &&'a Backend| {
         let ca = backend.upstream.tls.as_ref().and_then(|tls| tls.ca.as_deref());
-        ca.is_none_or(|name| secrets.has_ca(&secret(tenant, member.namespace, name)))
+        ca.is_none_or(|name| secrets.has_ca(&SecretId::new(tenant, member.namespace, name)))
     };
-    let named = |backend: &'a crate::model::Backend| {
+    let named = |backend: &'a Backend| {
         (&*backend.name, upstream::name(member.route, member.namespace, backend))
     };
-    let used: BTreeSet<&str> = member.host.rules.iter().flat_map(backends).collect();
-    let backends = member.wish.backends.iter().filter(|one| used.contains(&*one.name));
-    backends.filter(usable).map(named).collect()
+    used(member).filter(usable).map(named).collect()
+}
+
+/// The backends that the rules of a member's host use.
+fn used<'a>(member: &Member<'a>) -> impl Iterator<Item = &'a Backend> + use<'a> {
+    let names: BTreeSet<&str> = member.host.rules.iter().flat_map(backends).collect();
+    member.wish.backends.iter().filter(move |one| names.contains(&*one.name))
 }
 
 /// The backends that a rule leads to, or asks.
@@ -171,10 +170,7 @@ fn backends(rule: &HttpRule) -> impl Iterator<Item = &str> {
 fn needs(clusters: &[BTreeMap<&str, String>]) -> Vec<Key> {
     let all: BTreeSet<&str> =
         clusters.iter().flat_map(|m| m.values()).map(String::as_str).collect();
-    let both = |name: &str| {
-        [Key::new(ResourceType::Cluster, name), Key::new(ResourceType::Endpoints, name)]
-    };
-    all.into_iter().flat_map(both).collect()
+    all.into_iter().flat_map(cluster_keys).collect()
 }
 
 struct Entry<'a> {
@@ -192,24 +188,22 @@ fn entries<'a>(key: &SiteKey, members: &[Member<'a>]) -> (Vec<Entry<'a>>, Vec<(R
         for rule in &part.host.rules {
             for one in &rule.matches {
                 let identity = format!("{:?} {} {:?}", one.path.kind, trimmed(one), one.headers);
-                if let Some(older) = seen.get(&identity) {
-                    let what = format!(
-                        "{}: {} of host {:?} is served by the older {}",
-                        rule.name, one.path.value, key.hostname, older.name
-                    );
-                    shadowed.push((part.route.clone(), what));
-                    continue;
-                }
-                if all.len() >= MAX_ENTRIES {
-                    let what = format!(
-                        "{}: host {:?} has {MAX_ENTRIES} paths already",
-                        rule.name, key.hostname
-                    );
-                    shadowed.push((part.route.clone(), what));
-                    continue;
-                }
-                seen.insert(identity, part.route);
-                all.push(Entry { member, rule, one });
+                let (name, hostname) = (&rule.name, &key.hostname);
+                let what = match seen.get(&identity) {
+                    Some(older) => format!(
+                        "{name}: {} of host {hostname:?} is served by the older {}",
+                        one.path.value, older.name
+                    ),
+                    None if all.len() >= MAX_ENTRIES => {
+                        format!("{name}: host {hostname:?} has {MAX_ENTRIES} paths already")
+                    }
+                    None => {
+                        seen.insert(identity, part.route);
+                        all.push(Entry { member, rule, one });
+                        continue;
+                    }
+                };
+                shadowed.push((part.route.clone(), what));
             }
         }
     }

@@ -102,8 +102,7 @@ impl Shared {
     /// The Secret with the certificates that it trusts.
     fn authority(&self) -> Option<SecretId> {
         let name = self.backend.upstream.tls.as_ref()?.ca.as_deref()?;
-        let (tenant, namespace) = (self.tenant.clone(), self.namespace.clone());
-        Some(SecretId { tenant, namespace, name: name.into() })
+        Some(SecretId::new(&self.tenant, &self.namespace, name))
     }
 }
 
@@ -363,12 +362,6 @@ impl Web {
         }
     }
 
-    fn has_plain(&self, id: &RouteId) -> bool {
-        self.served.get(id).is_some_and(|one| {
-            one.wish.listeners.iter().any(|listener| listener.protocol == Protocol::Http)
-        })
-    }
-
     /// What is known of the hosts at an address; `None`: nobody is there.
     fn front(&mut self, address: IpAddr, around: &Surroundings<'_>) -> Option<Front> {
         if !self.is_seated(address) {
@@ -376,7 +369,8 @@ impl Web {
             return None;
         }
         // Port 80 may be somebody else's while a Route keeps 443.
-        let plain = self.seated(address).any(|id| self.has_plain(id));
+        let serves = |id| self.served.get(id).is_some_and(|one| one.wish.serves(Protocol::Http));
+        let plain = self.seated(address).any(serves);
         let trusted_hops = (around.trusted_hops)(address);
         let mut front = Front { plain, trusted_hops, ..Front::default() };
         let first = SiteKey { address, hostname: "".into() };
@@ -424,9 +418,10 @@ impl Web {
     }
 
     /// The sites that a Route is part of.
-    fn sites_of<'a>(&'a self, served: &'a Served) -> impl Iterator<Item = &'a Site> {
+    fn sites_of<'a>(&'a self, served: &'a Served) -> impl Iterator<Item = (&'a SiteKey, &'a Site)> {
         served.hosts.iter().filter_map(|hostname| {
-            self.sites.get(&SiteKey { address: served.address, hostname: hostname.clone() })
+            let key = SiteKey { address: served.address, hostname: hostname.clone() };
+            self.sites.get_key_value(&key)
         })
     }
 
@@ -453,7 +448,7 @@ impl Web {
     /// All that must be acknowledged for a Route to be programmed.
     pub(crate) fn published(&self, id: &RouteId) -> Published {
         let Some(served) = self.served.get(id) else { return Vec::new() };
-        let sites = self.sites_of(served).flat_map(|site| &site.published);
+        let sites = self.sites_of(served).flat_map(|(_, site)| &site.published);
         let shared = |backend| self.upstreams.get(&upstream::name(id, &served.namespace, backend));
         let upstreams =
             served.wish.backends.iter().filter_map(shared).flat_map(|shared| &shared.published);
@@ -464,16 +459,15 @@ impl Web {
     /// What an Envoy refused of a Route's hosts, in its words.
     pub(crate) fn rejection(&self, id: &RouteId) -> Option<String> {
         let served = self.served.get(id)?;
-        let named = self.sites_of(served).flat_map(|site| &site.secrets);
+        let named = self.sites_of(served).flat_map(|(_, site)| &site.secrets);
         for secret in named {
             if let Some(text) = self.secrets.get(secret).and_then(|stored| stored.rejected.as_ref())
             {
                 return Some(format!("Secret {:?}: Envoy refused: {text}", secret.name));
             }
         }
-        served.hosts.iter().find_map(|hostname| {
-            let key = SiteKey { address: served.address, hostname: hostname.clone() };
-            let (_, text) = self.sites.get(&key)?.rejected.values().next()?;
+        self.sites_of(served).find_map(|(SiteKey { hostname, .. }, site)| {
+            let (_, text) = site.rejected.values().next()?;
             Some(format!("host {hostname:?} is served as it was before: Envoy refused: {text}"))
         })
     }
@@ -481,7 +475,7 @@ impl Web {
     /// Rules of a Route that an older Route's keep from being met.
     pub(crate) fn shadowed(&self, id: &RouteId) -> Vec<&str> {
         let Some(served) = self.served.get(id) else { return Vec::new() };
-        let all = self.sites_of(served).flat_map(|site| &site.shadowed);
+        let all = self.sites_of(served).flat_map(|(_, site)| &site.shadowed);
         all.filter(|(route, _)| route == id).map(|(_, what)| what.as_str()).collect()
     }
 
@@ -490,11 +484,7 @@ impl Web {
         let Some(served) = self.served.get(id) else { return Vec::new() };
         let missing = |host: &&fairlead_api::http::Host| {
             let secret = host.tls.as_ref().and_then(|tls| tls.certificate.as_deref());
-            let id = |name: &str| SecretId {
-                tenant: id.tenant.clone(),
-                namespace: served.namespace.clone(),
-                name: name.into(),
-            };
+            let id = |name| SecretId::new(&id.tenant, &served.namespace, name);
             secret.is_some_and(|name| !self.secrets.has_certificate(&id(name)))
         };
         let hosts = served.wish.hosts.iter().filter(missing);
