@@ -58,6 +58,18 @@ pub struct AddressClaimSpec {
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub route_uid: String,
+    /// The listener that takes any port, and was given this one; empty for one that names its port.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 63))]
+    pub listener: String,
+    /// Nobody else is given a port of the address.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub alone: bool,
+    /// Where the pool's exposure is `Service`: the port of the hub's nodes at which Envoy listens. It is
+    /// claimed, too, at the unspecified address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>", range(min = 1, max = 65535))]
+    pub target_port: Option<u16>,
 }
 
 /// Whose a host name is, for as long as one of the tenant's Routes wants it. Created and deleted by

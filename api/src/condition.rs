@@ -12,6 +12,10 @@ pub const PROGRAMMED: &str = "Programmed";
 pub const CONFLICTED: &str = "Conflicted";
 /// True: some rules cannot be served as they are; the others are.
 pub const PARTIALLY_INVALID: &str = "PartiallyInvalid";
+/// True: the Route holds an address of a pool that is being drained.
+pub const DRAINING: &str = "Draining";
+/// Every endpoint that is checked is healthy; only on Routes with health checks.
+pub const HEALTHY: &str = "Healthy";
 /// On a Tenant: its agent has a stream open.
 pub const CONNECTED: &str = "Connected";
 
@@ -32,6 +36,18 @@ pub enum Reason {
     PoolExhausted,
     /// `Accepted`: a port of the address that was asked for, or is held already, is taken.
     PortTaken,
+    /// `Accepted`: the pool, group or sharing asked for is not that of the address that is held.
+    AddressHeld,
+    /// `Accepted`: the group's address cannot take the Route.
+    GroupConflict,
+    /// `Accepted`: the hub's own load balancer has yet to give the address.
+    AddressPending,
+    /// `Accepted`, `Draining`: the pool gives out nothing new.
+    PoolDraining,
+    /// `Healthy`: all endpoints that are checked are.
+    Healthy,
+    /// `Healthy`: some endpoints are not.
+    Unhealthy,
     /// `Accepted`: the hub has no such tenant.
     UnknownTenant,
     /// `Accepted`, `Conflicted`: host names are another tenant's.
@@ -75,6 +91,12 @@ impl Reason {
             Self::AddressNotInPool => "AddressNotInPool",
             Self::PoolExhausted => "PoolExhausted",
             Self::PortTaken => "PortTaken",
+            Self::AddressHeld => "AddressHeld",
+            Self::GroupConflict => "GroupConflict",
+            Self::AddressPending => "AddressPending",
+            Self::PoolDraining => "PoolDraining",
+            Self::Healthy => "Healthy",
+            Self::Unhealthy => "Unhealthy",
             Self::UnknownTenant => "UnknownTenant",
             Self::HostnameConflict => "HostnameConflict",
             Self::UnsupportedValue => "UnsupportedValue",

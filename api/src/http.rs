@@ -9,18 +9,6 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The layer-7 part of a `RouteSpec`: what an agent sends as JSON, so that there is one model.
-#[derive(Serialize, Deserialize, Debug, Clone, Default, PartialEq, Eq, Hash)]
-#[serde(rename_all = "camelCase", default)]
-pub struct HttpPart {
-    /// `spec.hosts`.
-    pub hosts: Vec<Host>,
-    /// `spec.backends`.
-    pub backends: Vec<crate::route::Backend>,
-    /// `spec.unresolved`.
-    pub unresolved: Vec<Unresolved>,
-}
-
 /// What the Route wants of one host name.
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase")]
@@ -462,6 +450,75 @@ pub struct Upstream {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i32>", range(min = 1, max = 600_000))]
     pub connect_millis: Option<u32>,
+    /// How many connections each Envoy keeps to it at most; 65,536 unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>", range(min = 1, max = 1_000_000))]
+    pub max_connections: Option<u32>,
+    /// The client's address is told at the start of each connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// Its nodes are asked whether they serve it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+}
+
+/// Versions of the PROXY protocol (haproxy's proxy-protocol.txt).
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
+}
+
+/// How nodes are asked whether they serve a backend.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthCheck {
+    /// What is asked.
+    pub probe: Probe,
+    /// How often at most, in milliseconds. It is asked less often where the tenant has many checks.
+    #[schemars(with = "i32", range(min = 1_000, max = 3_600_000))]
+    pub interval_millis: u32,
+    /// How long an answer may take, in milliseconds.
+    #[schemars(with = "i32", range(min = 100, max = 60_000))]
+    pub timeout_millis: u32,
+    /// So many bad answers one after the other take a node out.
+    #[schemars(with = "i32", range(min = 1, max = 10))]
+    pub unhealthy_threshold: u32,
+    /// So many good ones bring it back.
+    #[schemars(with = "i32", range(min = 1, max = 10))]
+    pub healthy_threshold: u32,
+}
+
+/// What a node is asked.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub enum Probe {
+    /// A connection.
+    Tcp {},
+    /// A request that is answered with 200 to 399.
+    Http {
+        /// Its path.
+        #[schemars(length(min = 1, max = 1024))]
+        path: String,
+        /// Its `Host`; the Cluster's name unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schemars(length(max = 253))]
+        host: Option<String>,
+        /// Another port of the node than the backend's: the Service's `healthCheckNodePort`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schemars(with = "Option<i32>", range(min = 1, max = 65535))]
+        port: Option<u16>,
+    },
+    /// The gRPC health protocol (`grpc.health.v1`).
+    Grpc {
+        /// The service that is asked for; the whole server unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schemars(length(max = 253))]
+        service: Option<String>,
+    },
 }
 
 /// Protocols towards backends.

@@ -19,7 +19,9 @@ pub mod tenant;
 pub use claim::{AddressClaim, AddressClaimSpec, HostnameClaim, HostnameClaimSpec};
 pub use names::{NameError, RouteId, RouteName, SecretName, TenantId};
 pub use node_set::{Node, NodeSet, NodeSetSpec};
-pub use pool::{AddressPool, AddressPoolSpec, AddressPoolStatus, Sharing};
+pub use pool::{
+    AddressPool, AddressPoolSpec, AddressPoolStatus, Exposure, Packing, PortRange, Sharing,
+};
 pub use route::{Route, RouteSpec, RouteStatus};
 pub use tenant::{Tenant, TenantSpec, TenantStatus};
 

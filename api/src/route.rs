@@ -1,6 +1,7 @@
 //! `Route`: how one source object of a tenant is published.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
@@ -70,10 +71,30 @@ pub struct RouteSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000))]
     pub hosts: Vec<Host>,
+    /// Layer 4: who is let in, and for how long.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub clients: Clients,
     /// What the source names and the agent did not find.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub unresolved: Vec<Unresolved>,
+}
+
+impl RouteSpec {
+    /// The wish of a source that wants nothing yet.
+    pub fn new(source: Source, content_hash: impl Into<String>) -> Self {
+        Self {
+            source,
+            content_hash: content_hash.into(),
+            address: AddressRequest::default(),
+            listeners: Vec::new(),
+            rules: Vec::new(),
+            backends: Vec::new(),
+            hosts: Vec::new(),
+            clients: Clients::default(),
+            unresolved: Vec::new(),
+        }
+    }
 }
 
 /// The object in the tenant cluster.
@@ -131,16 +152,77 @@ pub struct AddressRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub pool: Option<String>,
-    /// One address: that or an error.
+    /// These addresses, at most one of each family: that or an error.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2), inner(length(max = 45)))]
+    pub ips: Vec<String>,
+    /// Routes of the tenant that name the same group belong on one address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 45))]
-    pub ip: Option<String>,
+    #[schemars(length(min = 1, max = 63))]
+    pub group: Option<String>,
+    /// The address is shared with nobody, whatever the pool says.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub alone: bool,
+    /// An address of each of these; empty: one, of whichever family the pool has first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
+    pub families: Vec<IpFamily>,
+    /// The second family only where the pools have addresses of it (`PreferDualStack`).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub prefer_dual_stack: bool,
+}
+
+/// A family of addresses, in Kubernetes' words.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash,
+)]
+pub enum IpFamily {
+    /// IPv4.
+    #[serde(rename = "IPv4")]
+    V4,
+    /// IPv6.
+    #[serde(rename = "IPv6")]
+    V6,
+}
+
+impl IpFamily {
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl fmt::Display for IpFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// Layer 4: who is let in, and for how long.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Clients {
+    /// CIDRs of the clients that are let in, by their true addresses; empty: everybody.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 43)))]
+    pub source_ranges: Vec<String>,
+    /// A connection, or UDP session, on which nothing moves for so long is closed, in milliseconds; 0:
+    /// never. An hour for TCP and a minute for UDP unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>", range(min = 0))]
+    pub idle_millis: Option<u32>,
+    /// A client's address decides where it is sent, by a hash that survives changes of nodes and pods.
+    #[serde(skip_serializing_if = "is_default")]
+    pub source_affinity: bool,
 }
 
 impl AddressRequest {
     /// Nothing was asked.
     pub fn is_empty(&self) -> bool {
-        self.pool.is_none() && self.ip.is_none()
+        *self == Self::default()
     }
 }
 
@@ -153,8 +235,8 @@ pub struct Listener {
     pub name: String,
     /// Transport.
     pub protocol: Protocol,
-    /// The port on the address.
-    #[schemars(with = "i32", range(min = 1, max = 65535))]
+    /// The port on the address; 0: any of the pool's `anyPorts`, told in the status.
+    #[schemars(with = "i32", range(min = 0, max = 65535))]
     pub port: u16,
 }
 
@@ -227,9 +309,43 @@ pub struct Backend {
     /// Which nodes serve it.
     #[serde(default)]
     pub nodes: Nodes,
-    /// Layer 7: how it is spoken to.
+    /// Further ports on the nodes: where a client keeps to one pod, each port of a node leads to
+    /// another one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub slots: Vec<Slot>,
+    /// The family of the nodes' addresses; none given: whichever a node has first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<IpFamily>,
+    /// How it is spoken to.
     #[serde(default, skip_serializing_if = "is_default")]
     pub upstream: Upstream,
+}
+
+impl Backend {
+    /// A port of all nodes, spoken to as usual.
+    pub fn new(name: impl Into<String>, node_port: u16) -> Self {
+        Self {
+            name: name.into(),
+            node_port,
+            nodes: Nodes::default(),
+            slots: Vec::new(),
+            family: None,
+            upstream: Upstream::default(),
+        }
+    }
+}
+
+/// A further port of a backend.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct Slot {
+    /// The port on the nodes.
+    #[schemars(with = "i32", range(min = 1, max = 65535))]
+    pub node_port: u16,
+    /// The nodes that have a pod behind it, sorted.
+    #[schemars(length(max = 5000))]
+    pub nodes: Vec<String>,
 }
 
 /// Which of the tenant's nodes serve a backend.
@@ -266,12 +382,26 @@ pub struct RouteStatus {
     /// not name.
     #[serde(default)]
     pub addresses: Vec<String>,
+    /// The ports that listeners which take any were given.
+    #[serde(default)]
+    pub ports: Vec<GivenPort>,
     /// `Accepted`, `ResolvedRefs` and `Programmed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// Text for kubectl's columns; derived, never read back.
     #[serde(default)]
     pub display: Display,
+}
+
+/// The port of a listener that takes any.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct GivenPort {
+    /// The listener's name.
+    pub listener: String,
+    /// Its port on the addresses.
+    #[schemars(with = "i32", range(min = 1, max = 65535))]
+    pub port: u16,
 }
 
 /// Text for kubectl's columns.

@@ -11,14 +11,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fairlead_api::condition::PROGRAMMED;
-use fairlead_api::http::{HttpPart, Upstream};
+use fairlead_api::http::{Balancing, ProxyProtocol};
 use fairlead_api::route::{
-    AddressRequest, Backend, Listener, Nodes, Protocol, RouteRule, Source, SourceKind,
+    AddressRequest, Backend, IpFamily, Listener, Protocol, RouteRule, Slot, Source, SourceKind,
 };
 use fairlead_api::{
-    AddressPoolSpec, Node, NodeSetSpec, RouteId, RouteName, RouteSpec, RouteStatus, Sharing,
-    TenantSpec,
+    AddressPoolSpec, Exposure, Node, NodeSetSpec, RouteId, RouteName, RouteSpec, RouteStatus,
+    Sharing, TenantSpec,
 };
+use fairlead_core::engine::SeenBalancer;
 use fairlead_core::http::{Pair, Secret, SecretId};
 use fairlead_core::model::Meta;
 use fairlead_core::{Effects, Engine};
@@ -143,14 +144,32 @@ impl Hub {
 
     /// One tenant, a pool in which each Route has an address for itself, and the Secrets of the goldens.
     fn fill(&mut self) {
-        let tenant = TenantSpec { pools: vec!["test".into()], ..TenantSpec::default() };
+        let pools = ["test", "proxied", "provided"].map(String::from).into();
+        let tenant = TenantSpec { pools, ..TenantSpec::default() };
         self.engine.tenant(&"blue".parse().unwrap(), Some(tenant.into()));
         let pool = AddressPoolSpec {
-            addresses: vec!["10.9.0.1-10.9.0.250".into()],
+            addresses: vec!["10.9.0.1-10.9.0.250".into(), "fd00::1-fd00::ff".into()],
             sharing: Sharing::Exclusive,
             ..AddressPoolSpec::default()
         };
         self.engine.pool("test", Some(pool));
+        // Behind balancers that speak the PROXY protocol; and at addresses that others announce.
+        let proxied = AddressPoolSpec {
+            addresses: vec!["10.8.0.1-10.8.0.9".into()],
+            sharing: Sharing::Any,
+            proxy_protocol_from: vec!["10.1.0.0/16".into()],
+            ..AddressPoolSpec::default()
+        };
+        self.engine.pool("proxied", Some(proxied));
+        let provided = AddressPoolSpec {
+            exposure: Exposure::Service,
+            sharing: Sharing::Any,
+            ..AddressPoolSpec::default()
+        };
+        self.engine.pool("provided", Some(provided));
+        let addresses = vec!["192.0.2.1".parse().unwrap()];
+        let seen = SeenBalancer { pool: "provided".into(), addresses };
+        self.engine.balancer("fairlead-provided-1", Some(seen));
         let node = |name: &str, ip: &str| Node { name: name.into(), addresses: vec![ip.into()] };
         let nodes = vec![node("n1", "10.0.0.1"), node("n2", "10.0.0.2")];
         let nodes = NodeSetSpec { content_hash: String::new(), nodes };
@@ -193,7 +212,7 @@ impl Hub {
         let start = Instant::now();
         loop {
             let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
-            let effects = self.engine.step(&now);
+            let effects = Effects { wake: None, ..self.engine.step(&now) };
             let idle = effects == Effects::default();
             self.carry_out(effects);
             if !idle {
@@ -248,43 +267,57 @@ fn source(kind: SourceKind) -> Source {
     Source { kind, namespace: "shop".into(), name: "any".into(), uid: String::new(), created: 0 }
 }
 
-fn ingress(part: HttpPart) -> RouteSpec {
-    let listener = |name: &str, protocol, port| Listener { name: name.into(), protocol, port };
+fn layer_4(protocol: Protocol) -> RouteSpec {
     RouteSpec {
-        source: source(SourceKind::Ingress),
-        content_hash: "00".into(),
-        address: AddressRequest::default(),
-        listeners: vec![
-            listener("http", Protocol::Http, 80),
-            listener("https", Protocol::Https, 443),
-        ],
-        rules: Vec::new(),
-        backends: part.backends,
-        hosts: part.hosts,
-        unresolved: part.unresolved,
+        listeners: vec![Listener { name: "one".into(), protocol, port: 53 }],
+        rules: vec![RouteRule { listener: "one".into(), backend: "one".into() }],
+        backends: vec![Backend::new("one", 30_053)],
+        ..RouteSpec::new(source(SourceKind::Service), "00")
     }
 }
 
-fn layer_4(protocol: Protocol) -> RouteSpec {
-    RouteSpec {
-        source: source(SourceKind::Service),
-        content_hash: "00".into(),
-        address: AddressRequest::default(),
-        listeners: vec![Listener { name: "one".into(), protocol, port: 53 }],
-        rules: vec![RouteRule { listener: "one".into(), backend: "one".into() }],
-        backends: vec![Backend {
-            name: "one".into(),
-            node_port: 30_053,
-            nodes: Nodes::default(),
-            upstream: Upstream::default(),
-        }],
-        hosts: Vec::new(),
-        unresolved: Vec::new(),
+/// Everything that can be said of a Service.
+fn all_of_layer_4() -> Vec<(&'static str, RouteSpec)> {
+    let mut cases = Vec::new();
+    let mut add = |name, protocol, change: fn(&mut RouteSpec)| {
+        let mut spec = layer_4(protocol);
+        change(&mut spec);
+        cases.push((name, spec));
+    };
+    for (name, protocol) in [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)] {
+        add(name, protocol, |_| {});
+        add(name, protocol, |spec| {
+            spec.clients.source_ranges = vec!["10.0.0.0/8".into(), "fd00::/8".into()];
+            spec.clients.idle_millis = Some(5_000);
+        });
+        add(name, protocol, |spec| spec.clients.idle_millis = Some(0));
+        add(name, protocol, |spec| {
+            spec.clients.source_affinity = true;
+            spec.backends[0].slots = vec![Slot { node_port: 31_000, nodes: vec!["n1".into()] }];
+        });
+        add(name, protocol, |spec| {
+            let upstream = &mut spec.backends[0].upstream;
+            upstream.connect_millis = Some(300);
+            upstream.max_connections = Some(10);
+            upstream.balancing = Balancing::LeastRequest;
+        });
+        add(name, protocol, |spec| {
+            spec.address.families = vec![IpFamily::V4, IpFamily::V6];
+            spec.listeners[0].port = 0;
+        });
+        add(name, protocol, |spec| spec.address.pool = Some("proxied".into()));
+        add(name, protocol, |spec| spec.address.pool = Some("provided".into()));
     }
+    for version in [ProxyProtocol::V1, ProxyProtocol::V2] {
+        let mut spec = layer_4(Protocol::Tcp);
+        spec.backends[0].upstream.proxy_protocol = Some(version);
+        cases.push(("proxy protocol", spec));
+    }
+    cases
 }
 
 /// The plans that the agent's goldens hold, by case.
-fn goldens() -> Vec<(String, HttpPart)> {
+fn goldens() -> Vec<(String, RouteSpec)> {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tenant-agent/goldens/plans.yaml");
     let text = std::fs::read_to_string(file).unwrap();
     let documents = text.split("\n---\n").skip(1);
@@ -302,15 +335,24 @@ async fn envoy_takes_every_golden() {
     let mut cases: BTreeMap<RouteId, String> = BTreeMap::new();
     let goldens = goldens();
     assert!(goldens.len() > 80, "only {} goldens", goldens.len());
-    for (number, (case, mut part)) in goldens.into_iter().enumerate() {
-        // Each golden has names of its own: they are claimed once.
-        for host in &mut part.hosts {
+    for (number, (case, mut spec)) in goldens.into_iter().enumerate() {
+        // Each golden has names and an address of its own: they are claimed once.
+        spec.address = AddressRequest::default();
+        for host in &mut spec.hosts {
             host.hostname = host.hostname.replace("example", &format!("g{number}.example"));
         }
-        cases.insert(hub.apply(&format!("g{number}"), ingress(part)), case);
+        cases.insert(hub.apply(&format!("g{number}"), spec), case);
     }
-    cases.insert(hub.apply("tcp", layer_4(Protocol::Tcp)), "TCP".into());
-    cases.insert(hub.apply("udp", layer_4(Protocol::Udp)), "UDP".into());
+    for (number, (case, spec)) in all_of_layer_4().into_iter().enumerate() {
+        cases.insert(hub.apply(&format!("l{number}"), spec), format!("{case} {number}"));
+    }
+    // An Ingress, too, may be behind a balancer, or at an address that others announce.
+    for pool in ["proxied", "provided"] {
+        let (case, mut spec) = self::goldens().swap_remove(0);
+        spec.address.pool = Some(pool.into());
+        spec.hosts[0].hostname = format!("{pool}.example");
+        cases.insert(hub.apply(pool, spec), format!("{case} {pool}"));
+    }
     let wanted = cases.len();
     let all = |statuses: &BTreeMap<RouteId, RouteStatus>| {
         let good = statuses.values().filter(|status| {
@@ -343,19 +385,19 @@ async fn what_envoy_refuses_all_the_same_is_taken_back_and_told() {
         path.value = r"/\u{61}poison".into();
         part
     };
-    let one = hub.apply("one", ingress(named("one")));
+    let one = hub.apply("one", named("one"));
     hub.until(|statuses| ready(statuses, &[&one])).await;
     hub.programmed(&one).unwrap();
 
-    hub.apply("one", ingress(poison("one")));
-    let two = hub.apply("two", ingress(named("two")));
+    hub.apply("one", poison("one"));
+    let two = hub.apply("two", named("two"));
     hub.until(|statuses| ready(statuses, &[&two]) && told(statuses, &one).contains("refused"))
         .await;
     hub.programmed(&two).expect("another's change goes on");
     let message = told(&hub.statuses, &one);
     assert!(message.contains("invalid escape sequence"), "Envoy's own words: {message}");
 
-    hub.apply("one", ingress(named("one")));
+    hub.apply("one", named("one"));
     hub.until(|statuses| ready(statuses, &[&one])).await;
     hub.programmed(&one).expect("cured");
 }

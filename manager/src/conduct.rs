@@ -8,6 +8,7 @@ use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::condition::PROGRAMMED;
 use fairlead_api::{AddressPoolStatus, Route, RouteId, RouteStatus, SecretName, TenantId};
 use fairlead_core::claims::Claim;
+use fairlead_core::engine::Balancer;
 use fairlead_core::hosts::HostClaim;
 use fairlead_core::http::{Secret, SecretId};
 use fairlead_core::model::Meta;
@@ -51,6 +52,8 @@ pub(crate) struct Conductor {
     under_way: FuturesUnordered<BoxFuture<'static, (Object, Done)>>,
     /// When a Route's last change was published, until all Envoys have it.
     published: HashMap<RouteId, Instant>,
+    /// When the engine wants to decide again though nothing happened, in seconds since 1970.
+    wake: Option<i64>,
 }
 
 /// What is written; one write of an object at a time.
@@ -61,6 +64,7 @@ enum Object {
     Claim(ClaimKey),
     Host(HostKey),
     Pool(String),
+    Balancer(String),
 }
 
 #[derive(Debug)]
@@ -71,6 +75,7 @@ enum Write {
     ClaimHost(HostClaim),
     ReleaseHost(Box<str>),
     Pool(AddressPoolStatus),
+    Balancer(Option<Balancer>),
 }
 
 /// How a write ended.
@@ -109,6 +114,7 @@ impl Conductor {
             writes: Queue::new(WRITES),
             under_way: FuturesUnordered::new(),
             published: HashMap::new(),
+            wake: None,
         }
     }
 
@@ -142,6 +148,7 @@ impl Conductor {
                     }
                 }
                 () = leadership.changed() => {}
+                () = until(self.wake) => {}
             }
             self.engine.lead(self.leadership.epoch().is_some());
             self.step();
@@ -187,6 +194,7 @@ impl Conductor {
             Observed::Host(claim) => engine.host(claim),
             Observed::HostGone(key, object) => engine.host_released(&key, &object),
             Observed::Secret(tenant, name, secret) => self.secret(&tenant, name, secret),
+            Observed::Balancer(name, seen) => engine.balancer(&name, seen),
             Observed::Envoy(name, ready) => engine.envoy_ready(&name.into(), ready),
             Observed::Complete(kind) => {
                 self.complete.insert(kind);
@@ -250,8 +258,18 @@ impl Conductor {
 
     fn step(&mut self) {
         let start = Instant::now();
-        let Effects { changes, claim, release, claim_hosts, release_hosts, statuses, pools } =
-            self.engine.step(&Time(jiff::Timestamp::now()));
+        let Effects {
+            changes,
+            claim,
+            release,
+            claim_hosts,
+            release_hosts,
+            statuses,
+            pools,
+            balancers,
+            wake,
+        } = self.engine.step(&Time(jiff::Timestamp::now()));
+        self.wake = wake;
         if !changes.is_empty() {
             self.stages.observe("translate", start);
         }
@@ -280,6 +298,9 @@ impl Conductor {
         }
         for (name, status) in pools {
             self.writes.push(Object::Pool(name), Write::Pool(status));
+        }
+        for (name, balancer) in balancers {
+            self.writes.push(Object::Balancer(name), Write::Balancer(balancer));
         }
         while let Some((object, write)) = self.writes.next() {
             self.under_way.push(self.write(object, write));
@@ -342,10 +363,18 @@ impl Conductor {
             (Object::Host(key), Done::Released(object)) => self.engine.host_released(key, &object),
             (Object::Host(key), Done::Failed) => self.engine.host_not_released(key),
             (Object::Claim(key), Done::Failed) => self.engine.not_released(key),
+            (Object::Balancer(name), Done::Failed) => self.engine.balancer_not_written(name),
             (Object::Pool(name), Done::Failed) => self.engine.pool_not_reported(name),
             _ => {}
         }
     }
+}
+
+/// Waits until then; for ever where there is no then.
+async fn until(seconds: Option<i64>) {
+    let Some(seconds) = seconds else { return std::future::pending().await };
+    let millis = seconds * 1_000 - jiff::Timestamp::now().as_millisecond();
+    tokio::time::sleep(Duration::from_millis(u64::try_from(millis).unwrap_or(0))).await;
 }
 
 async fn carry_out(hub: &Hub, object: &Object, write: Write) -> Done {
@@ -375,6 +404,9 @@ async fn carry_out(hub: &Hub, object: &Object, write: Write) -> Done {
             Err(error) => Err(error),
         },
         (Object::Status(id), Write::Status(status)) => hub.report(id, &status).await,
+        (Object::Balancer(name), Write::Balancer(balancer)) => {
+            hub.balance(name, balancer.as_ref()).await
+        }
         (Object::Pool(name), Write::Pool(status)) => hub.report_pool(name, &status).await,
         // Objects and writes are paired in `step`.
         _ => Ok(()),

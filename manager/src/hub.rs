@@ -1,6 +1,7 @@
 //! Writing to the hub's apiserver.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_api::claim::{ClaimKey, HostKey};
@@ -10,14 +11,17 @@ use fairlead_api::{
     RouteId, RouteSpec, RouteStatus, SecretName, Tenant, TenantId, TenantStatus,
 };
 use fairlead_core::claims::Claim;
+use fairlead_core::engine::Balancer;
 use fairlead_core::hosts::HostClaim;
 use fairlead_process::retry::{absent_is_fine, between};
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::core::v1::{Namespace, Secret, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::{ByteString, NamespaceResourceScope};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
+
+use crate::balancers;
 
 /// The field manager of what agents push.
 const AGENT_API: &str = "fairlead-agent-api";
@@ -28,11 +32,16 @@ const MANAGER: &str = "fairlead-manager";
 #[derive(Clone)]
 pub(crate) struct Hub {
     client: Client,
+    /// The manager's namespace.
+    namespace: Arc<str>,
+    /// The labels of the Envoys' pods.
+    envoys: Arc<BTreeMap<String, String>>,
 }
 
 impl Hub {
-    pub(crate) fn new(client: Client) -> Self {
-        Self { client }
+    /// `envoys`: the label selector of the Envoys' pods in `namespace`.
+    pub(crate) fn new(client: Client, namespace: &str, envoys: &str) -> Self {
+        Self { client, namespace: namespace.into(), envoys: Arc::new(balancers::labels(envoys)) }
     }
 
     fn of<K>(&self, tenant: &TenantId) -> Api<K>
@@ -175,6 +184,21 @@ impl Hub {
     pub(crate) async fn release_host(&self, key: &HostKey, object: &str) -> kube::Result<()> {
         let api: Api<HostnameClaim> = Api::all(self.client.clone());
         delete_exactly(&api, &key.object_name(), object).await
+    }
+
+    /// Makes a hub's Service of a pool as it shall be; `None`: deletes it.
+    pub(crate) async fn balance(
+        &self,
+        name: &str,
+        balancer: Option<&Balancer>,
+    ) -> kube::Result<()> {
+        let api: Api<Service> = Api::namespaced(self.client.clone(), &self.namespace);
+        let Some(balancer) = balancer else {
+            return absent_is_fine(api.delete(name, &DeleteParams::default()).await.map(drop));
+        };
+        let service = balancers::service(name, balancer, &self.envoys);
+        let params = PatchParams::apply(MANAGER).force();
+        api.patch(name, &params, &Patch::Apply(&service)).await.map(drop)
     }
 
     /// Writes a Route's status; a Route that is gone is fine.

@@ -78,7 +78,7 @@ fn hub() -> (Hub, Shared) {
             Ok::<_, kube::Error>(answer.unwrap())
         }
     });
-    (Hub::new(Client::new(service, "default")), shared)
+    (Hub::new(Client::new(service, "default"), "fairlead-system", "a=b"), shared)
 }
 
 fn holder(route: &str, uid: &str) -> Holder {
@@ -92,6 +92,9 @@ fn claim(route: &str, port: u16) -> Claim {
         key: ClaimKey { address: "10.0.0.1".parse().unwrap(), protocol: Protocol::Tcp, port },
         pool: "public".into(),
         holder: holder(route, &format!("uid-of-{route}")),
+        listener: Box::default(),
+        alone: false,
+        target: None,
         object: Box::default(),
     }
 }

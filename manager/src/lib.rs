@@ -6,6 +6,7 @@
 
 mod agent_api;
 mod args;
+mod balancers;
 mod conduct;
 mod fleet;
 mod hub;

@@ -28,9 +28,11 @@ pub(crate) struct Record {
 }
 
 /// What became of a Route.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Report {
     pub(crate) addresses: Vec<String>,
+    /// Those of listeners that take any port.
+    pub(crate) ports: Vec<(String, u16)>,
     /// (type, holds, reason, message)
     pub(crate) conditions: Vec<(String, bool, String, String)>,
 }
@@ -43,6 +45,7 @@ impl Record {
         let current = status.filter(|s| s.observed_generation == route.metadata.generation);
         let report = current.map(|status| Report {
             addresses: status.addresses.clone(),
+            ports: status.ports.iter().map(|one| (one.listener.clone(), one.port)).collect(),
             conditions: status
                 .conditions
                 .iter()

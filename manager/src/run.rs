@@ -49,7 +49,10 @@ impl Args {
             stop.clone(),
         );
         let (cache, records) = (Arc::new(Cache::default()), Arc::new(Records::default()));
-        let (sessions, hub) = (Arc::new(Sessions::default()), Hub::new(client.clone()));
+        let (sessions, hub) = (
+            Arc::new(Sessions::default()),
+            Hub::new(client.clone(), &self.namespace, &self.envoy_selector),
+        );
         register(&mut registry, &sessions);
 
         let (observe, observed) = mpsc::channel(OBSERVED);

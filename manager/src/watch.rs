@@ -10,18 +10,20 @@ use fairlead_api::{
     RouteId, RouteName, SecretName, Tenant, TenantId, TenantSpec,
 };
 use fairlead_core::claims::Claim;
+use fairlead_core::engine::SeenBalancer;
 use fairlead_core::hosts::HostClaim;
 use fairlead_core::http::{Pair, Secret};
 use fairlead_process::secret as check;
 use futures::TryStreamExt;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{Pod, Secret as ApiSecret};
+use k8s_openapi::api::core::v1::{Pod, Secret as ApiSecret, Service};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::mpsc;
 use tracing::warn;
 
+use crate::balancers::{self, BALANCER};
 use crate::hub::{HASH, SECRET_LABEL};
 
 /// What changed on the hub.
@@ -45,6 +47,8 @@ pub(crate) enum Observed {
     HostGone(HostKey, String),
     /// What is stored of a tenant's Secret, with the agent's hash of it.
     Secret(TenantId, SecretName, Option<(Box<str>, Secret)>),
+    /// A hub's Service of a pool.
+    Balancer(String, Option<SeenBalancer>),
     /// The pod of an Envoy, and whether it is ready.
     Envoy(String, bool),
     /// A kind was read once.
@@ -61,11 +65,12 @@ pub(crate) enum Kind {
     Claim,
     Host,
     Secret,
+    Balancer,
     Envoy,
 }
 
 /// How many kinds there are.
-pub(crate) const KINDS: usize = 8;
+pub(crate) const KINDS: usize = 9;
 
 /// Watches everything, for ever.
 pub(crate) fn all(client: &Client, namespace: &str, envoys: &str, to: &mpsc::Sender<Observed>) {
@@ -78,6 +83,8 @@ pub(crate) fn all(client: &Client, namespace: &str, envoys: &str, to: &mpsc::Sen
     spawn(Api::<HostnameClaim>::all(client.clone()), everything(), Kind::Host, to, host);
     let secrets = everything().labels(SECRET_LABEL);
     spawn(Api::<ApiSecret>::all(client.clone()), secrets, Kind::Secret, to, secret);
+    let services = Api::<Service>::namespaced(client.clone(), namespace);
+    spawn(services, everything().labels(BALANCER), Kind::Balancer, to, balancer);
     let pods = Api::<Pod>::namespaced(client.clone(), namespace);
     spawn(pods, everything().labels(envoys), Kind::Envoy, to, envoy);
 }
@@ -238,6 +245,11 @@ fn checked(data: Option<&BTreeMap<String, ByteString>>) -> Secret {
         ca: part("ca.crt").map(|ca| check::trusted(ca).map(|()| ca.to_vec())),
         users: part("auth").map(check::users),
     }
+}
+
+fn balancer(object: &Service, there: bool) -> Option<Observed> {
+    let seen = balancers::seen(object)?;
+    Some(Observed::Balancer(object.name_any(), there.then_some(seen)))
 }
 
 fn envoy(object: &Pod, there: bool) -> Option<Observed> {

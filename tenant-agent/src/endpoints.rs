@@ -1,9 +1,9 @@
 //! `EndpointSlices`, boiled down to what a plan needs: on which nodes a Service has a ready endpoint.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 /// The label that names a slice's Service.
 const SERVICE: &str = "kubernetes.io/service-name";
@@ -19,7 +19,8 @@ pub(crate) struct Ready {
     pub(crate) any: bool,
     /// The nodes that have one.
     pub(crate) nodes: BTreeSet<String>,
-    /// Of endpoints that no selector looks after: a hash of all of them, since they are mirrored.
+    /// A hash of all endpoints, where they are mirrored: of a Service without a selector, or whose pods
+    /// have slots.
     pub(crate) content: u64,
 }
 
@@ -30,6 +31,8 @@ pub(crate) type ServiceKey = (String, String);
 #[derive(Debug, Default)]
 pub(crate) struct Endpoints {
     services: HashMap<ServiceKey, BTreeMap<String, Ready>>,
+    /// Services of which every change of an endpoint counts.
+    watched: HashSet<ServiceKey>,
 }
 
 impl Endpoints {
@@ -37,7 +40,8 @@ impl Endpoints {
     pub(crate) fn apply(&mut self, slice: &EndpointSlice) -> Option<ServiceKey> {
         let (key, name) = names(slice)?;
         let before = self.ready(&key);
-        self.services.entry(key.clone()).or_default().insert(name, summarize(slice));
+        let closely = self.watched.contains(&key);
+        self.services.entry(key.clone()).or_default().insert(name, summarize(slice, closely));
         (self.ready(&key) != before).then_some(key)
     }
 
@@ -51,6 +55,15 @@ impl Endpoints {
             self.services.remove(&key);
         }
         (self.ready(&key) != before).then_some(key)
+    }
+
+    /// From now on every change of an endpoint of a Service counts, or no more.
+    pub(crate) fn watch_closely(&mut self, key: &ServiceKey, closely: bool) {
+        if closely {
+            self.watched.insert(key.clone());
+        } else {
+            self.watched.remove(key);
+        }
     }
 
     /// Where a Service has ready endpoints.
@@ -70,18 +83,21 @@ fn names(slice: &EndpointSlice) -> Option<(ServiceKey, String)> {
     Some(((slice.metadata.namespace.clone()?, service), slice.metadata.name.clone()?))
 }
 
-fn summarize(slice: &EndpointSlice) -> Ready {
+/// The ready endpoints of a slice. Unset is to be read as ready (discovery/v1, `EndpointConditions`).
+pub(crate) fn ready(slice: &EndpointSlice) -> impl Iterator<Item = &Endpoint> {
+    let all = slice.endpoints.iter().flatten();
+    all.filter(|endpoint| endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true))
+}
+
+fn summarize(slice: &EndpointSlice, closely: bool) -> Ready {
     let mut ready = Ready::default();
-    for endpoint in slice.endpoints.iter().flatten() {
-        // Unset is to be read as ready (discovery/v1, EndpointConditions).
-        if endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true) {
-            ready.any = true;
-            ready.nodes.extend(endpoint.node_name.clone());
-        }
+    for endpoint in self::ready(slice) {
+        ready.any = true;
+        ready.nodes.extend(endpoint.node_name.clone());
     }
     let labels = slice.metadata.labels.as_ref();
     let keeper = labels.and_then(|labels| labels.get(MANAGED_BY)).map(String::as_str);
-    if keeper != Some(BY_SELECTOR) {
+    if closely || keeper != Some(BY_SELECTOR) {
         let mut hasher = std::hash::DefaultHasher::new();
         format!("{:?}{:?}{:?}", slice.metadata.name, slice.endpoints, slice.ports)
             .hash(&mut hasher);

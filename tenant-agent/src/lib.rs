@@ -8,6 +8,7 @@
 //! keeps our finalizer until the hub has let go of it; a Service that cannot be published harms no
 //! other.
 
+mod annotations;
 mod args;
 mod endpoints;
 mod events;
@@ -21,6 +22,8 @@ mod reconcile;
 mod report;
 mod run;
 mod secrets;
+mod settings;
 mod shadow;
+mod slots;
 
 pub use args::Args;

@@ -1,13 +1,15 @@
-//! `EndpointSlices` of a shadow without a selector: those of its Service, under the shadow's name.
+//! `EndpointSlices` of a shadow without a selector: those of its Service, or the part of them that is in a
+//! slot, under the shadow's name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::ResourceExt;
 
-use crate::shadow;
+use crate::shadow::{self, SHADOW_OF};
+use crate::slots::{self, Pod};
 
 /// The label that names a slice's Service.
 pub(crate) const SERVICE: &str = "kubernetes.io/service-name";
@@ -22,10 +24,26 @@ pub(crate) fn needs_mirror(service: &Service) -> bool {
     spec.and_then(|spec| spec.selector.as_ref()).is_none_or(BTreeMap::is_empty)
 }
 
+/// The slice of a slot's shadow: the endpoints of `slice` whose pods are in the slot. `None`: there is
+/// none.
+pub(crate) fn slot(
+    slice: &EndpointSlice,
+    shadow: &Service,
+    number: usize,
+    pods: &BTreeSet<Pod>,
+) -> Option<EndpointSlice> {
+    let mut made = mirror(slice, shadow);
+    made.metadata.name = Some(shadow::slot_name(&slice.name_any(), number));
+    let inside = |endpoint: &Endpoint| slots::pod(endpoint).is_some_and(|pod| pods.contains(&pod));
+    made.endpoints.iter_mut().for_each(|all| all.retain(inside));
+    made.endpoints.as_ref().is_some_and(|all| !all.is_empty()).then_some(made)
+}
+
 /// The slice of a shadow that says what `slice` says of its Service.
 pub(crate) fn mirror(slice: &EndpointSlice, shadow: &Service) -> EndpointSlice {
     let name = shadow.name_any();
-    let labels = [(SERVICE, name.as_str()), (MANAGED_BY, US)];
+    let of = shadow::shadow_of(shadow).cloned().unwrap_or_default();
+    let labels = [(SERVICE, name.as_str()), (MANAGED_BY, US), (SHADOW_OF, of.as_str())];
     EndpointSlice {
         metadata: ObjectMeta {
             name: Some(shadow::name(&slice.name_any())),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use fairlead_api::RouteSpec;
 use fairlead_process::locks::lock;
 use fairlead_proto::v1;
 use fairlead_proto::v1::put::Object;
@@ -273,6 +274,13 @@ impl Outbox {
     }
 }
 
+/// A Route as it is pushed. Maps in it are ordered, so equal Routes are equal bytes.
+pub(crate) fn pushed(route: &RouteSpec) -> Object {
+    // Every key of its maps is text: it can be written.
+    let spec = serde_json::to_vec(route).unwrap_or_default();
+    Object::Route(v1::Route { spec })
+}
+
 fn size(object: &Object) -> usize {
     match object {
         Object::Route(route) => route.encoded_len(),
@@ -300,7 +308,7 @@ mod tests {
     }
 
     fn route(ip: &str) -> Object {
-        Object::Route(v1::Route { ip: ip.into(), ..v1::Route::default() })
+        Object::Route(v1::Route { spec: ip.into() })
     }
 
     fn sent(outbox: &Outbox) -> Vec<&'static str> {
@@ -339,10 +347,7 @@ mod tests {
     #[test]
     fn what_no_message_can_hold_is_refused_here_and_stops_nothing_else() {
         let outbox = Outbox::default();
-        outbox.put(
-            web(),
-            Object::Route(v1::Route { http: vec![0; 2 << 20], ..v1::Route::default() }),
-        );
+        outbox.put(web(), Object::Route(v1::Route { spec: vec![0; 2 << 20] }));
         assert!(matches!(outbox.word(&web()), Some(Word::Refused(r)) if r.reason == "TooLarge"));
         assert_eq!(outbox.inventory()[0].hash, UNPLANNED, "the hub keeps what it has");
         outbox.wanted_by_hub(&[web().key()]);

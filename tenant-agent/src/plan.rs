@@ -1,10 +1,21 @@
 //! What must exist for a Service: pure, from the Service and what is known around it.
 
-use fairlead_api::LOAD_BALANCER_CLASS;
-use fairlead_proto::v1;
-use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use std::collections::BTreeSet;
 
+use fairlead_api::http::{
+    BackendRef, Balancing, HealthCheck, Host, HostTls, HttpMatch, HttpRule, Probe, TlsMode,
+    Unresolved, Upstream,
+};
+use fairlead_api::route::{
+    Backend, IpFamily, Listener, NodePolicy, Nodes, Protocol, RouteRule, Slot, Source, SourceKind,
+};
+use fairlead_api::{LOAD_BALANCER_CLASS, RouteSpec};
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::annotations::Complaint;
 use crate::endpoints::Ready;
+use crate::settings::Settings;
 
 /// Our finalizer. The well-known one beside it may be stripped by a cloud controller, whatever the
 /// class.
@@ -13,14 +24,6 @@ pub(crate) const FINALIZER: &str = "fairlead.dev/withdraw";
 pub(crate) const CLEANUP: &str = "service.kubernetes.io/load-balancer-cleanup";
 /// Set to `true`: the Service is let go without the hub's word.
 pub(crate) const FORCE: &str = "fairlead.dev/force-remove";
-/// Asks for a pool.
-const POOL: &str = "fairlead.dev/pool";
-/// Asks for one address.
-const ADDRESS: &str = "fairlead.dev/address";
-
-/// The old form of `spec.loadBalancerSourceRanges`.
-const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
-
 /// What to do about a Service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Duty {
@@ -83,50 +86,45 @@ pub(crate) struct Ports {
     pub(crate) needs_shadow: bool,
 }
 
+/// How the tenant's nodes are reached.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Ways {
+    /// Node ports of the Service itself or of its shadow, in the order of [`Ports::served`].
+    pub(crate) node_ports: Vec<i32>,
+    /// Where clients keep to one pod: the node ports of each slot, and the nodes with a ready pod in it.
+    pub(crate) slots: Vec<(Vec<i32>, BTreeSet<String>)>,
+}
+
 /// Sorts a Service's ports into what can be served and what not.
-pub(crate) fn ports(service: &Service) -> Ports {
+pub(crate) fn ports(service: &Service, settings: &Settings, complaints: &[Complaint]) -> Ports {
     let spec = service.spec.clone().unwrap_or_default();
-    let mut problems = whole_problems(service, &spec);
-    if !problems.is_empty() {
-        return Ports { served: Vec::new(), problems, needs_shadow: false };
+    let whole =
+        |problem| Ports { served: Vec::new(), problems: vec![problem], needs_shadow: false };
+    if settings.closed {
+        // A restriction that is not enforced is worse than no address.
+        let first = complaints.iter().find(|one| one.message.contains("is not published"));
+        let (reason, message) =
+            first.map_or(("Invalid", String::new()), |one| (one.reason, one.message.clone()));
+        return whole(Problem { reason, message, port: None });
     }
-    let mut served = Vec::new();
+    let (mut served, mut problems) = (Vec::new(), Vec::new());
     for port in spec.ports.into_iter().flatten() {
         match protocol(&port) {
             Some(_) => served.push(port),
             None => problems.push(not_supported(&port)),
         }
     }
-    let needs_shadow = served.iter().any(|port| port.node_port.unwrap_or(0) == 0);
-    if needs_shadow && spec.selector.as_ref().is_none_or(std::collections::BTreeMap::is_empty) {
-        problems.push(Problem {
-            reason: "NoNodePort",
-            message: "a Service without spec.selector needs node ports of its own: leave out \
-                      spec.allocateLoadBalancerNodePorts or set it to true"
-                .into(),
-            port: None,
-        });
-        served.clear();
+    if !settings.tls_hosts.is_empty()
+        && (served.len() != 1
+            || served[0].port != 443
+            || protocol(&served[0]) != Some(Protocol::Tcp))
+    {
+        let message = "annotation fairlead.dev/tls-hostnames: server names share port 443/TCP, and the \
+                       Service must have that port alone; put its other ports in a Service beside it";
+        return whole(Problem { reason: "InvalidAnnotation", message: message.into(), port: None });
     }
-    Ports { needs_shadow: needs_shadow && !served.is_empty(), served, problems }
-}
-
-/// What is wrong with the Service as a whole. A restriction that is not enforced is worse than no
-/// address.
-fn whole_problems(service: &Service, spec: &ServiceSpec) -> Vec<Problem> {
-    let ranges = spec.load_balancer_source_ranges.as_ref();
-    let field = if ranges.is_some_and(|list| !list.is_empty()) {
-        "spec.loadBalancerSourceRanges".to_owned()
-    } else if annotation(service, SOURCE_RANGES).is_some() {
-        format!("the annotation {SOURCE_RANGES}")
-    } else {
-        return Vec::new();
-    };
-    let message = format!(
-        "{field} is not enforced by this version, so the Service is not published; remove it to \
-         publish the Service to everybody"
-    );
-    vec![Problem { reason: "SourceRangesNotSupported", message, port: None }]
+    let needs_shadow = served.iter().any(|port| port.node_port.unwrap_or(0) == 0);
+    Ports { served, problems, needs_shadow }
 }
 
 fn not_supported(port: &ServicePort) -> Problem {
@@ -142,64 +140,180 @@ fn not_supported(port: &ServicePort) -> Problem {
     }
 }
 
-fn protocol(port: &ServicePort) -> Option<v1::Protocol> {
+fn protocol(port: &ServicePort) -> Option<Protocol> {
     match port.protocol.as_deref() {
-        None | Some("TCP") => Some(v1::Protocol::Tcp),
-        Some("UDP") => Some(v1::Protocol::Udp),
+        None | Some("TCP") => Some(Protocol::Tcp),
+        Some("UDP") => Some(Protocol::Udp),
         Some(_) => None,
     }
 }
 
-/// The Route of a Service. `node_ports` are those of the Service itself or of its shadow, in the
-/// order of `ports.served`; `None` when nothing can be served.
+/// Whether clients of a Service keep to one pod.
+pub(crate) fn is_sticky(settings: &Settings) -> bool {
+    settings.clients.source_affinity || settings.upstream.balancing == Balancing::Maglev
+}
+
+/// Where a Service comes from.
+pub(crate) fn source(kind: SourceKind, metadata: &ObjectMeta) -> Source {
+    Source {
+        kind,
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: metadata.name.clone().unwrap_or_default(),
+        uid: metadata.uid.clone().unwrap_or_default(),
+        created: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+    }
+}
+
+/// The Route of a Service; `None` when nothing can be served.
 pub(crate) fn route(
     service: &Service,
+    settings: &Settings,
+    complaints: &[Complaint],
     ports: &Ports,
-    node_ports: &[i32],
+    ways: &Ways,
     ready: &Ready,
-) -> Option<v1::Route> {
+) -> Option<RouteSpec> {
     if ports.served.is_empty() {
         return None;
     }
     let spec = service.spec.as_ref()?;
-    let nodes = backend_nodes(spec, ready);
-    let mut route = v1::Route {
-        uid: service.metadata.uid.clone().unwrap_or_default(),
-        created: service.metadata.creation_timestamp.as_ref().map_or(0, |t| t.0.as_second()),
-        pool: annotation(service, POOL).unwrap_or_default().to_owned(),
-        ip: annotation(service, ADDRESS)
-            .or(spec.load_balancer_ip.as_deref())
-            .unwrap_or_default()
-            .to_owned(),
-        ..v1::Route::default()
+    let mut route = RouteSpec {
+        address: settings.address.clone(),
+        clients: settings.clients.clone(),
+        ..RouteSpec::new(source(SourceKind::Service, &service.metadata), "")
     };
-    for (port, node_port) in ports.served.iter().zip(node_ports) {
+    let mut complaints = complaints.to_vec();
+    for (index, port) in ports.served.iter().enumerate() {
         let protocol = protocol(port)?;
-        let name =
-            format!("{}-{}", port.protocol.as_deref().unwrap_or("TCP").to_lowercase(), port.port);
-        route.listeners.push(v1::Listener {
-            name: name.clone(),
-            protocol: protocol.into(),
-            port: u32::try_from(port.port).ok()?,
-        });
-        route.rules.push(v1::Rule { listener: name.clone(), backend: name.clone() });
-        route.backends.push(v1::Backend {
-            name,
-            node_port: u32::try_from(*node_port).ok()?,
-            nodes: nodes.clone(),
-        });
+        let name = format!("{protocol}-{}", port.port).to_lowercase();
+        let upstream = upstream(settings, port, protocol, &mut complaints);
+        let backend = backend(spec, &name, index, ways, ready)?;
+        route.backends.push(Backend { upstream, ..backend });
+        if settings.tls_hosts.is_empty() {
+            let number = u16::try_from(port.port).ok()?;
+            let port = if takes_any(settings, port) { 0 } else { number };
+            route.listeners.push(Listener { name: name.clone(), protocol, port });
+            route.rules.push(RouteRule { listener: name.clone(), backend: name });
+        }
     }
+    complaints.extend(misnamed(settings, ports));
+    if !settings.tls_hosts.is_empty() {
+        share_by_name(&mut route, settings);
+    }
+    // What was asked for and cannot be had is told by the hub, on the Route and here.
+    let told = complaints.into_iter().map(|one| Unresolved {
+        reason: "InvalidAnnotation".into(),
+        message: one.message.chars().take(1_000).collect(),
+    });
+    route.unresolved = told.take(100).collect();
     Some(route)
+}
+
+/// Where a port's traffic goes.
+fn backend(
+    spec: &ServiceSpec,
+    name: &str,
+    index: usize,
+    ways: &Ways,
+    ready: &Ready,
+) -> Option<Backend> {
+    let family = match spec.ip_families.as_ref().and_then(|families| families.first()) {
+        Some(family) if family == "IPv6" => Some(IpFamily::V6),
+        _ => None,
+    };
+    let node_port = |ports: &[i32]| {
+        ports.get(index).and_then(|port| u16::try_from(*port).ok()).filter(|port| *port > 0)
+    };
+    let Some(((first, nodes), rest)) = ways.slots.split_first() else {
+        let nodes = backend_nodes(spec, ready);
+        return Some(Backend { nodes, family, ..Backend::new(name, node_port(&ways.node_ports)?) });
+    };
+    let nodes = Nodes { policy: NodePolicy::Named, names: nodes.iter().cloned().collect() };
+    let slot = |(ports, nodes): &(Vec<i32>, BTreeSet<String>)| {
+        Some(Slot { node_port: node_port(ports)?, nodes: nodes.iter().cloned().collect() })
+    };
+    let slots = rest.iter().filter_map(slot).collect();
+    Some(Backend { nodes, slots, family, ..Backend::new(name, node_port(first)?) })
+}
+
+/// How a port's backend is spoken to. UDP has no connection that could begin with the client's address.
+fn upstream(
+    settings: &Settings,
+    port: &ServicePort,
+    protocol: Protocol,
+    complaints: &mut Vec<Complaint>,
+) -> Upstream {
+    let mut upstream = settings.upstream.clone();
+    if protocol == Protocol::Udp && upstream.proxy_protocol.take().is_some() {
+        let message = format!(
+            "annotation fairlead.dev/proxy-protocol: port {}/UDP: not possible over node ports; its pods \
+             see the fleet's addresses",
+            port.port
+        );
+        complaints.push(Complaint { reason: "InvalidAnnotation", message });
+    }
+    let udp_cannot = |check: &HealthCheck| {
+        // Whether the node serves it is asked by another port, in TCP.
+        !matches!(&check.probe, Probe::Http { port: Some(_), .. })
+    };
+    if protocol == Protocol::Udp && upstream.health_check.as_ref().is_some_and(udp_cannot) {
+        upstream.health_check = None;
+    }
+    upstream
+}
+
+/// Whether a port may be any on the address: it is named by its name or number.
+fn takes_any(settings: &Settings, port: &ServicePort) -> bool {
+    let number = port.port.to_string();
+    settings.any_port.iter().any(|one| *one == number || Some(one) == port.name.as_ref())
+}
+
+/// An annotation that names a port that is not there.
+fn misnamed(settings: &Settings, ports: &Ports) -> Option<Complaint> {
+    let names = |port: &ServicePort, one: &String| {
+        *one == port.port.to_string() || Some(one) == port.name.as_ref()
+    };
+    let unknown = |one: &&String| !ports.served.iter().any(|port| names(port, one));
+    let bad = settings.any_port.iter().find(unknown)?;
+    let shown: String = bad.chars().take(64).collect();
+    let message = format!(
+        "annotation fairlead.dev/any-port: the Service has no port {shown:?}; name ports by their names or \
+         numbers"
+    );
+    Some(Complaint { reason: "InvalidAnnotation", message })
+}
+
+/// TLS is not ended: the server name leads on, at a port that host names share.
+fn share_by_name(route: &mut RouteSpec, settings: &Settings) {
+    route.listeners = vec![Listener { name: "https".into(), protocol: Protocol::Https, port: 443 }];
+    let backend = route.backends.first().map(|one| one.name.clone()).unwrap_or_default();
+    let host = |hostname: &String| {
+        let backends = vec![BackendRef { name: backend.clone(), weight: 1 }];
+        let matches = vec![HttpMatch::default()];
+        let name = "fairlead.dev/tls-hostnames".to_owned();
+        Host {
+            hostname: hostname.to_ascii_lowercase(),
+            tls: Some(HostTls { mode: TlsMode::Passthrough, ..HostTls::default() }),
+            rules: vec![HttpRule { name, matches, backends, ..HttpRule::default() }],
+        }
+    };
+    route.hosts = settings.tls_hosts.iter().map(host).collect();
 }
 
 /// With `externalTrafficPolicy: Local` a node without a ready endpoint drops what it receives; and
 /// where there is none at all, no node can serve.
-fn backend_nodes(spec: &ServiceSpec, ready: &Ready) -> Option<v1::NodeNames> {
-    let local = spec.external_traffic_policy.as_deref() == Some("Local");
+fn backend_nodes(spec: &ServiceSpec, ready: &Ready) -> Nodes {
+    nodes(ready, spec.external_traffic_policy.as_deref() == Some("Local"))
+}
+
+/// The nodes that serve what has these ready endpoints. `local`: traffic that reaches a node stays on it.
+pub(crate) fn nodes(ready: &Ready, local: bool) -> Nodes {
     match (local, ready.any) {
-        (false, true) => None,
-        (false, false) => Some(v1::NodeNames::default()),
-        (true, _) => Some(v1::NodeNames { names: ready.nodes.iter().cloned().collect() }),
+        (false, true) => Nodes::default(),
+        (false, false) => Nodes { policy: NodePolicy::Named, names: Vec::new() },
+        (true, _) => {
+            Nodes { policy: NodePolicy::Named, names: ready.nodes.iter().cloned().collect() }
+        }
     }
 }
 

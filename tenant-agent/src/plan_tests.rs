@@ -24,8 +24,31 @@ fn ready(nodes: &[&str]) -> Ready {
     Ready { any: !nodes.is_empty(), nodes, content: 0 }
 }
 
-fn names(route: &v1::Route) -> Option<Vec<String>> {
-    route.backends[0].nodes.as_ref().map(|nodes| nodes.names.clone())
+fn names(route: &RouteSpec) -> Option<Vec<String>> {
+    let Nodes { policy, names } = &route.backends[0].nodes;
+    (*policy == NodePolicy::Named).then(|| names.clone())
+}
+
+fn ports(service: &Service) -> Ports {
+    let (settings, complaints) = Settings::parse(service);
+    super::ports(service, &settings, &complaints)
+}
+
+fn planned(service: &Service, ways: &Ways, nodes: &[&str]) -> RouteSpec {
+    let (settings, complaints) = Settings::parse(service);
+    let ports = super::ports(service, &settings, &complaints);
+    route(service, &settings, &complaints, &ports, ways, &ready(nodes)).unwrap()
+}
+
+fn at(node_ports: &[i32]) -> Ways {
+    Ways { node_ports: node_ports.to_vec(), slots: Vec::new() }
+}
+
+fn annotated(service: Service, annotations: &[(&str, &str)]) -> Service {
+    let mut service = service;
+    let all = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+    service.metadata.annotations = Some(all.collect());
+    service
 }
 
 #[test]
@@ -61,7 +84,7 @@ fn a_route_leads_each_port_to_its_node_port() {
     ]}));
     let ports = ports(&service);
     assert!(!ports.needs_shadow && ports.problems.is_empty());
-    let route = route(&service, &ports, &[30080, 30053], &ready(&["n1"])).unwrap();
+    let route = planned(&service, &at(&[30080, 30053]), &["n1"]);
     let listeners: Vec<_> = route.listeners.iter().map(|l| (l.name.as_str(), l.port)).collect();
     assert_eq!(listeners, [("tcp-80", 80), ("udp-53", 53)]);
     let backends: Vec<_> = route.backends.iter().map(|b| b.node_port).collect();
@@ -73,9 +96,7 @@ fn a_route_leads_each_port_to_its_node_port() {
 fn local_names_the_nodes_and_no_endpoint_names_none() {
     let cluster = service(json!({}));
     let local = service(json!({"externalTrafficPolicy": "Local"}));
-    let of = |service: &Service, nodes: &[&str]| {
-        names(&route(service, &ports(service), &[30080], &ready(nodes)).unwrap())
-    };
+    let of = |service: &Service, nodes: &[&str]| names(&planned(service, &at(&[30080]), nodes));
     assert_eq!(of(&local, &["n2", "n1"]), Some(vec!["n1".into(), "n2".into()]));
     assert_eq!(of(&local, &[]), Some(Vec::new()));
     assert_eq!(of(&cluster, &[]), Some(Vec::new()));
@@ -85,10 +106,8 @@ fn local_names_the_nodes_and_no_endpoint_names_none() {
 fn a_service_without_node_ports_needs_a_shadow() {
     let ports = ports(&service(json!({"ports": [{"port": 80}]})));
     assert!(ports.needs_shadow);
-    let shadow = crate::shadow::shadow(
-        &service(json!({"ports": [{"port": 80, "targetPort": 8080}]})),
-        false,
-    );
+    let shadow =
+        crate::shadow::shadow(&service(json!({"ports": [{"port": 80, "targetPort": 8080}]})));
     let spec = shadow.spec.unwrap();
     assert_eq!(spec.type_.as_deref(), Some("NodePort"));
     assert_eq!(spec.selector, service(json!({})).spec.unwrap().selector);
@@ -108,36 +127,79 @@ fn sctp_is_named_and_the_other_ports_work() {
 }
 
 #[test]
-fn a_restriction_that_is_not_enforced_is_not_passed_over() {
-    let by_field = service(json!({"loadBalancerSourceRanges": ["10.0.0.0/8"]}));
-    let mut by_annotation = service(json!({}));
-    let annotations = [(SOURCE_RANGES.to_owned(), "10.0.0.0/8".to_owned())];
-    by_annotation.metadata.annotations = Some(annotations.into());
-    for (service, named) in
-        [(by_field, "spec.loadBalancerSourceRanges"), (by_annotation, SOURCE_RANGES)]
-    {
-        let ports = ports(&service);
-        assert!(ports.served.is_empty());
-        assert!(ports.problems[0].message.contains(named));
-    }
+fn a_restriction_that_cannot_be_read_publishes_nothing() {
+    let by_field = service(json!({"loadBalancerSourceRanges": ["what"]}));
+    let ports = ports(&by_field);
+    assert!(ports.served.is_empty());
+    assert_eq!(ports.problems[0].reason, "InvalidSourceRanges");
+    assert!(ports.problems[0].message.starts_with("spec.loadBalancerSourceRanges: \"what\""));
+    let good = service(json!({"loadBalancerSourceRanges": ["10.0.0.0/8"]}));
+    let route = planned(&good, &at(&[30080]), &["n1"]);
+    assert_eq!(route.clients.source_ranges, ["10.0.0.0/8"]);
 }
 
 #[test]
-fn no_selector_and_no_node_port_is_said() {
-    let ports = ports(&service(json!({"selector": null, "ports": [{"port": 80}]})));
-    assert!(ports.served.is_empty() && !ports.needs_shadow);
-    assert_eq!(ports.problems[0].reason, "NoNodePort");
+fn what_cannot_be_followed_is_told_on_the_route_and_the_rest_works() {
+    let service = annotated(
+        service(json!({"ports": [
+            {"name": "dns", "port": 53, "protocol": "UDP", "nodePort": 30053},
+            {"name": "dns-tcp", "port": 53, "protocol": "TCP", "nodePort": 30054},
+        ]})),
+        &[
+            ("fairlead.dev/proxy-protocol", "v2"),
+            ("fairlead.dev/any-port", "dns, ftp"),
+            ("fairlead.dev/what", "1"),
+        ],
+    );
+    let route = planned(&service, &at(&[30053, 30054]), &["n1"]);
+    let told: Vec<_> = route.unresolved.iter().map(|one| one.message.as_str()).collect();
+    assert!(told.iter().any(|one| one.contains("fairlead.dev/what is unknown")), "{told:?}");
+    assert!(told.iter().any(|one| one.contains("port 53/UDP: not possible over node ports")));
+    assert!(told.iter().any(|one| one.contains("the Service has no port \"ftp\"")));
+    assert_eq!(route.listeners.iter().map(|one| one.port).collect::<Vec<_>>(), [0, 53]);
+    let proxied: Vec<_> =
+        route.backends.iter().map(|b| b.upstream.proxy_protocol.is_some()).collect();
+    assert_eq!(proxied, [false, true]);
+}
+
+#[test]
+fn clients_that_keep_to_a_pod_have_a_port_of_the_node_for_each() {
+    let service = service(json!({"sessionAffinity": "ClientIP"}));
+    let (settings, _) = Settings::parse(&service);
+    assert!(is_sticky(&settings));
+    let slot = |port: i32, nodes: &[&str]| {
+        (vec![port], nodes.iter().map(|node| (*node).to_owned()).collect::<BTreeSet<_>>())
+    };
+    let slots = vec![slot(31_000, &["n1", "n2"]), slot(31_001, &["n1"])];
+    let route = planned(&service, &Ways { node_ports: vec![30080], slots }, &["n1", "n2"]);
+    let backend = &route.backends[0];
+    assert_eq!((backend.node_port, names(&route).unwrap().len()), (31_000, 2));
+    assert_eq!(backend.slots, [Slot { node_port: 31_001, nodes: vec!["n1".into()] }]);
+    assert!(route.clients.source_affinity);
+}
+
+#[test]
+fn server_names_share_port_443() {
+    let names = [("fairlead.dev/tls-hostnames", "db.example.com, DB2.example.com")];
+    let tls = json!({"ports": [{"port": 443, "protocol": "TCP", "nodePort": 30443}]});
+    let route = planned(&annotated(service(tls), &names), &at(&[30443]), &["n1"]);
+    assert_eq!(route.listeners[0].protocol, Protocol::Https);
+    let hosts: Vec<_> = route.hosts.iter().map(|host| host.hostname.as_str()).collect();
+    assert_eq!(hosts, ["db.example.com", "db2.example.com"]);
+    assert!(route.hosts.iter().all(|host| host.tls.as_ref().unwrap().mode == TlsMode::Passthrough));
+    let other = ports(&annotated(service(json!({})), &names));
+    assert!(other.served.is_empty());
+    assert!(other.problems[0].message.contains("server names share port 443/TCP"));
 }
 
 #[test]
 fn an_address_is_asked_for_by_annotation_before_the_field() {
-    let mut service = service(json!({"loadBalancerIP": "10.0.0.1"}));
+    let service = service(json!({"loadBalancerIP": "10.0.0.1"}));
     let of = |service: &Service| {
-        let route = route(service, &ports(service), &[30080], &ready(&["n1"])).unwrap();
-        (route.pool, route.ip)
+        let route = planned(service, &at(&[30080]), &["n1"]);
+        (route.address.pool, route.address.ips)
     };
-    assert_eq!(of(&service), (String::new(), "10.0.0.1".into()));
-    let both = [(POOL, "public"), (ADDRESS, "10.0.0.2")];
-    service.metadata.annotations = Some(both.map(|(k, v)| (k.into(), v.into())).into());
-    assert_eq!(of(&service), ("public".into(), "10.0.0.2".into()));
+    assert_eq!(of(&service), (None, vec!["10.0.0.1".into()]));
+    let both = [("fairlead.dev/pool", "public"), ("fairlead.dev/address", "10.0.0.2")];
+    assert_eq!(of(&annotated(service, &both)), (Some("public".into()), vec!["10.0.0.2".into()]));
 }

@@ -1,13 +1,13 @@
 //! Carrying plans out in the tenant cluster: finalizers, shadows, statuses, Events.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fairlead_process::locks::lock;
 use fairlead_process::metrics::Stages;
 use fairlead_process::retry::{absent_is_fine, between};
-use fairlead_proto::v1::put::Object;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
@@ -22,10 +22,11 @@ use crate::endpoints::{Endpoints, ServiceKey};
 use crate::events::Events;
 use crate::ingress::users::Users;
 use crate::mirror;
-use crate::outbox::{Item, Outbox};
-use crate::plan::{self, CLEANUP, Duty, FINALIZER, Ports};
-use crate::report::{Note, report};
-use crate::shadow;
+use crate::outbox::{Item, Outbox, Word, pushed};
+use crate::plan::{self, CLEANUP, Duty, FINALIZER, Ports, Ways};
+use crate::report::{Note, given_ports, report};
+use crate::settings::{GIVEN_PORTS, Settings};
+use crate::{endpoints, shadow, slots};
 
 /// The field manager of shadows.
 const MANAGER: &str = "fairlead-agent";
@@ -69,6 +70,7 @@ impl Context {
             Duty::Ignore => {
                 // Never ours, or somebody took our finalizer away.
                 self.outbox.retract(&item(service));
+                self.slots(service, false).await?;
                 self.shadow(service, false).await?;
                 Ok(Action::await_change())
             }
@@ -93,6 +95,12 @@ impl Context {
 pub(crate) fn retry(service: Arc<Service>, error: &kube::Error, _: Arc<Context>) -> Action {
     warn!(service = %ObjectRef::from_obj(&*service), %error, "not reconciled, trying again");
     Action::requeue(between(Duration::from_secs(1), Duration::from_secs(5)))
+}
+
+/// It goes, or nothing is behind it that a node port could lead to.
+fn cannot_have_shadows(service: &Service) -> bool {
+    let kind = service.spec.as_ref().and_then(|spec| spec.type_.as_deref());
+    service.metadata.deletion_timestamp.is_some() || kind == Some("ExternalName")
 }
 
 fn key(service: &Service) -> ServiceKey {
@@ -123,19 +131,21 @@ impl Context {
 
     async fn publish(&self, service: &Service) -> kube::Result<Action> {
         let start = Instant::now();
-        let ports = plan::ports(service);
+        let (settings, complaints) = Settings::parse(service);
+        let ports = plan::ports(service, &settings, &complaints);
         if !ports.served.is_empty() && !plan::has_finalizer(service) {
             self.hold(service).await?;
             self.tell(service, &Note::normal("EnsuringLoadBalancer", "Publishing through the hub"))
                 .await;
         }
-        let node_ports = self.node_ports(service, &ports).await?;
+        let sticky = plan::is_sticky(&settings) && !ports.served.is_empty();
+        let ways = self.ways(service, &ports, sticky).await?;
         let ready = lock(&self.endpoints).ready(&key(service));
-        let route = plan::route(service, &ports, &node_ports, &ready);
+        let route = plan::route(service, &settings, &complaints, &ports, &ways, &ready);
         self.stages.observe("plan", start);
         let item = item(service);
         match route {
-            Some(route) => self.outbox.put(item.clone(), Object::Route(route)),
+            Some(route) => self.outbox.put(item.clone(), pushed(&route)),
             None => self.outbox.retract(&item),
         }
         self.report(service, &ports, &item).await
@@ -158,6 +168,7 @@ impl Context {
                 .await?;
             self.stages.observe("report", start);
         }
+        self.tell_ports(service, word.as_ref()).await?;
         for note in &report.events {
             self.tell(service, note).await;
         }
@@ -172,18 +183,40 @@ impl Context {
         Ok(Action::requeue(SILENCE))
     }
 
-    /// The node ports of what is served, in order: the Service's own, or those of its shadow.
-    async fn node_ports(&self, service: &Service, ports: &Ports) -> kube::Result<Vec<i32>> {
-        let shadow = self.shadow(service, ports.needs_shadow).await?;
-        let Some(made) = shadow.filter(|_| ports.needs_shadow) else {
-            return Ok(ports.served.iter().map(|port| port.node_port.unwrap_or(0)).collect());
+    /// Says in an annotation which ports were given, for those who read objects.
+    async fn tell_ports(&self, service: &Service, word: Option<&Word>) -> kube::Result<()> {
+        let Some(given) = given_ports(word) else { return Ok(()) };
+        let shown = service.annotations().get(GIVEN_PORTS).map_or("", String::as_str);
+        if shown == given {
+            return Ok(());
+        }
+        let value = if given.is_empty() { json!(null) } else { json!(given) };
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {GIVEN_PORTS: value}}}));
+        let params = PatchParams::default();
+        absent_is_fine(
+            self.api(service).patch(&service.name_any(), &params, &patch).await.map(drop),
+        )
+    }
+
+    /// How what is served is reached: by the node ports of the Service itself, of its shadow, or of its
+    /// slots.
+    async fn ways(&self, service: &Service, ports: &Ports, sticky: bool) -> kube::Result<Ways> {
+        let slots = self.slots(service, sticky).await?;
+        let own = ports.needs_shadow && slots.is_empty();
+        let shadow = self.shadow(service, own).await?.filter(|_| own);
+        let of = |shadow: Option<&Service>| -> Vec<i32> {
+            let port = |port: &ServicePort| match shadow {
+                Some(made) => {
+                    let protocol = port.protocol.as_deref().unwrap_or("TCP");
+                    shadow::node_port(made, port.port, protocol).unwrap_or(0)
+                }
+                None => port.node_port.unwrap_or(0),
+            };
+            ports.served.iter().map(port).collect()
         };
-        let made = made.spec.and_then(|spec| spec.ports).unwrap_or_default();
-        let of = |port: i32, protocol: &Option<String>| {
-            let same = made.iter().find(|made| made.port == port && made.protocol == *protocol);
-            same.and_then(|made| made.node_port).unwrap_or(0)
-        };
-        Ok(ports.served.iter().map(|port| of(port.port, &port.protocol)).collect())
+        let slots = if sticky { slots } else { Vec::new() };
+        let slots = slots.into_iter().map(|(made, nodes)| (of(Some(&made)), nodes)).collect();
+        Ok(Ways { node_ports: of(shadow.as_ref()), slots })
     }
 
     /// Makes the shadow of a Service that needs one, for itself (`own`) or for an Ingress; deletes the
@@ -191,31 +224,111 @@ impl Context {
     async fn shadow(&self, service: &Service, own: bool) -> kube::Result<Option<Service>> {
         let key = key(service);
         let need = self.users().need(&key).unwrap_or_default();
-        let gone = service.metadata.deletion_timestamp.is_some();
         let spec = service.spec.as_ref();
-        let external = spec.is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName"));
         let mut ports = spec.iter().flat_map(|spec| spec.ports.iter().flatten());
-        let lacks = need.local || ports.any(|port| port.node_port.unwrap_or(0) == 0);
-        if gone || external || !(own || (need.shadow && lacks)) {
-            self.drop_shadow(service).await?;
+        let lacks = ports.any(|port| port.node_port.unwrap_or(0) == 0);
+        if cannot_have_shadows(service) || !(own || (need.shadow && lacks)) {
+            self.drop_shadow(service, &shadow::name(&service.name_any())).await?;
             return Ok(None);
         }
-        let wanted = shadow::shadow(service, need.local && !own);
-        let start = Instant::now();
-        let params = PatchParams::apply(MANAGER).force();
-        let made =
-            self.api(service).patch(&wanted.name_any(), &params, &Patch::Apply(&wanted)).await;
-        self.stages.observe("apply", start);
-        let why = made.as_ref().err().map(ToString::to_string);
-        if self.users().set_shadow_failure(&key, why) {
-            // The Ingresses say so.
-            self.wake_users(service);
-        }
-        let made = made?;
+        let made = self.apply(service, shadow::shadow(service)).await?;
         if mirror::needs_mirror(service) {
             self.mirror(service, &made).await?;
         }
         Ok(Some(made))
+    }
+
+    /// Makes a shadow as it shall be.
+    async fn apply(&self, service: &Service, wanted: Service) -> kube::Result<Service> {
+        let there =
+            ObjectRef::new(&wanted.name_any()).within(&service.namespace().unwrap_or_default());
+        let start = Instant::now();
+        let made = match self.services.get(&there) {
+            Some(there) if shadow::is_as_wanted(&there, &wanted) => Ok((*there).clone()),
+            _ => {
+                let params = PatchParams::apply(MANAGER).force();
+                self.api(service).patch(&wanted.name_any(), &params, &Patch::Apply(&wanted)).await
+            }
+        };
+        self.stages.observe("apply", start);
+        let why = made.as_ref().err().map(ToString::to_string);
+        if self.users().set_shadow_failure(&key(service), why) {
+            // The Ingresses say so.
+            self.wake_users(service);
+        }
+        made
+    }
+
+    /// Makes the slots of a Service whose clients keep to one pod, for itself (`own`) or for an Ingress,
+    /// each with the nodes that have a ready pod in it; deletes those that nobody needs.
+    async fn slots(
+        &self,
+        service: &Service,
+        own: bool,
+    ) -> kube::Result<Vec<(Service, BTreeSet<String>)>> {
+        let (namespace, name) = key(service);
+        let wanted = own || self.users().need(&key(service)).is_some_and(|need| need.slots);
+        let wanted = wanted && !cannot_have_shadows(service);
+        lock(&self.endpoints).watch_closely(&key(service), wanted);
+        let there: Vec<_> = shadow::slots(&self.services, &namespace, &name).collect();
+        if !wanted {
+            for slot in there {
+                self.drop_shadow(service, &slot.name_any()).await?;
+            }
+            return Ok(Vec::new());
+        }
+        let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &namespace);
+        let of = |label: &str| ListParams::default().labels(&format!("{label}={name}"));
+        let slices = api.list(&of(mirror::SERVICE)).await?.items;
+        let mut mirrored = api.list(&of(shadow::SHADOW_OF)).await?.items;
+        // Those of the shadow of all are another matter.
+        let number = |slice: &EndpointSlice| {
+            let of = slice.labels().get(mirror::SERVICE)?;
+            (0..slots::MAX).find(|number| *of == shadow::slot_name(&name, *number))
+        };
+        mirrored.retain(|slice| number(slice).is_some());
+        let mut before = vec![BTreeSet::new(); there.len()];
+        for slice in &mirrored {
+            let number = number(slice).unwrap_or_default();
+            before.resize(before.len().max(number + 1), BTreeSet::new());
+            before[number].extend(slots::pods([slice]));
+        }
+        let assigned = slots::assign(&before, &slots::pods(&slices));
+        let (mut made, mut kept) = (Vec::with_capacity(assigned.len()), Vec::new());
+        for (number, pods) in assigned.iter().enumerate() {
+            let shadow = self.apply(service, shadow::slot(service, number)).await?;
+            for slice in &slices {
+                let Some(wanted) = mirror::slot(slice, &shadow, number, pods) else { continue };
+                self.write_slice(&api, &mirrored, &wanted).await?;
+                kept.push(wanted.name_any());
+            }
+            let ready = slices.iter().flat_map(endpoints::ready);
+            let ready = ready.filter_map(slots::pod).filter(|pod| pods.contains(pod));
+            made.push((shadow, ready.map(|(node, _)| node).collect()));
+        }
+        for old in mirrored.iter().filter(|old| !kept.contains(&old.name_any())) {
+            let params = DeleteParams::default();
+            absent_is_fine(api.delete(&old.name_any(), &params).await.map(drop))?;
+        }
+        Ok(made)
+    }
+
+    /// Writes a slice, unless it is there already.
+    async fn write_slice(
+        &self,
+        api: &Api<EndpointSlice>,
+        there: &[EndpointSlice],
+        wanted: &EndpointSlice,
+    ) -> kube::Result<()> {
+        let same = |old: &&EndpointSlice| {
+            old.name_any() == wanted.name_any()
+                && (&old.endpoints, &old.ports) == (&wanted.endpoints, &wanted.ports)
+        };
+        if there.iter().find(same).is_some() {
+            return Ok(());
+        }
+        let params = PatchParams::apply(MANAGER).force();
+        api.patch(&wanted.name_any(), &params, &Patch::Apply(wanted)).await.map(drop)
     }
 
     /// Gives the shadow of a Service without a selector the Service's endpoints.
@@ -228,8 +341,7 @@ impl Context {
         let wanted: Vec<_> =
             slices.items.iter().map(|slice| mirror::mirror(slice, shadow)).collect();
         for slice in &wanted {
-            let params = PatchParams::apply(MANAGER).force();
-            api.patch(&slice.name_any(), &params, &Patch::Apply(slice)).await?;
+            self.write_slice(&api, &mirrored.items, slice).await?;
         }
         for old in mirrored {
             if !wanted.iter().any(|slice| slice.metadata.name == old.metadata.name) {
@@ -240,14 +352,13 @@ impl Context {
         Ok(())
     }
 
-    async fn drop_shadow(&self, service: &Service) -> kube::Result<()> {
-        let name = shadow::name(&service.name_any());
-        let reference = ObjectRef::new(&name).within(&service.namespace().unwrap_or_default());
+    async fn drop_shadow(&self, service: &Service, name: &str) -> kube::Result<()> {
+        let reference = ObjectRef::new(name).within(&service.namespace().unwrap_or_default());
         let Some(found) = self.services.get(&reference) else { return Ok(()) };
         if shadow::shadow_of(&found) != Some(&service.name_any()) {
             return Ok(());
         }
-        absent_is_fine(self.api(service).delete(&name, &DeleteParams::default()).await.map(drop))
+        absent_is_fine(self.api(service).delete(name, &DeleteParams::default()).await.map(drop))
     }
 
     /// Sets the finalizers, before anything is made on the hub.
@@ -298,6 +409,7 @@ impl Context {
             }
             return Ok(Action::requeue(SILENCE));
         }
+        self.slots(service, false).await?;
         self.shadow(service, false).await?;
         if service.metadata.deletion_timestamp.is_none() {
             self.clear_status(service).await?;

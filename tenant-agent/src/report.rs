@@ -46,6 +46,14 @@ impl Note {
     }
 }
 
+/// `tcp-80=20001`: the ports that listeners which take any were given, as the annotation has them; `None`
+/// while the hub has not spoken.
+pub(crate) fn given_ports(word: Option<&Word>) -> Option<String> {
+    let Some(Word::Status(status)) = word else { return None };
+    let shown = status.ports.iter().map(|one| format!("{}={}", one.listener, one.port));
+    Some(shown.collect::<Vec<_>>().join(","))
+}
+
 struct Finding {
     kind: String,
     holds: bool,
@@ -74,11 +82,12 @@ pub(crate) fn report(service: &Service, ports: &Ports, word: Option<&Word>, now:
         _ if ports.served.is_empty() => Vec::new(),
         _ => shown,
     };
+    let given = given_ports(word).unwrap_or_default();
     let mut events = Vec::new();
     let mut conditions: Vec<_> = old.iter().filter(|c| !is_ours(c)).cloned().collect();
     for finding in findings {
         let before = old.iter().find(|c| c.type_ == finding.kind);
-        events.extend(news(before, &finding, &ingress));
+        events.extend(news(before, &finding, &ingress, &given));
         conditions.push(condition(finding, before, service.metadata.generation, now));
     }
     // Until the hub has spoken about a change, what it said before stays.
@@ -157,9 +166,17 @@ fn news(
     before: Option<&Condition>,
     now: &Finding,
     ingress: &[LoadBalancerIngress],
+    given: &str,
 ) -> Option<Note> {
     let status = if now.holds { "True" } else { "False" };
-    if before.is_some_and(|old| old.status == status && old.reason == now.reason) {
+    // These hold when something is wrong, and say what.
+    let fault = ["Conflicted", "PartiallyInvalid", "Draining"]
+        .iter()
+        .any(|kind| now.kind.strip_prefix(PREFIX) == Some(kind));
+    let same = |old: &Condition| {
+        old.status == status && old.reason == now.reason && (!fault || old.message == now.message)
+    };
+    if before.is_some_and(same) {
         return None;
     }
     let text = || format!("{}: {}", now.reason, now.message);
@@ -167,7 +184,10 @@ fn news(
         ("fairlead.dev/Programmed", true) => {
             let addresses: Vec<_> =
                 ingress.iter().filter_map(|entry| entry.ip.as_deref()).collect();
-            let message = format!("Served at {}", addresses.join(", "));
+            let mut message = format!("Served at {}", addresses.join(", "));
+            if !given.is_empty() {
+                message = format!("{message}, ports {given}");
+            }
             Some(Note::normal("EnsuredLoadBalancer", message))
         }
         ("fairlead.dev/ResolvedRefs", false) => {
@@ -178,6 +198,7 @@ fn news(
         {
             None
         }
+        (_, true) if fault => Some(Note::warning("SyncLoadBalancerFailed", text())),
         (PORTS_ERROR, true) | (_, false) => Some(Note::warning("SyncLoadBalancerFailed", text())),
         _ => None,
     }

@@ -1,344 +1,352 @@
-//! Which address a Route gets. An incumbent never moves; a Route gets all of its ports on one
-//! address, or none; a refusal names the port and the pool, never another tenant's object.
+//! Which address a Route gets. An incumbent never moves; a Route gets all of its ports and families, or
+//! none; a refusal names the port and the pool, never another tenant's object.
+//!
+//! A decision costs the logarithm of the number of claims: [`Claims`] knows what is free.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::{Reason, Verdict};
-use fairlead_api::route::Protocol;
-use fairlead_api::{RouteId, Sharing, TenantId};
+use fairlead_api::route::{IpFamily, Protocol};
+use fairlead_api::{RouteId, Sharing};
 
-use crate::claims::{Claim, Claims, Holder};
+use crate::claims::{Claim, Claims, Holder, Leaving};
 use crate::model::{Listener, Tenant, Wish};
 use crate::pool::Pool;
+
+mod ports;
+mod refuse;
+mod search;
+mod share;
+
+use refuse::{address_held, group_conflict, taken};
 
 /// What a Route holds, or what it lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Allocation {
-    /// It holds all it needs on this address; `surplus` may go.
+    /// It holds all it needs; `surplus` may go.
     Held {
-        /// The address.
-        address: IpAddr,
+        /// Where.
+        place: Place,
         /// Claims that it needs no more.
         surplus: Vec<ClaimKey>,
     },
     /// It needs these claims, all or none.
     Claim(Vec<Claim>),
-    /// A port that it can share is being claimed, or given back: it looks again after that.
-    Wait,
+    /// Something that it can have is being claimed, or given back: it looks again after that. `reclaim`:
+    /// ports that its tenant let go, and that are kept for a while.
+    Wait {
+        /// To be given back now.
+        reclaim: Vec<ClaimKey>,
+    },
+    /// It needs one more address of a pool that gets them from the hub's own load balancer.
+    Open {
+        /// The pool.
+        pool: Box<str>,
+    },
 }
 
-/// What is held, less what is being given back.
+/// Where a Route is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// One of each family.
+    pub addresses: Vec<IpAddr>,
+    /// The ports of the wish's listeners, in order.
+    pub ports: Vec<u16>,
+}
+
+/// Who asks, for what, and what there is.
 #[derive(Debug, Clone, Copy)]
-pub struct Held<'a> {
+pub struct Ask<'a> {
+    /// Who.
+    pub route: &'a RouteId,
+    /// Its `metadata.uid`.
+    pub uid: &'a str,
+    /// What it wants.
+    pub wish: &'a Wish,
+    /// Layer 7: the address at which it is served already. It holds no claim of its own, since its
+    /// ports are shared.
+    pub seat: Option<IpAddr>,
+    /// Claims of the oldest other Route of its group that has any.
+    pub group: &'a [(IpAddr, Box<str>)],
+    /// Whose it is.
+    pub tenant: &'a Tenant,
+    /// All pools.
+    pub pools: &'a BTreeMap<String, Pool>,
     /// All claims.
     pub claims: &'a Claims,
-    /// Claims whose deletion is under way: theirs no more, and nobody else's yet.
-    pub releasing: &'a HashSet<ClaimKey>,
 }
 
-impl Held<'_> {
-    /// Whether a Route holds a key, and will.
-    pub fn by(self, route: &RouteId, uid: &str, key: &ClaimKey) -> bool {
-        let claim = self.claims.get(key).filter(|_| !self.releasing.contains(key));
-        claim.is_some_and(|claim| is_held_by(&claim.holder, route, uid))
-    }
+/// A pool by name.
+type Named<'a> = (&'a str, &'a Pool);
 
-    /// Whether a Route may use a listener of an address: it holds the port, or shares it.
-    pub fn usable(self, route: &RouteId, uid: &str, address: IpAddr, listener: &Listener) -> bool {
-        let key = listener.key(address);
-        let claim = self.claims.get(&key).filter(|_| !self.releasing.contains(&key));
-        claim.is_some_and(|claim| {
-            !claim.object.is_empty() && may_use(&claim.holder, route, uid, listener)
-        })
-    }
+/// An address that a Route has, or can have.
+#[derive(Debug, Clone, Copy)]
+struct Spot<'a> {
+    address: IpAddr,
+    pool: &'a str,
 }
 
-fn is_held_by(holder: &Holder, route: &RouteId, uid: &str) -> bool {
-    matches!(holder, Holder::Route { route: r, uid: u } if r == route && **u == *uid)
+/// How a search ended.
+enum Found<'a> {
+    Spot(Spot<'a>),
+    Wait(Vec<ClaimKey>),
+    Open(&'a str),
 }
 
-/// Whether a claimed port is the Route's own, or shared with it.
-fn may_use(holder: &Holder, route: &RouteId, uid: &str, listener: &Listener) -> bool {
-    is_held_by(holder, route, uid) || is_shared_with(holder, listener.protocol, &route.tenant)
-}
-
-/// A port that is shared by host names, and with this tenant.
-fn is_shared_with(holder: &Holder, wanted: Protocol, with: &TenantId) -> bool {
-    match holder {
-        Holder::Shared { protocol, tenant } => {
-            *protocol == wanted && tenant.as_ref().is_none_or(|tenant| tenant == with)
-        }
-        Holder::Route { .. } => false,
-    }
-}
-
-/// Decides for one Route. `seat`: the address at which a Route of layer 7 is served already; it holds
-/// no claim of its own, since its ports are shared.
+/// Decides for one Route.
 ///
 /// # Errors
 /// A verdict on `Accepted`: why it gets nothing, and the way out.
-pub fn allocate(
-    route: &RouteId,
-    uid: &str,
-    wish: &Wish,
-    seat: Option<IpAddr>,
-    tenant: &Tenant,
-    pools: &BTreeMap<String, Pool>,
-    held: Held<'_>,
-) -> Result<Allocation, Verdict> {
-    let seeker = Seeker { route, uid, wish, held, claims: held.claims };
-    if wish.is_http() {
-        return seeker.sit(seat, &candidates(wish, tenant, pools)?);
-    }
-    if let Some(held) = seeker.incumbent() {
-        return seeker.stay(held, pools);
-    }
-    let candidates = candidates(wish, tenant, pools)?;
-    match wish.ip {
-        Some(ip) => seeker.take(ip, &candidates),
-        None => seeker.search(&candidates),
-    }
+pub fn allocate(ask: Ask<'_>) -> Result<Allocation, Verdict> {
+    if ask.wish.is_http() { ask.sit() } else { ask.settle() }
 }
 
-/// The pools that come into question, in order.
-fn candidates<'a>(
-    wish: &'a Wish,
-    tenant: &'a Tenant,
-    pools: &'a BTreeMap<String, Pool>,
-) -> Result<Vec<(&'a str, &'a Pool)>, Verdict> {
-    if let Some(name) = &wish.pool {
-        let known = tenant.pools.contains(name).then(|| pools.get(name)).flatten();
-        let pool = known.ok_or_else(|| {
-            let usable = tenant.pools.join(", ");
-            let message = format!(
-                "pool {name:?} does not exist or is not this tenant's; it may use: {usable}"
-            );
-            Verdict::no(Reason::UnknownPool, message)
-        })?;
-        return Ok(vec![(name, pool)]);
-    }
-    let known: Vec<_> =
-        tenant.pools.iter().filter_map(|name| Some((name.as_str(), pools.get(name)?))).collect();
-    if known.is_empty() {
-        let message = "the tenant may use no pool that exists; a platform administrator sets \
-                       Tenant.spec.pools and creates the AddressPool";
-        return Err(Verdict::no(Reason::NoPool, message));
-    }
-    Ok(known)
-}
-
-struct Seeker<'a> {
-    route: &'a RouteId,
-    uid: &'a str,
-    wish: &'a Wish,
-    held: Held<'a>,
-    claims: &'a Claims,
-}
-
-impl Seeker<'_> {
-    fn keys(&self, address: IpAddr) -> impl Iterator<Item = ClaimKey> {
-        self.wish.listeners.iter().map(move |listener| listener.key(address))
-    }
-
-    /// A Route of layer 7: an incumbent stays, another one goes to the first address where all its
-    /// ports are shared, or can be.
-    fn sit(&self, seat: Option<IpAddr>, pools: &[(&str, &Pool)]) -> Result<Allocation, Verdict> {
-        if let Some(ip) = self.wish.ip {
-            let (name, pool) = find(ip, pools)?;
-            return self.join(ip, name, pool);
-        }
-        if let Some(address) = seat {
-            let usable = |one| self.held.usable(self.route, self.uid, address, one);
-            // Whatever became of the pool: an incumbent never moves.
-            if self.wish.listeners.iter().all(usable) {
-                return Ok(Allocation::Held { address, surplus: Vec::new() });
-            }
-            if let Ok((name, pool)) = find(address, pools) {
-                return self.join(address, name, pool);
+impl<'a> Ask<'a> {
+    /// A Route of layer 4: an address of each family, the same ports on all of them.
+    fn settle(self) -> Result<Allocation, Verdict> {
+        let candidates = self.candidates();
+        let mut ports = self.given_ports();
+        let mut spots: Vec<Spot<'a>> = Vec::with_capacity(2);
+        for family in self.families(&candidates)? {
+            match self.spot(family, &ports, &candidates)? {
+                Found::Spot(spot) => spots.push(spot),
+                Found::Wait(reclaim) => return Ok(Allocation::Wait { reclaim }),
+                Found::Open(pool) => return Ok(Allocation::Open { pool: pool.into() }),
             }
         }
-        for (name, pool) in pools {
-            if self.is_reserved(pool) {
-                continue;
-            }
-            let found = pool.addresses().find_map(|ip| self.join(ip, name, pool).ok());
-            if let Some(allocation) = found {
-                return Ok(allocation);
-            }
-        }
-        Err(self.exhausted(pools))
+        self.fill_ports(&mut ports, &spots)?;
+        let ports: Vec<u16> = ports.into_iter().flatten().collect();
+        self.conclude(&spots, ports)
     }
 
-    /// What it takes to share an address.
-    fn join(&self, address: IpAddr, name: &str, pool: &Pool) -> Result<Allocation, Verdict> {
-        let (mut missing, mut wait) = (Vec::new(), false);
-        for listener in &self.wish.listeners {
-            let key = listener.key(address);
-            match self.claims.get(&key) {
-                _ if self.held.usable(self.route, self.uid, address, listener) => {}
-                None if pool.reserved.contains(&key.port) => {
-                    return Err(taken(&key, "is reserved by the pool"));
+    /// What is missing of these addresses, or what is too much.
+    fn conclude(self, spots: &[Spot<'_>], ports: Vec<u16>) -> Result<Allocation, Verdict> {
+        let mut needed = Vec::with_capacity(ports.len() * 2);
+        let mut missing = Vec::new();
+        for spot in spots {
+            let mut fresh = Vec::new();
+            for (listener, port) in self.wish.listeners.iter().zip(&ports) {
+                let key = key(spot.address, listener, *port);
+                needed.push(key);
+                if !self.holds(&key) {
+                    fresh.push((listener, key));
                 }
-                None => missing.push(listener),
-                Some(claim) if may_use(&claim.holder, self.route, self.uid, listener) => {
-                    wait = true;
-                }
-                Some(_) => return Err(taken(&key, "is taken")),
+            }
+            self.admit(*spot, &fresh)?;
+            missing.extend(self.claims_for(*spot, &fresh, self.as_holder(), &missing)?);
+        }
+        if !missing.is_empty() {
+            return Ok(Allocation::Claim(missing));
+        }
+        let mine: Vec<&Claim> = self.mine().collect();
+        let targets: Vec<ClaimKey> = mine
+            .iter()
+            .filter(|claim| needed.contains(&claim.key))
+            .filter_map(|claim| claim.target_key())
+            .collect();
+        let surplus = mine.iter().map(|claim| claim.key);
+        let surplus = surplus.filter(|key| !needed.contains(key) && !targets.contains(key));
+        let addresses = spots.iter().map(|spot| spot.address).collect();
+        Ok(Allocation::Held { place: Place { addresses, ports }, surplus: surplus.collect() })
+    }
+
+    /// Whether an incumbent may have more ports on its address.
+    fn admit(self, spot: Spot<'_>, fresh: &[(&Listener, ClaimKey)]) -> Result<(), Verdict> {
+        let incumbent = self.mine().any(|claim| claim.key.address == spot.address);
+        if !incumbent {
+            // Whoever is new was looked at when the address was chosen.
+            return Ok(());
+        }
+        let pool = self.pools.get(spot.pool);
+        for (_, key) in fresh {
+            if self.claims.get(key).is_some() || self.claims.is_promised_away(self.route, key) {
+                return Err(taken(key, "is taken; the ports held so far stay"));
+            }
+            if pool.is_some_and(|pool| pool.reserved.contains(&key.port)) {
+                return Err(taken(key, "is reserved by the pool; the ports held so far stay"));
             }
         }
-        if wait {
-            return Ok(Allocation::Wait);
-        }
-        if missing.is_empty() {
-            return Ok(Allocation::Held { address, surplus: Vec::new() });
-        }
-        if self.is_strange(address, pool) {
-            let key = missing[0].key(address);
-            return Err(taken(&key, "is on an address that the pool does not let you share"));
-        }
-        let tenant = || Some(self.route.tenant.clone());
-        let holder = |listener: &Listener| match pool.sharing {
-            Sharing::Exclusive => self.as_holder(),
-            Sharing::Tenant => Holder::Shared { protocol: listener.protocol, tenant: tenant() },
-            Sharing::Any => Holder::Shared { protocol: listener.protocol, tenant: None },
-        };
-        let claims = missing.into_iter().map(|listener| Claim {
-            key: listener.key(address),
-            pool: name.into(),
-            holder: holder(listener),
-            object: Box::default(),
+        let count = u32::try_from(fresh.len()).unwrap_or(u32::MAX);
+        let room = pool.is_none_or(|pool| {
+            self.claims.has_room(self.route, spot.address, count, pool.capacity)
         });
-        Ok(Allocation::Claim(claims.collect()))
+        match fresh.first() {
+            Some((_, key)) if !room => Err(taken(
+                key,
+                "is one more than the pool gives out on one address; the ports held so far stay",
+            )),
+            _ => Ok(()),
+        }
     }
 
-    fn as_holder(&self) -> Holder {
+    /// The address of a family that the Route has, or can have.
+    fn spot(
+        self,
+        family: Option<IpFamily>,
+        ports: &[Option<u16>],
+        candidates: &Result<Vec<Named<'a>>, Verdict>,
+    ) -> Result<Found<'a>, Verdict> {
+        let of_family = |ip: &IpAddr| family.is_none_or(|family| IpFamily::of(*ip) == family);
+        let asked = self.wish.ips.iter().copied().find(of_family);
+        let held = self.mine().find(|claim| match asked {
+            Some(ip) => claim.key.address == ip,
+            None => of_family(&claim.key.address),
+        });
+        if let Some(claim) = held {
+            self.may_stay(claim)?;
+            return Ok(Found::Spot(Spot { address: claim.key.address, pool: &claim.pool }));
+        }
+        let candidates = candidates.as_ref().map_err(Clone::clone)?;
+        let grouped = self.group.iter().find(|(ip, _)| of_family(ip));
+        match (asked, grouped) {
+            (Some(ip), Some((other, _))) if ip != *other => {
+                Err(group_conflict(self.wish, other, &format!("not at {ip}")))
+            }
+            (None, Some((ip, pool))) => self.join_group(*ip, pool, ports, candidates),
+            (Some(ip), _) => self.take(ip, ports, candidates),
+            (None, None) => self.search(family, ports, candidates),
+        }
+    }
+
+    /// An incumbent never moves, but for another address that it asks for by name: a wish for another
+    /// pool, group or neighbours is told, and nothing is done about it.
+    fn may_stay(self, held: &Claim) -> Result<(), Verdict> {
+        let address = held.key.address;
+        if let Some(pool) = self.wish.pool.as_ref().filter(|pool| ***pool != *held.pool) {
+            return Err(address_held(address, &held.pool, &format!("pool {pool:?}")));
+        }
+        if let Some((other, _)) = self
+            .group
+            .iter()
+            .find(|(ip, _)| IpFamily::of(*ip) == IpFamily::of(address) && *ip != address)
+        {
+            let group = self.wish.group.as_deref().unwrap_or_default();
+            let what = format!("group {group:?}, which is at {other},");
+            return Err(address_held(address, &held.pool, &what));
+        }
+        if self.wish.alone && !held.alone {
+            return Err(address_held(address, &held.pool, "an address of its own"));
+        }
+        Ok(())
+    }
+
+    /// The families that are wanted. `None`: any one.
+    fn families(
+        self,
+        candidates: &Result<Vec<Named<'a>>, Verdict>,
+    ) -> Result<Vec<Option<IpFamily>>, Verdict> {
+        let Wish { families, ips, prefer_dual_stack, .. } = self.wish;
+        if families.is_empty() {
+            if ips.len() > 1 {
+                return Ok(ips.iter().map(|ip| Some(IpFamily::of(*ip))).collect());
+            }
+            return Ok(vec![None]);
+        }
+        if let Some(ip) = ips.iter().find(|ip| !families.contains(&IpFamily::of(**ip))) {
+            let family = families[0];
+            let message = format!(
+                "address {ip} was asked for, and the Service is {family} only; ask for an {family} \
+                 address, or set spec.ipFamilies or the annotation fairlead.dev/ip-families"
+            );
+            return Err(Verdict::no(Reason::Invalid, message));
+        }
+        let possible = |family: IpFamily| {
+            let held = self.mine().any(|claim| IpFamily::of(claim.key.address) == family);
+            let pools = candidates.as_ref().is_ok_and(|all| all.iter().any(|(_, p)| p.has(family)));
+            held || pools
+        };
+        let wanted = families.iter().enumerate();
+        let kept = wanted.filter(|(n, family)| *n == 0 || !prefer_dual_stack || possible(**family));
+        Ok(kept.map(|(_, family)| Some(*family)).collect())
+    }
+
+    /// The pools that come into question, in order.
+    fn candidates(self) -> Result<Vec<Named<'a>>, Verdict> {
+        if let Some(name) = &self.wish.pool {
+            let known = self.tenant.pools.contains(name).then(|| self.pools.get(name)).flatten();
+            let pool = known.ok_or_else(|| {
+                let usable = self.tenant.pools.join(", ");
+                let message = format!(
+                    "pool {name:?} does not exist or is not this tenant's; it may use: {usable}"
+                );
+                Verdict::no(Reason::UnknownPool, message)
+            })?;
+            return Ok(vec![(name, pool)]);
+        }
+        let named = |name: &'a String| Some((name.as_str(), self.pools.get(name)?));
+        let known: Vec<_> = self.tenant.pools.iter().filter_map(named).collect();
+        if known.is_empty() {
+            let message = "the tenant may use no pool that exists; a platform administrator sets \
+                           Tenant.spec.pools and creates the AddressPool";
+            return Err(Verdict::no(Reason::NoPool, message));
+        }
+        Ok(known)
+    }
+
+    /// The claims of the Route's own addresses, less what is being given back.
+    fn mine(self) -> impl Iterator<Item = &'a Claim> {
+        let here = move |claim: &&Claim| {
+            !claim.is_target()
+                && is_held_by(&claim.holder, self.route, self.uid)
+                && self.claims.leaving(&claim.key) != Some(Leaving::Releasing)
+        };
+        self.claims.of(self.route).filter(here)
+    }
+
+    fn holds(self, key: &ClaimKey) -> bool {
+        let claim = self.claims.get(key);
+        claim.is_some_and(|claim| is_held_by(&claim.holder, self.route, self.uid))
+            && self.claims.leaving(key) != Some(Leaving::Releasing)
+    }
+
+    fn as_holder(self) -> Holder {
         Holder::Route { route: self.route.clone(), uid: self.uid.into() }
     }
 
-    /// Somebody is on the address with whom the pool does not let this Route be.
-    fn is_strange(&self, address: IpAddr, pool: &Pool) -> bool {
-        self.claims.on(address).any(|claim| match pool.sharing {
-            Sharing::Exclusive => claim.route() != Some(self.route),
-            Sharing::Tenant => claim.holder.is_strange(&self.route.tenant),
-            Sharing::Any => false,
-        })
-    }
-
-    fn is_reserved(&self, pool: &Pool) -> bool {
-        self.wish.listeners.iter().any(|listener| pool.reserved.contains(&listener.port))
-    }
-
-    /// The address and pool that the Route holds already. Another address that it asks for by name
-    /// is the one reason to look elsewhere.
-    fn incumbent(&self) -> Option<&Claim> {
-        let mine = |claim: &&Claim| is_held_by(&claim.holder, self.route, self.uid);
-        let mut mine = self.claims.of(self.route).filter(mine);
-        match self.wish.ip {
-            Some(ip) => mine.find(|claim| claim.key.address == ip),
-            None => mine.next(),
-        }
-    }
-
-    fn stay(&self, held: &Claim, pools: &BTreeMap<String, Pool>) -> Result<Allocation, Verdict> {
-        let address = held.key.address;
-        let sharing = pools.get(&*held.pool);
-        let missing: Vec<_> = self.keys(address).filter(|key| !self.mine(key)).collect();
-        if missing.is_empty() {
-            let needed: Vec<_> = self.keys(address).collect();
-            let mine = self.claims.of(self.route).map(|claim| claim.key);
-            let surplus = mine.filter(|key| !needed.contains(key)).collect();
-            return Ok(Allocation::Held { address, surplus });
-        }
-        if let Some(key) = missing.iter().find(|key| self.claims.get(key).is_some()) {
-            return Err(taken(key, "is taken; the ports held so far stay"));
-        }
-        if let Some(key) =
-            missing.iter().find(|k| sharing.is_some_and(|p| p.reserved.contains(&k.port)))
-        {
-            return Err(taken(key, "is reserved by the pool; the ports held so far stay"));
-        }
-        Ok(self.claim(missing, &held.pool))
-    }
-
-    fn mine(&self, key: &ClaimKey) -> bool {
-        self.held.by(self.route, self.uid, key)
-    }
-
-    /// One address: that or an error.
-    fn take(&self, ip: IpAddr, pools: &[(&str, &Pool)]) -> Result<Allocation, Verdict> {
-        let (name, pool) = find(ip, pools)?;
-        match self.obstacle(ip, pool) {
-            Some((key, why)) => Err(taken(&key, why)),
-            None => Ok(self.claim(self.keys(ip), name)),
-        }
-    }
-
-    /// The first address, in the order of pools and of addresses, that has all ports free.
-    fn search(&self, pools: &[(&str, &Pool)]) -> Result<Allocation, Verdict> {
-        for (name, pool) in pools {
-            // Reserved on every address: no need to ask each.
-            if self.is_reserved(pool) {
-                continue;
+    /// Somebody is on the address with whom this Route may not be: by the pool, by its own wish, or by
+    /// the other's.
+    fn is_strange(self, address: IpAddr, pool: &Pool) -> bool {
+        self.claims.is_closed_to(self.route, address)
+            || match pool.sharing {
+                _ if self.wish.alone => !self.claims.is_alone(self.route, address),
+                Sharing::Exclusive => !self.claims.is_alone(self.route, address),
+                Sharing::Tenant => !self.claims.is_within(&self.route.tenant, address),
+                Sharing::Any => false,
             }
-            if let Some(address) = pool.addresses().find(|ip| self.obstacle(*ip, pool).is_none()) {
-                return Ok(self.claim(self.keys(address), name));
-            }
-        }
-        Err(self.exhausted(pools))
-    }
-
-    fn exhausted(&self, pools: &[(&str, &Pool)]) -> Verdict {
-        let names: Vec<_> = pools.iter().map(|(name, _)| format!("{name:?}")).collect();
-        let ports: Vec<_> =
-            self.wish.listeners.iter().map(|l| format!("{}/{}", l.port, l.protocol)).collect();
-        let message = format!(
-            "no address of pool {} has port {} free; ask for another port, or for more addresses",
-            names.join(", "),
-            ports.join(" and "),
-        );
-        Verdict::no(Reason::PoolExhausted, message)
-    }
-
-    /// Why the Route cannot have the address.
-    fn obstacle(&self, address: IpAddr, pool: &Pool) -> Option<(ClaimKey, &'static str)> {
-        let mut keys = self.keys(address);
-        let first = keys.next()?;
-        let mut all = std::iter::once(first).chain(keys);
-        if self.is_strange(address, pool) {
-            return Some((first, "is on an address that the pool does not let you share"));
-        }
-        all.find_map(|key| {
-            if pool.reserved.contains(&key.port) {
-                return Some((key, "is reserved by the pool"));
-            }
-            self.claims.get(&key).map(|_| (key, "is taken"))
-        })
-    }
-
-    fn claim(&self, keys: impl IntoIterator<Item = ClaimKey>, pool: &str) -> Allocation {
-        let claims = keys.into_iter().map(|key| Claim {
-            key,
-            pool: pool.into(),
-            holder: self.as_holder(),
-            object: Box::default(),
-        });
-        Allocation::Claim(claims.collect())
     }
 }
 
-/// The pool that has an address.
-fn find<'a>(ip: IpAddr, pools: &[(&'a str, &'a Pool)]) -> Result<(&'a str, &'a Pool), Verdict> {
-    pools.iter().find(|(_, pool)| pool.contains(ip)).copied().ok_or_else(|| {
-        let names: Vec<_> = pools.iter().map(|(name, _)| *name).collect();
-        let message = format!("address {ip} is in none of the pools: {}", names.join(", "));
-        Verdict::no(Reason::AddressNotInPool, message)
-    })
+fn key(address: IpAddr, listener: &Listener, port: u16) -> ClaimKey {
+    ClaimKey { address, protocol: listener.protocol.transport(), port }
 }
 
-fn taken(key: &ClaimKey, why: &str) -> Verdict {
-    let ClaimKey { address, protocol, port } = key;
-    let message = format!("port {port}/{protocol} of {address} {why}; use another port or address");
-    Verdict::no(Reason::PortTaken, message)
+pub(crate) fn is_held_by(holder: &Holder, route: &RouteId, uid: &str) -> bool {
+    matches!(holder, Holder::Route { route: r, uid: u } if r == route && **u == *uid)
+}
+
+/// Whether a Route may use a listener of an address: it holds the port, or shares it.
+pub fn usable(
+    claims: &Claims,
+    route: &RouteId,
+    uid: &str,
+    address: IpAddr,
+    listener: &Listener,
+) -> bool {
+    let key = listener.key(address);
+    claims.leaving(&key) != Some(Leaving::Releasing)
+        && claims.get(&key).is_some_and(|claim| {
+            !claim.object.is_empty() && may_use(&claim.holder, route, uid, listener.protocol)
+        })
+}
+
+/// Whether a claimed port is the Route's own, or shared with it.
+fn may_use(holder: &Holder, route: &RouteId, uid: &str, wanted: Protocol) -> bool {
+    match holder {
+        Holder::Route { .. } => is_held_by(holder, route, uid),
+        Holder::Shared { protocol, tenant } => {
+            *protocol == wanted && tenant.as_ref().is_none_or(|tenant| *tenant == route.tenant)
+        }
+    }
 }

@@ -1,11 +1,14 @@
 //! Whose each (address, protocol, port) is, as the claims on the hub say.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use fairlead_api::claim::ClaimKey;
 use fairlead_api::route::Protocol;
 use fairlead_api::{AddressClaimSpec, RouteId, RouteName, TenantId};
+
+use crate::pool::Capacity;
+use crate::runs::{Runs, number};
 
 /// One claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +19,13 @@ pub struct Claim {
     pub pool: Box<str>,
     /// Who holds it.
     pub holder: Holder,
+    /// The listener that takes any port and was given this one; empty for one that names its port.
+    pub listener: Box<str>,
+    /// Nobody else is given a port of the address.
+    pub alone: bool,
+    /// The port at which Envoy listens, where that is not the claimed one. It is claimed, too, at the
+    /// unspecified address.
+    pub target: Option<u16>,
     /// `metadata.uid` of the claim's own object; empty while it is not persisted.
     pub object: Box<str>,
 }
@@ -39,21 +49,23 @@ pub enum Holder {
     },
 }
 
-impl Holder {
-    /// Whether it is, or may be, somebody else's than this tenant's.
-    pub fn is_strange(&self, tenant: &TenantId) -> bool {
-        match self {
-            Self::Route { route, .. } => route.tenant != *tenant,
-            Self::Shared { tenant: holder, .. } => holder.as_ref() != Some(tenant),
-        }
-    }
-}
-
 impl Claim {
     /// Reads a claim from its object; `None` for one that makes no sense.
     pub fn parse(spec: AddressClaimSpec, object: &str) -> Option<Self> {
         let key = spec.key();
-        let AddressClaimSpec { pool, shared, tenant, route, route_uid, .. } = spec;
+        let AddressClaimSpec {
+            address: _,
+            protocol: _,
+            port: _,
+            pool,
+            shared,
+            tenant,
+            route,
+            route_uid,
+            listener,
+            alone,
+            target_port,
+        } = spec;
         let holder = match shared {
             Some(protocol) => {
                 let tenant = if tenant.is_empty() { None } else { Some(tenant.parse().ok()?) };
@@ -65,7 +77,15 @@ impl Claim {
                 Holder::Route { route, uid: route_uid.into() }
             }
         };
-        Some(Self { key, pool: pool.into(), holder, object: object.into() })
+        Some(Self {
+            key,
+            pool: pool.into(),
+            holder,
+            listener: listener.into(),
+            alone,
+            target: target_port,
+            object: object.into(),
+        })
     }
 
     /// The claim as the object's spec.
@@ -80,6 +100,9 @@ impl Claim {
             tenant: String::new(),
             route: String::new(),
             route_uid: String::new(),
+            listener: self.listener.to_string(),
+            alone: self.alone,
+            target_port: self.target,
         };
         match &self.holder {
             Holder::Route { route, uid } => {
@@ -95,6 +118,25 @@ impl Claim {
         spec
     }
 
+    /// Whether it is of a port at which Envoy listens for an address that others announce.
+    pub fn is_target(&self) -> bool {
+        is_target(&self.key)
+    }
+
+    /// The claim of the port at which Envoy listens for this one.
+    pub fn target_key(&self) -> Option<ClaimKey> {
+        let address = unspecified(self.key.address);
+        self.target.map(|port| ClaimKey { address, protocol: self.key.protocol, port })
+    }
+
+    /// The tenant that holds it; `None`: it is shared by any.
+    pub fn tenant(&self) -> Option<&TenantId> {
+        match &self.holder {
+            Holder::Route { route, .. } => Some(&route.tenant),
+            Holder::Shared { tenant, .. } => tenant.as_ref(),
+        }
+    }
+
     /// The one Route that holds it.
     pub fn route(&self) -> Option<&RouteId> {
         match &self.holder {
@@ -104,13 +146,105 @@ impl Claim {
     }
 }
 
-/// All claims, by key, by address and by holder.
+const ANY_V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+const ANY_V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
+
+/// The address at which Envoy listens for one that others announce.
+pub fn unspecified(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { ANY_V4 } else { ANY_V6 }
+}
+
+fn is_target(key: &ClaimKey) -> bool {
+    key.address.is_unspecified()
+}
+
+/// What is on one address.
+#[derive(Debug, Default)]
+struct Tally {
+    pool: Box<str>,
+    ports: u32,
+    /// Routes with claims, or with a seat, and how many of them.
+    routes: BTreeMap<RouteId, u32>,
+    /// Tenants with claims; `None`: ports that any share.
+    tenants: BTreeMap<Option<TenantId>, u32>,
+    /// Claims that let nobody else be there.
+    alone: u32,
+}
+
+/// What indexes say of an address.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Entries {
+    pool: Box<str>,
+    occupied: bool,
+    closed: bool,
+    full: bool,
+    sole: Option<TenantId>,
+    load: u32,
+}
+
+impl Tally {
+    fn is_full(&self, capacity: Capacity) -> bool {
+        capacity.ports.is_some_and(|most| self.ports >= most)
+            || capacity.routes.is_some_and(|most| self.routes() >= most)
+    }
+
+    fn routes(&self) -> u32 {
+        u32::try_from(self.routes.len()).unwrap_or(u32::MAX)
+    }
+
+    fn entries(&self, capacity: Capacity) -> Entries {
+        let sole = (self.tenants.len() == 1 && self.alone == 0)
+            .then(|| self.tenants.keys().next().cloned().flatten())
+            .flatten();
+        Entries {
+            pool: self.pool.clone(),
+            occupied: self.ports > 0,
+            closed: self.alone > 0,
+            full: self.ports > 0 && self.is_full(capacity),
+            sole,
+            load: self.routes(),
+        }
+    }
+}
+
+/// What becomes of a claim that its holder let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaving {
+    /// It is kept for its tenant for a while.
+    Resting,
+    /// Its deletion is under way: the holder's no more, and nobody else's yet.
+    Releasing,
+}
+
+/// All claims, and what is free: each question costs the logarithm of the number of claims.
 #[derive(Debug, Default)]
 pub struct Claims {
     by_key: HashMap<ClaimKey, Claim>,
     by_address: HashMap<IpAddr, BTreeSet<ClaimKey>>,
     by_route: HashMap<RouteId, BTreeSet<ClaimKey>>,
     by_pool: HashMap<Box<str>, HashMap<IpAddr, u64>>,
+    /// Whose target port it is.
+    by_target: HashMap<ClaimKey, ClaimKey>,
+    /// Addresses at which a port is taken.
+    taken: HashMap<(Protocol, u16), Runs>,
+    /// Ports that are taken at an address.
+    ports: HashMap<(IpAddr, Protocol), Runs>,
+    tallies: HashMap<IpAddr, Tally>,
+    occupied: Runs,
+    closed: Runs,
+    /// Addresses on which one tenant is by itself.
+    sole: HashMap<TenantId, BTreeSet<u128>>,
+    /// Addresses with ports that host names share, by who may share them.
+    shared: HashMap<Option<TenantId>, BTreeSet<u128>>,
+    capacities: HashMap<Box<str>, Capacity>,
+    full: HashMap<Box<str>, Runs>,
+    loads: HashMap<Box<str>, BTreeSet<(u32, u128)>>,
+    leaving: HashMap<ClaimKey, Leaving>,
+    /// The same for each tenant, by port.
+    left: BTreeSet<(TenantId, Protocol, u16, IpAddr)>,
+    /// Ports that are being given back so that a Route of the same tenant can have them.
+    promised: HashMap<ClaimKey, RouteId>,
+    promises: HashMap<RouteId, BTreeSet<ClaimKey>>,
 }
 
 impl Claims {
@@ -118,30 +252,217 @@ impl Claims {
     pub fn insert(&mut self, claim: Claim) {
         self.remove(&claim.key);
         let key = claim.key;
-        self.by_address.entry(key.address).or_default().insert(key);
         if let Some(route) = claim.route() {
             self.by_route.entry(route.clone()).or_default().insert(key);
         }
-        *self.by_pool.entry(claim.pool.clone()).or_default().entry(key.address).or_default() += 1;
+        self.ports.entry((key.address, key.protocol)).or_default().insert(key.port.into());
+        if !claim.is_target() {
+            self.note(&claim);
+        }
         self.by_key.insert(key, claim);
+    }
+
+    fn note(&mut self, claim: &Claim) {
+        let key = claim.key;
+        let at = number(key.address);
+        self.by_address.entry(key.address).or_default().insert(key);
+        self.taken.entry((key.protocol, key.port)).or_default().insert(at);
+        *self.by_pool.entry(claim.pool.clone()).or_default().entry(key.address).or_default() += 1;
+        if let Some(target) = claim.target_key() {
+            self.by_target.insert(target, key);
+        }
+        if let Holder::Shared { tenant, .. } = &claim.holder {
+            self.shared.entry(tenant.clone()).or_default().insert(at);
+        }
+        self.change(key.address, |tally| {
+            if tally.ports == 0 {
+                tally.pool.clone_from(&claim.pool);
+            }
+            tally.ports += 1;
+            tally.alone += u32::from(claim.alone);
+            *tally.tenants.entry(claim.tenant().cloned()).or_default() += 1;
+            if let Some(route) = claim.route() {
+                *tally.routes.entry(route.clone()).or_default() += 1;
+            }
+        });
     }
 
     /// Forgets a claim.
     pub fn remove(&mut self, key: &ClaimKey) -> Option<Claim> {
         let claim = self.by_key.remove(key)?;
-        drop_from(&mut self.by_address, &key.address, key);
+        self.set_leaving(&claim, None);
         if let Some(route) = claim.route() {
             drop_from(&mut self.by_route, route, key);
         }
-        if let Some(addresses) = self.by_pool.get_mut(&claim.pool)
-            && let Some(count) = addresses.get_mut(&key.address)
-        {
-            *count -= 1;
-            if *count == 0 {
-                addresses.remove(&key.address);
-            }
+        clear(&mut self.ports, &(key.address, key.protocol), key.port.into());
+        if !claim.is_target() {
+            self.unnote(&claim);
         }
         Some(claim)
+    }
+
+    fn unnote(&mut self, claim: &Claim) {
+        let key = &claim.key;
+        drop_from(&mut self.by_address, &key.address, key);
+        clear(&mut self.taken, &(key.protocol, key.port), number(key.address));
+        if let Some(addresses) = self.by_pool.get_mut(&claim.pool) {
+            subtract(addresses, &key.address);
+        }
+        if let Some(target) = claim.target_key() {
+            self.by_target.remove(&target);
+        }
+        if let Holder::Shared { tenant, .. } = &claim.holder {
+            let shares = |one: &Claim| matches!(&one.holder, Holder::Shared { tenant: t, .. } if t == tenant);
+            if !self.on(key.address).any(shares)
+                && let Some(addresses) = self.shared.get_mut(tenant)
+            {
+                addresses.remove(&number(key.address));
+            }
+        }
+        self.change(key.address, |tally| {
+            tally.ports -= 1;
+            tally.alone -= u32::from(claim.alone);
+            reduce(&mut tally.tenants, &claim.tenant().cloned());
+            if let Some(route) = claim.route() {
+                reduce(&mut tally.routes, route);
+            }
+        });
+    }
+
+    /// A Route that holds no claim of its own is served at an address.
+    pub fn sit(&mut self, route: &RouteId, address: IpAddr) {
+        self.change(address, |tally| *tally.routes.entry(route.clone()).or_default() += 1);
+    }
+
+    /// It is served there no more.
+    pub fn rise(&mut self, route: &RouteId, address: IpAddr) {
+        self.change(address, |tally| reduce(&mut tally.routes, route));
+    }
+
+    /// Changes what is on an address, and the indexes with it.
+    fn change(&mut self, address: IpAddr, change: impl FnOnce(&mut Tally)) {
+        let tally = self.tallies.entry(address).or_default();
+        let capacity = |pool: &str| self.capacities.get(pool).copied().unwrap_or_default();
+        let before = tally.entries(capacity(&tally.pool));
+        change(tally);
+        let after = tally.entries(capacity(&tally.pool));
+        if tally.ports == 0 && tally.routes.is_empty() {
+            self.tallies.remove(&address);
+        }
+        self.index(number(address), &before, &after);
+    }
+
+    fn index(&mut self, at: u128, before: &Entries, after: &Entries) {
+        if before == after {
+            return;
+        }
+        set(&mut self.occupied, at, after.occupied);
+        set(&mut self.closed, at, after.closed);
+        if before.sole != after.sole {
+            if let Some(addresses) = before.sole.as_ref().and_then(|sole| self.sole.get_mut(sole)) {
+                addresses.remove(&at);
+            }
+            if let Some(sole) = &after.sole {
+                self.sole.entry(sole.clone()).or_default().insert(at);
+            }
+        }
+        if before.occupied {
+            set(self.full.entry(before.pool.clone()).or_default(), at, false);
+            self.loads.entry(before.pool.clone()).or_default().remove(&(before.load, at));
+        }
+        if after.occupied {
+            set(self.full.entry(after.pool.clone()).or_default(), at, after.full);
+            self.loads.entry(after.pool.clone()).or_default().insert((after.load, at));
+        }
+    }
+
+    /// What fits on an address of a pool.
+    pub fn set_capacity(&mut self, pool: &str, capacity: Capacity) {
+        if self.capacities.insert(pool.into(), capacity) == Some(capacity) {
+            return;
+        }
+        let full = self.full.entry(pool.into()).or_default();
+        for address in self.by_pool.get(pool).into_iter().flat_map(HashMap::keys) {
+            let is = self.tallies.get(address).is_some_and(|tally| tally.is_full(capacity));
+            set(full, number(*address), is);
+        }
+    }
+
+    /// Notes what becomes of a claim that its holder let go; `None`: it is held again.
+    pub fn leave(&mut self, key: &ClaimKey, leaving: Option<Leaving>) {
+        if let Some(claim) = self.by_key.remove(key) {
+            self.set_leaving(&claim, leaving);
+            self.by_key.insert(*key, claim);
+        }
+    }
+
+    fn set_leaving(&mut self, claim: &Claim, leaving: Option<Leaving>) {
+        let ClaimKey { address, protocol, port } = claim.key;
+        let of = |tenant: &TenantId| (tenant.clone(), protocol, port, address);
+        let left = claim.tenant().filter(|_| !claim.is_target()).map(of);
+        match leaving {
+            Some(leaving) => {
+                self.leaving.insert(claim.key, leaving);
+                self.left.extend(left);
+            }
+            None => {
+                self.leaving.remove(&claim.key);
+                if let Some(left) = left {
+                    self.left.remove(&left);
+                }
+            }
+        }
+    }
+
+    /// Keeps ports that are being given back for a Route, until it is looked at again.
+    pub fn promise(&mut self, route: &RouteId, keys: &[ClaimKey]) {
+        self.promised.extend(keys.iter().map(|key| (*key, route.clone())));
+        self.promises.entry(route.clone()).or_default().extend(keys);
+    }
+
+    /// A Route chooses anew.
+    pub fn break_promises(&mut self, route: &RouteId) {
+        for key in self.promises.remove(route).into_iter().flatten() {
+            self.promised.remove(&key);
+        }
+    }
+
+    /// Addresses at which ports are kept for a Route.
+    pub fn promised_to(&self, route: &RouteId) -> impl Iterator<Item = IpAddr> {
+        self.promises.get(route).into_iter().flatten().map(|key| key.address)
+    }
+
+    /// Whether a free port is kept for another Route.
+    pub fn is_promised_away(&self, route: &RouteId, key: &ClaimKey) -> bool {
+        self.promised.get(key).is_some_and(|to| to != route)
+    }
+
+    /// Nothing is being deleted any more.
+    pub fn forget_releases(&mut self) {
+        let keys: Vec<_> = self.leaving.keys().copied().collect();
+        for key in keys {
+            self.leave(&key, None);
+        }
+    }
+
+    /// What becomes of a claim that its holder let go; `None`: it is held.
+    pub fn leaving(&self, key: &ClaimKey) -> Option<Leaving> {
+        self.leaving.get(key).copied()
+    }
+
+    /// Addresses at which a port was let go by a tenant, and is nobody else's yet.
+    pub fn left_by(
+        &self,
+        tenant: &TenantId,
+        protocol: Protocol,
+        port: u16,
+    ) -> impl Iterator<Item = IpAddr> {
+        let from = (tenant.clone(), protocol, port, ANY_V4);
+        let same = move |one: &&(TenantId, Protocol, u16, IpAddr)| {
+            (&one.0, one.1, one.2) == (&from.0, from.1, from.2)
+        };
+        let start = (tenant.clone(), protocol, port, ANY_V4);
+        self.left.range(start..).take_while(same).map(|one| one.3)
     }
 
     /// The claim of a key.
@@ -164,10 +485,138 @@ impl Claims {
         self.by_key.values()
     }
 
+    /// The claim that a target port is for.
+    pub fn of_target(&self, target: &ClaimKey) -> Option<&Claim> {
+        self.by_target.get(target).and_then(|key| self.by_key.get(key))
+    }
+
     /// Addresses of a pool with at least one claim, and claims on them.
     pub fn usage(&self, pool: &str) -> (u64, u64) {
         let Some(addresses) = self.by_pool.get(pool) else { return (0, 0) };
         (addresses.len() as u64, addresses.values().sum())
+    }
+
+    /// The addresses of a pool with at least one claim.
+    pub fn used(&self, pool: &str) -> impl Iterator<Item = IpAddr> {
+        self.by_pool.get(pool).into_iter().flat_map(HashMap::keys).copied()
+    }
+
+    /// The first address from `from` on at which a port is free.
+    pub fn next_with(&self, protocol: Protocol, port: u16, from: u128) -> Option<u128> {
+        match self.taken.get(&(protocol, port)) {
+            Some(taken) => taken.next_free(from),
+            None => Some(from),
+        }
+    }
+
+    /// The first address from `from` on on which nobody is.
+    pub fn next_empty(&self, from: u128) -> Option<u128> {
+        self.occupied.next_free(from)
+    }
+
+    /// The first address from `from` on that nobody has for itself.
+    pub fn next_open(&self, from: u128) -> Option<u128> {
+        self.closed.next_free(from)
+    }
+
+    /// The first address from `from` on on which a tenant is by itself, and others of it may be.
+    pub fn next_sole(&self, tenant: &TenantId, from: u128) -> Option<u128> {
+        self.sole.get(tenant)?.range(from..).next().copied()
+    }
+
+    /// The first address from `from` on with ports that the tenant's host names may share.
+    pub fn next_shared(&self, tenant: &TenantId, from: u128) -> Option<u128> {
+        let of = |who: Option<TenantId>| self.shared.get(&who)?.range(from..).next().copied();
+        let (own, any) = (of(Some(tenant.clone())), of(None));
+        own.into_iter().chain(any).min()
+    }
+
+    /// The first address from `from` on that a pool's capacity leaves room on.
+    pub fn next_roomy(&self, pool: &str, from: u128) -> Option<u128> {
+        match self.full.get(pool) {
+            Some(full) => full.next_free(from),
+            None => Some(from),
+        }
+    }
+
+    /// Addresses of a pool on which somebody is, those with the fewest Routes first.
+    pub fn by_load(&self, pool: &str) -> impl Iterator<Item = u128> {
+        self.loads.get(pool).into_iter().flatten().map(|(_, at)| *at)
+    }
+
+    /// The first port of a range that is free at an address.
+    pub fn free_port(&self, address: IpAddr, protocol: Protocol, from: u16) -> Option<u16> {
+        let free = match self.ports.get(&(address, protocol)) {
+            Some(taken) => taken.next_free(from.into()),
+            None => Some(from.into()),
+        };
+        free.and_then(|port| u16::try_from(port).ok())
+    }
+
+    /// Whether so many ports of a Route have room on an address.
+    pub fn has_room(&self, route: &RouteId, address: IpAddr, ports: u32, most: Capacity) -> bool {
+        let none = Tally::default();
+        let tally = self.tallies.get(&address).unwrap_or(&none);
+        let routes = tally.routes() + u32::from(!tally.routes.contains_key(route));
+        most.ports.is_none_or(|most| tally.ports.saturating_add(ports) <= most)
+            && most.routes.is_none_or(|most| routes <= most)
+    }
+
+    /// Whether nobody but a Route is on an address.
+    pub fn is_alone(&self, route: &RouteId, address: IpAddr) -> bool {
+        self.tallies.get(&address).is_none_or(|tally| {
+            tally.routes.keys().all(|one| one == route)
+                && tally.tenants.keys().all(|one| one.as_ref() == Some(&route.tenant))
+                && tally.routes.get(route).copied().unwrap_or(0) >= tally.ports
+        })
+    }
+
+    /// Whether nobody but a tenant is on an address.
+    pub fn is_within(&self, tenant: &TenantId, address: IpAddr) -> bool {
+        self.tallies
+            .get(&address)
+            .is_none_or(|tally| tally.tenants.keys().all(|one| one.as_ref() == Some(tenant)))
+    }
+
+    /// Whether somebody else has the address for itself.
+    pub fn is_closed_to(&self, route: &RouteId, address: IpAddr) -> bool {
+        self.closed.contains(number(address))
+            && self.on(address).any(|claim| claim.alone && claim.route() != Some(route))
+    }
+}
+
+fn set(runs: &mut Runs, at: u128, is: bool) {
+    if is {
+        runs.insert(at);
+    } else {
+        runs.remove(at);
+    }
+}
+
+fn clear<K: std::hash::Hash + Eq>(index: &mut HashMap<K, Runs>, key: &K, at: u128) {
+    if let Some(runs) = index.get_mut(key) {
+        runs.remove(at);
+        if runs.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+fn subtract<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u64>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+fn reduce<K: Ord>(counts: &mut BTreeMap<K, u32>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
     }
 }
 

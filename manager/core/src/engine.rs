@@ -1,7 +1,7 @@
 //! The hub's model and what is dirty in it. A change costs what changed: only dirty Routes are
 //! allocated and translated, only resources that differ are published.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -23,9 +23,18 @@ use crate::model::{Meta, Tenant, Wish};
 use crate::nodes::Nodes;
 use crate::pool::Pool;
 use crate::publish::{Owner, Published, Publisher};
+use crate::translate::Binding;
 
+mod balancers;
 mod decide;
+mod groups;
 mod report;
+mod resting;
+
+use balancers::Balancers;
+pub use balancers::{Balancer, BalancerPort, SeenBalancer};
+use groups::Groups;
+use resting::Resting;
 
 /// What a shell has to carry out.
 #[derive(Debug, Default, PartialEq)]
@@ -44,6 +53,10 @@ pub struct Effects {
     pub statuses: Vec<(RouteId, RouteStatus)>,
     /// Statuses of pools to write.
     pub pools: Vec<(String, AddressPoolStatus)>,
+    /// The hub's Services of pools to write; `None`: to delete.
+    pub balancers: Vec<(String, Option<Balancer>)>,
+    /// When to step again though nothing happened, in seconds since 1970.
+    pub wake: Option<i64>,
 }
 
 /// The hub's model. One writer feeds it and carries its effects out.
@@ -56,7 +69,10 @@ pub struct Engine {
     nodes: BTreeMap<TenantId, Nodes>,
     routes: BTreeMap<RouteId, Entry>,
     claims: Claims,
-    releasing: HashSet<ClaimKey>,
+    /// Claims that are kept for their tenants for a while, and until when.
+    resting: Resting,
+    groups: Groups,
+    balancers: Balancers,
     hosts: Hosts,
     fleet: Fleet,
     web: Web,
@@ -80,14 +96,30 @@ pub struct Engine {
     leads: bool,
 }
 
+/// What is served of a Route, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Serving {
+    /// With the ports that were given.
+    wish: Arc<Wish>,
+    addresses: Vec<IpAddr>,
+}
+
+impl Serving {
+    /// The claims that it is served by.
+    fn keys(&self) -> impl Iterator<Item = ClaimKey> {
+        let listeners = |ip| self.wish.listeners.iter().map(move |one| one.key(ip));
+        self.addresses.iter().copied().flat_map(listeners)
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     meta: Meta,
     source: Source,
     wish: Result<Arc<Wish>, Verdict>,
-    /// The last wish that was accepted, and its address: this is what the fleet serves, whatever
+    /// The last wish that was accepted, and its addresses: this is what the fleet serves, whatever
     /// became of later wishes.
-    serving: Option<(Arc<Wish>, IpAddr)>,
+    serving: Option<Serving>,
     /// Layer 4 only: what belongs to this Route alone.
     published: Published,
     /// Host names that it wants.
@@ -114,9 +146,11 @@ impl Engine {
     /// Whether this process writes claims and statuses.
     pub fn lead(&mut self, leads: bool) {
         if leads && !self.leads {
-            self.releasing.clear();
+            self.claims.forget_releases();
+            self.resting = Resting::default();
             self.hosts.forget_releases();
             self.pool_statuses.clear();
+            self.balancers.forget_sent();
             for entry in self.routes.values_mut() {
                 entry.sent = None;
             }
@@ -132,6 +166,7 @@ impl Engine {
         self.stale = self.claims.iter().map(|claim| claim.key).collect();
         self.stale_hosts = self.hosts.keys().cloned().collect();
         self.pools_changed = true;
+        self.pools.keys().for_each(|name| self.balancers.touch(name));
     }
 
     /// A Tenant as it is now; `None`: it is gone.
@@ -154,20 +189,57 @@ impl Engine {
 
     /// A pool as it is now; `None`: it is gone.
     pub fn pool(&mut self, name: &str, spec: Option<AddressPoolSpec>) {
-        let pool = spec.map(Pool::parse);
-        if self.pools.get(name) == pool.as_ref() {
+        let mut pool = spec.map(Pool::parse);
+        if let Some(pool) = pool.as_mut().filter(|pool| pool.service.is_some()) {
+            pool.set_addresses(self.balancers.addresses(name));
+        }
+        let old = self.pools.get(name);
+        if old == pool.as_ref() {
             return;
         }
+        let same_way = |new: &Pool| {
+            old.is_some_and(|old| (&old.proxies, old.draining) == (&new.proxies, new.draining))
+        };
+        if !pool.as_ref().is_some_and(same_way) {
+            self.touch_pool(name);
+        }
         match pool {
-            Some(pool) => drop(self.pools.insert(name.to_owned(), pool)),
+            Some(pool) => {
+                self.claims.set_capacity(name, pool.capacity);
+                self.pools.insert(name.to_owned(), pool);
+            }
             None => {
                 self.pools.remove(name);
                 self.pool_statuses.remove(name);
             }
         }
         self.pools_changed = true;
+        self.balancers.touch(name);
         self.web.touch_fronts();
         self.retry_waiting();
+    }
+
+    /// A hub's Service of a pool as it is now; `None`: it is gone.
+    pub fn balancer(&mut self, name: &str, balancer: Option<SeenBalancer>) {
+        let pools = self.balancers.see(name, balancer);
+        for name in pools {
+            if let Some(pool) = self.pools.get_mut(&*name).filter(|pool| pool.service.is_some()) {
+                pool.set_addresses(self.balancers.addresses(&name));
+            }
+            self.pools_changed = true;
+        }
+        self.retry_waiting();
+    }
+
+    /// Routes with claims on a pool are looked at again.
+    fn touch_pool(&mut self, name: &str) {
+        let used: Vec<_> = self.claims.used(name).collect();
+        let on = used.iter().flat_map(|ip| self.claims.on(*ip).filter_map(Claim::route));
+        let seated = used.iter().flat_map(|ip| self.web.seated(*ip));
+        let routes: BTreeSet<_> = on.chain(seated).cloned().collect();
+        for id in routes {
+            self.touch(&id);
+        }
     }
 
     /// A tenant's nodes as they are now; `None`: it has told of none.
@@ -213,6 +285,11 @@ impl Engine {
             Err((source, verdict)) => (source, Err(verdict)),
         };
         self.dirty.insert((meta.created, id.clone()));
+        let group = wish.as_ref().ok().and_then(|wish| wish.group.clone());
+        let moved = self.groups.set(&id, meta.created, group);
+        for id in &moved {
+            self.touch(id);
+        }
         let entry = self.routes.entry(id).or_insert_with(|| Entry {
             meta: meta.clone(),
             source: source.clone(),
@@ -237,10 +314,14 @@ impl Engine {
         self.unreported.remove(id);
         self.unprogrammed.remove(id);
         self.dirty.remove(&(entry.meta.created, id.clone()));
-        self.stale.extend(self.claims.of(id).map(|claim| claim.key));
-        if let Some((wish, address)) = &entry.serving {
-            self.stale.extend(wish.listeners.iter().map(|listener| listener.key(*address)));
+        let group = self.groups.set(id, entry.meta.created, None);
+        for id in &group {
+            self.touch(id);
         }
+        self.balancers.satisfied(id);
+        self.claims.break_promises(id);
+        self.stale.extend(self.claims.of(id).map(|claim| claim.key));
+        self.stand_up(id, entry.serving.as_ref());
         for key in &entry.wanted {
             self.hosts.unwant(key, entry.meta.created, id);
         }
@@ -262,7 +343,15 @@ impl Engine {
             self.stale.insert(key);
         }
         self.touch_holder(&claim);
+        self.balancers.touch(&claim.pool);
+        // What was let go is let go, unless this is another object of that name.
+        let same = self.claims.get(&key).is_some_and(|old| old.object == claim.object);
+        let leaving = self.claims.leaving(&key).filter(|_| same);
+        if leaving.is_none() {
+            self.resting.remove(&key);
+        }
         self.claims.insert(claim);
+        self.claims.leave(&key, leaving);
         self.pools_changed = true;
     }
 
@@ -281,15 +370,22 @@ impl Engine {
 
     /// A claim is gone: others may have what it was for.
     pub fn claim_gone(&mut self, key: &ClaimKey) {
-        self.releasing.remove(key);
+        self.resting.remove(key);
         self.stale.remove(key);
         let Some(claim) = self.claims.remove(key) else { return };
+        self.stale.extend(claim.target_key());
+        self.balancers.touch(&claim.pool);
         self.pools_changed = true;
         self.touch_holder(&claim);
         self.retry_waiting();
     }
 
     fn is_needed(&self, claim: &Claim) -> bool {
+        if claim.is_target() {
+            // For as long as the port is that it is for.
+            return self.claims.of_target(&claim.key).is_some()
+                || self.tentative.values().flatten().any(|key| *key == claim.key);
+        }
         match &claim.holder {
             Holder::Route { route, uid } => {
                 self.routes.get(route).is_some_and(|entry| entry.meta.uid == *uid)
@@ -366,8 +462,13 @@ impl Engine {
 
     /// A claim could not be deleted; it is tried again with the next step.
     pub fn not_released(&mut self, key: &ClaimKey) {
-        self.releasing.remove(key);
+        self.claims.leave(key, None);
         self.stale.insert(*key);
+    }
+
+    /// A hub's Service could not be written; it is tried again with the next step.
+    pub fn balancer_not_written(&mut self, name: &str) {
+        self.balancers.not_written(name);
     }
 
     /// A status could not be written; it is tried again with the next step.
@@ -442,13 +543,28 @@ impl Engine {
         if !self.complete {
             return effects;
         }
+        let seconds = now.0.as_second();
+        self.stale.extend(self.resting.due(seconds));
+        if self.leads {
+            // Their tenants' other Routes can have them in this same step.
+            let all = std::mem::take(&mut self.stale);
+            let (orphans, rest) =
+                all.into_iter().partition(|key| is_orphan(&self.claims, &self.routes, key));
+            self.stale = rest;
+            self.release(orphans, seconds, &mut effects);
+        }
         for (_, id) in std::mem::take(&mut self.dirty) {
             self.decide(&id, &mut effects);
         }
         self.translate_web();
         effects.changes = self.publisher.take();
         if self.leads {
-            self.release(&mut effects);
+            let stale = std::mem::take(&mut self.stale);
+            self.release(stale, seconds, &mut effects);
+            self.release_hosts(&mut effects);
+            let lookup = |pool: &str| self.pools.get(pool);
+            effects.balancers = self.balancers.step(&lookup, &self.claims);
+            effects.wake = self.resting.next();
             for id in std::mem::take(&mut self.unreported) {
                 self.report(&id, now, &mut effects);
             }
@@ -468,10 +584,30 @@ impl Engine {
             let pool = claims.find_map(|claim| self.pools.get(&*claim.pool));
             pool.map_or(0, |pool| pool.trusted_hops)
         };
-        let around = Surroundings { nodes: &self.nodes, trusted_hops: &trusted_hops };
+        let bind = |key: ClaimKey| binding(&self.claims, &self.pools, key);
+        let around = Surroundings { nodes: &self.nodes, trusted_hops: &trusted_hops, bind: &bind };
         let touched = self.web.step(&around, &mut self.publisher);
         self.unreported.extend(touched);
     }
+}
+
+/// Whether the Route that a port is claimed for is gone.
+fn is_orphan(claims: &Claims, routes: &BTreeMap<RouteId, Entry>, key: &ClaimKey) -> bool {
+    let claim = claims.get(key).filter(|claim| !claim.is_target());
+    claim.is_some_and(|claim| match &claim.holder {
+        Holder::Route { route, uid } => {
+            routes.get(route).is_none_or(|entry| entry.meta.uid != *uid)
+        }
+        Holder::Shared { .. } => false,
+    })
+}
+
+/// Where Envoy listens for a claimed port, and who may be in front of it.
+fn binding(claims: &Claims, pools: &BTreeMap<String, Pool>, key: ClaimKey) -> Binding {
+    let claim = claims.get(&key);
+    let proxies = claim.and_then(|claim| pools.get(&*claim.pool)).map(|pool| &pool.proxies);
+    let at = claim.and_then(Claim::target_key).unwrap_or(key);
+    Binding { address: at.address, port: at.port, proxies: proxies.cloned().unwrap_or_default() }
 }
 
 #[cfg(test)]

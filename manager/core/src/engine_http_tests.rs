@@ -41,35 +41,24 @@ fn ingress(rules: &str) -> RouteSpec {
             backends: vec![BackendRef { name: service.into(), weight: 1 }],
             ..HttpRule::default()
         });
-        backends.insert(
-            service.to_owned(),
-            ApiBackend {
-                name: service.into(),
-                node_port: 30_080,
-                nodes: ApiNodes::default(),
-                upstream: Upstream::default(),
-            },
-        );
+        backends.insert(service.to_owned(), ApiBackend::new(service, 30_080));
     }
     let listener = |name: &str, protocol, port| ApiListener { name: name.into(), protocol, port };
+    let source = Source {
+        kind: SourceKind::Ingress,
+        namespace: "shop".into(),
+        name: "any".into(),
+        uid: String::new(),
+        created: 0,
+    };
     RouteSpec {
-        source: Source {
-            kind: SourceKind::Ingress,
-            namespace: "shop".into(),
-            name: "any".into(),
-            uid: String::new(),
-            created: 0,
-        },
-        content_hash: "00".into(),
-        address: AddressRequest::default(),
         listeners: vec![
             listener("http", Protocol::Http, 80),
             listener("https", Protocol::Https, 443),
         ],
-        rules: Vec::new(),
         backends: backends.into_values().collect(),
         hosts: hosts.into_values().collect(),
-        unresolved: Vec::new(),
+        ..RouteSpec::new(source, "00")
     }
 }
 

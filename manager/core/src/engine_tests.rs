@@ -1,15 +1,13 @@
 //! Scenarios: objects in, and what the fleet, the claims and the statuses look like after.
 
 use fairlead_api::route::{
-    AddressRequest, Backend as ApiBackend, Listener as ApiListener, NodePolicy, Nodes as ApiNodes,
-    Protocol, RouteRule, SourceKind,
+    AddressRequest, Backend as ApiBackend, IpFamily, Listener as ApiListener, NodePolicy,
+    Nodes as ApiNodes, Protocol, RouteRule, SourceKind,
 };
 use fairlead_api::{Node, RouteName, Sharing, TenantSpec};
 use fairlead_xds::{Key, Outcome, ResourceType};
 use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
-
-use fairlead_api::http::Upstream;
 
 use super::*;
 
@@ -26,6 +24,10 @@ struct World {
     refuse_new: bool,
     /// What the Envoy took.
     good: BTreeMap<Key, u64>,
+    /// The hub's Services, and the addresses that its provider has left.
+    balancers: BTreeMap<String, Balancer>,
+    provider: Vec<IpAddr>,
+    seconds: i64,
     generation: i64,
     objects: u32,
 }
@@ -43,32 +45,21 @@ fn id(text: &str) -> RouteId {
 /// A Service with these ports, each at a `NodePort` 30000 higher.
 fn spec(name: &str, ports: &[(Protocol, u16)]) -> RouteSpec {
     let label = |(protocol, port): &(Protocol, u16)| format!("{protocol}-{port}").to_lowercase();
+    let source = Source {
+        kind: SourceKind::Service,
+        namespace: "shop".into(),
+        name: name.into(),
+        uid: String::new(),
+        created: 0,
+    };
     RouteSpec {
-        source: Source {
-            kind: SourceKind::Service,
-            namespace: "shop".into(),
-            name: name.into(),
-            uid: String::new(),
-            created: 0,
-        },
-        content_hash: "00".into(),
-        address: AddressRequest::default(),
         listeners: ports
             .iter()
             .map(|p| ApiListener { name: label(p), protocol: p.0, port: p.1 })
             .collect(),
         rules: ports.iter().map(|p| RouteRule { listener: label(p), backend: label(p) }).collect(),
-        backends: ports
-            .iter()
-            .map(|p| ApiBackend {
-                name: label(p),
-                node_port: 30_000 + p.1 % 2_768,
-                nodes: ApiNodes::default(),
-                upstream: Upstream::default(),
-            })
-            .collect(),
-        hosts: Vec::new(),
-        unresolved: Vec::new(),
+        backends: ports.iter().map(|p| ApiBackend::new(label(p), 30_000 + p.1 % 2_768)).collect(),
+        ..RouteSpec::new(source, "00")
     }
 }
 
@@ -97,8 +88,9 @@ impl World {
 
     fn pool(&mut self, addresses: &str, sharing: Sharing) {
         let addresses = addresses.split(' ').map(str::to_owned).collect();
+        let reserved_ports = vec![22];
         let spec =
-            AddressPoolSpec { addresses, sharing, reserved_ports: vec![22], trusted_hops: 0 };
+            AddressPoolSpec { addresses, sharing, reserved_ports, ..AddressPoolSpec::default() };
         self.engine.pool("public", Some(spec));
     }
 
@@ -128,21 +120,51 @@ impl World {
         self.statuses.remove(&id(route));
     }
 
+    fn now(&self) -> Time {
+        Time(Timestamp::from_second(self.seconds).unwrap())
+    }
+
+    /// The hub's provider: a Service has the next address at once.
+    fn provide(&mut self, name: &str, balancer: Option<Balancer>) {
+        let Some(balancer) = balancer else {
+            self.balancers.remove(name);
+            return self.engine.balancer(name, None);
+        };
+        if !self.balancers.contains_key(name) && !self.provider.is_empty() {
+            let addresses = vec![self.provider.remove(0)];
+            let seen = SeenBalancer { pool: balancer.pool.clone(), addresses };
+            self.engine.balancer(name, Some(seen));
+        }
+        self.balancers.insert(name.to_owned(), balancer);
+    }
+
     /// Carries effects out until there are none.
     fn settle(&mut self) {
         for _ in 0..100 {
-            let effects = self.engine.step(&now());
+            let effects = Effects { wake: None, ..self.engine.step(&self.now()) };
             if effects == Effects::default() {
                 return self.check();
             }
             self.carry_out(effects);
         }
-        panic!("the engine spins");
+        panic!("the engine spins: {:#?}", self.engine.step(&self.now()));
     }
 
     fn carry_out(&mut self, effects: Effects) {
-        let Effects { changes, claim, release, claim_hosts, release_hosts, statuses, pools } =
-            effects;
+        let Effects {
+            changes,
+            claim,
+            release,
+            claim_hosts,
+            release_hosts,
+            statuses,
+            pools,
+            balancers,
+            wake: _,
+        } = effects;
+        for (name, balancer) in balancers {
+            self.provide(&name, balancer);
+        }
         let mut events = Vec::new();
         for change in changes {
             let (key, outcome) = match change {
@@ -199,6 +221,14 @@ impl World {
     /// What must hold whenever all is quiet.
     fn check(&self) {
         for claim in self.claims.values() {
+            if claim.is_target() {
+                let of = self.engine.claims.of_target(&claim.key);
+                assert!(of.is_some(), "a target port of nobody leaks: {:?}", claim.key);
+                continue;
+            }
+            if self.engine.claims.leaving(&claim.key).is_some() {
+                continue;
+            }
             let Some(route) = claim.route() else {
                 assert!(
                     self.engine.web.is_seated(claim.key.address),
@@ -214,9 +244,7 @@ impl World {
             assert!(self.engine.publisher.owner(key).is_some(), "nobody needs {key}");
         }
         for entry in self.engine.routes.values() {
-            let Some((wish, address)) = &entry.serving else { continue };
-            for listener in &wish.listeners {
-                let key = listener.key(*address);
+            for key in entry.serving.iter().flat_map(Serving::keys) {
                 assert!(self.claims.contains_key(&key), "served without a claim: {key:?}");
             }
         }
@@ -225,6 +253,7 @@ impl World {
     /// `10.9.0.1:80` of each claim of a Route.
     fn held(&self, route: &str) -> Vec<String> {
         let mine = self.claims.values().filter(|claim| claim.route() == Some(&id(route)));
+        let mine = mine.filter(|claim| !claim.is_target());
         mine.map(|claim| format!("{}:{}", claim.key.address, claim.key.port)).collect()
     }
 
@@ -312,7 +341,7 @@ fn the_next_in_line_takes_over_when_a_port_is_freed() {
     }
     assert_eq!(
         world.says("red/second", "Accepted"),
-        "False PoolExhausted no address of pool \"public\" has port 443/TCP free; ask for another \
+        "False PoolExhausted port 443/TCP of every address in pool \"public\" is taken; ask for another \
          port, or for more addresses"
     );
     assert!(world.says("red/second", "Programmed").starts_with("False NotAccepted"));
@@ -331,7 +360,7 @@ fn a_route_gets_all_of_its_ports_or_none() {
     world.apply("red/many", tcp("red/many", &[80, 81, 82]));
     world.settle();
     assert!(world.held("red/many").is_empty());
-    assert!(world.says("red/many", "Accepted").contains("80/TCP and 81/TCP and 82/TCP"));
+    assert!(world.says("red/many", "Accepted").contains("port 81/TCP of every address"));
 }
 
 #[test]
@@ -381,7 +410,7 @@ fn what_worked_is_served_on_when_a_change_is_refused() {
 fn an_address_can_be_asked_for() {
     let mut world = World::new("10.9.0.1-10.9.0.3", Sharing::Any);
     let asking = |ip: &str, port| {
-        let address = AddressRequest { ip: Some(ip.into()), pool: None };
+        let address = AddressRequest { ips: vec![ip.into()], ..AddressRequest::default() };
         RouteSpec { address, ..tcp("blue/web", &[port]) }
     };
     world.apply("blue/web", asking("10.9.0.3", 80));
@@ -409,7 +438,7 @@ fn an_address_can_be_asked_for() {
 #[test]
 fn an_unknown_pool_is_named() {
     let mut world = World::new("10.9.0.1", Sharing::Any);
-    let address = AddressRequest { ip: None, pool: Some("secret".into()) };
+    let address = AddressRequest { pool: Some("secret".into()), ..AddressRequest::default() };
     world.apply("blue/web", RouteSpec { address, ..tcp("blue/web", &[80]) });
     world.settle();
     assert!(world.says("blue/web", "Accepted").starts_with("False UnknownPool pool \"secret\""));
@@ -508,6 +537,9 @@ fn a_restart_takes_up_what_was_persisted_and_drops_what_nobody_holds() {
         key: ClaimKey { address: "10.9.0.4".parse().unwrap(), protocol: Protocol::Tcp, port: 1 },
         pool: "public".into(),
         holder: Holder::Route { route: id("red/two"), uid: "u3".into() },
+        listener: "".into(),
+        alone: false,
+        target: None,
         object: "o9".into(),
     };
     claims.insert(half.key, half);
@@ -696,5 +728,9 @@ proptest! {
     }
 }
 
+#[path = "engine_address_tests.rs"]
+mod addresses;
 #[path = "engine_http_tests.rs"]
 mod http;
+#[path = "engine_race_tests.rs"]
+mod race;

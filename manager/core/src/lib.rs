@@ -19,6 +19,7 @@ pub mod nodes;
 mod pb;
 pub mod pool;
 mod publish;
+pub mod runs;
 pub mod status;
 pub mod translate;
 

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::{Reason, Verdict};
 use fairlead_api::http::{Host, Unresolved, Upstream};
-use fairlead_api::route::{NodePolicy, Protocol, RouteRule, Source};
+use fairlead_api::route::{
+    AddressRequest, IpFamily, NodePolicy, Protocol, RouteRule, Slot, Source,
+};
 use fairlead_api::{RouteSpec, TenantSpec};
 use ipnet::IpNet;
 
@@ -53,8 +55,16 @@ pub struct Meta {
 pub struct Wish {
     /// The pool that was asked for.
     pub pool: Option<String>,
-    /// The address that was asked for.
-    pub ip: Option<IpAddr>,
+    /// The addresses that were asked for, at most one of each family.
+    pub ips: Vec<IpAddr>,
+    /// The tenant's Routes of this group belong on one address.
+    pub group: Option<Box<str>>,
+    /// The address is shared with nobody.
+    pub alone: bool,
+    /// Families of addresses; empty: any one.
+    pub families: Vec<IpFamily>,
+    /// The second family only where the pools have it.
+    pub prefer_dual_stack: bool,
     /// Listeners with the backend that each leads to.
     pub listeners: Vec<Listener>,
     /// Backends by name.
@@ -63,16 +73,31 @@ pub struct Wish {
     pub hosts: Vec<Host>,
     /// Layer 7: what cannot, naming the field.
     pub invalid: Vec<String>,
+    /// Layer 4: who is let in, and for how long.
+    pub clients: Clients,
     /// What the source names and the agent did not find.
     pub unresolved: Vec<Unresolved>,
+}
+
+/// Who is let in, and for how long.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Clients {
+    /// Where clients may be; empty: anywhere.
+    pub source_ranges: Vec<IpNet>,
+    /// How long nothing may move, in milliseconds; 0: for ever.
+    pub idle_millis: Option<u32>,
+    /// A client's address decides where it is sent.
+    pub source_affinity: bool,
 }
 
 /// One port of a Route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
+    /// Unique in the Route.
+    pub name: Box<str>,
     /// Transport.
     pub protocol: Protocol,
-    /// The port on the address.
+    /// The port on the address; 0: any.
     pub port: u16,
     /// Index into `backends`; `None` where host names lead on.
     pub backend: Option<usize>,
@@ -94,6 +119,10 @@ pub struct Backend {
     pub node_port: u16,
     /// Node names; `None` for all.
     pub nodes: Option<BTreeSet<Box<str>>>,
+    /// Further ports, each with its nodes.
+    pub slots: Vec<(u16, BTreeSet<Box<str>>)>,
+    /// The family of the nodes' addresses; `None`: whichever a node has first.
+    pub family: Option<IpFamily>,
     /// How it is spoken to.
     pub upstream: Upstream,
 }
@@ -128,11 +157,12 @@ fn read(spec: RouteSpec) -> Result<Wish, String> {
         rules,
         backends,
         hosts,
+        clients,
         unresolved,
     } = spec;
-    let ip = address.ip.map(|text| {
-        text.parse().map_err(|_| format!("spec.address.ip: {text:?} is not an IP address"))
-    });
+    let AddressRequest { pool, ips, group, alone, families, prefer_dual_stack } = address;
+    let ips = read_ips(&ips)?;
+    let clients = read_clients(clients)?;
     let mut backends: Vec<_> = backends.into_iter().map(backend).collect();
     let mut names = BTreeSet::new();
     if let Some(twice) = backends.iter().find(|backend| !names.insert(&backend.name)) {
@@ -154,14 +184,46 @@ fn read(spec: RouteSpec) -> Result<Wish, String> {
         unresolved.into_iter().partition(|one| one.reason == "InvalidAnnotation");
     invalid.extend(asked.into_iter().map(|one| one.message));
     Ok(Wish {
-        pool: address.pool,
-        ip: ip.transpose()?,
+        pool,
+        ips,
+        group: group.map(Into::into),
+        alone,
+        families,
+        prefer_dual_stack,
         listeners,
         backends,
         hosts,
         invalid,
+        clients,
         unresolved,
     })
+}
+
+fn read_ips(texts: &[String]) -> Result<Vec<IpAddr>, String> {
+    let mut ips: Vec<IpAddr> = Vec::with_capacity(texts.len());
+    for text in texts {
+        let ip: IpAddr =
+            text.parse().map_err(|_| format!("spec.address.ips: {text:?} is not an IP address"))?;
+        if ips.iter().any(|other| IpFamily::of(*other) == IpFamily::of(ip)) {
+            return Err("spec.address.ips: at most one of each family can be asked for".into());
+        }
+        ips.push(ip);
+    }
+    Ok(ips)
+}
+
+/// A restriction that cannot be read lets the Route not be published, rather than open to everybody.
+fn read_clients(clients: fairlead_api::route::Clients) -> Result<Clients, String> {
+    let fairlead_api::route::Clients { source_ranges, idle_millis, source_affinity } = clients;
+    let range = |text: String| {
+        let net: Option<IpNet> = text.parse().ok();
+        let ip = || text.parse::<IpAddr>().ok().map(IpNet::from);
+        net.or_else(ip).map(|net| net.trunc()).ok_or_else(|| {
+            format!("spec.clients.sourceRanges: {text:?} is no CIDR like 10.0.0.0/8")
+        })
+    };
+    let source_ranges = source_ranges.into_iter().map(range).collect::<Result<_, _>>()?;
+    Ok(Clients { source_ranges, idle_millis, source_affinity })
 }
 
 fn read_listeners(
@@ -175,10 +237,7 @@ fn read_listeners(
     for (index, listener) in listeners.into_iter().enumerate() {
         let at = |what: &str| format!("spec.listeners[{index}] ({}): {what}", listener.name);
         let (protocol, port) = (listener.protocol, listener.port);
-        if port == 0 {
-            return Err(at("port must be 1 to 65535"));
-        }
-        if !taken.insert((protocol.transport(), port)) {
+        if port > 0 && !taken.insert((protocol.transport(), port)) {
             return Err(at("another listener has this protocol and port"));
         }
         if let Some(only) = fixed_port(protocol).filter(|only| *only != port) {
@@ -188,7 +247,8 @@ fn read_listeners(
             return Err(at("a Route has listeners of layer 4 or of layer 7, not of both"));
         }
         let backend = if http { None } else { Some(leads_to(&listener.name, rules, backends)) };
-        ports.push(Listener { protocol, port, backend: backend.transpose().map_err(at)? });
+        let backend = backend.transpose().map_err(at)?;
+        ports.push(Listener { name: listener.name.into(), protocol, port, backend });
     }
     if ports.is_empty() {
         return Err("spec.listeners: at least one is needed".into());
@@ -217,10 +277,12 @@ fn leads_to(
 }
 
 fn backend(backend: fairlead_api::route::Backend) -> Backend {
-    let fairlead_api::route::Backend { name, node_port, nodes, upstream } = backend;
+    let fairlead_api::route::Backend { name, node_port, nodes, slots, family, upstream } = backend;
     let nodes = match nodes.policy {
         NodePolicy::All => None,
         NodePolicy::Named => Some(nodes.names.into_iter().map(Into::into).collect()),
     };
-    Backend { name: name.into(), node_port, nodes, upstream }
+    let slot = |slot: Slot| (slot.node_port, slot.nodes.into_iter().map(Into::into).collect());
+    let slots = slots.into_iter().map(slot).collect();
+    Backend { name: name.into(), node_port, nodes, slots, family, upstream }
 }

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 /// Nodes by name, and what was refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Nodes {
-    /// The address that traffic is sent to.
-    pub addresses: BTreeMap<Box<str>, IpAddr>,
+    /// The addresses that traffic is sent to, one at least and at most one of each family.
+    pub addresses: BTreeMap<Box<str>, Vec<IpAddr>>,
     /// Nodes without an address that is allowed, with the reason.
     pub refused: BTreeMap<Box<str>, String>,
 }
@@ -22,16 +22,17 @@ impl Nodes {
         for node in spec.nodes {
             let name: Box<str> = node.name.into();
             let mut why = "it has no address".to_owned();
-            let usable = node.addresses.iter().find_map(|text| match permit(text, allowed) {
-                Ok(address) => Some(address),
-                Err(reason) => {
-                    why = reason;
-                    None
+            let mut usable: Vec<IpAddr> = Vec::with_capacity(2);
+            for text in &node.addresses {
+                match permit(text, allowed) {
+                    Ok(address) => usable.push(address),
+                    Err(reason) => why = reason,
                 }
-            });
-            match usable {
-                Some(address) => drop(nodes.addresses.insert(name, address)),
-                None => drop(nodes.refused.insert(name, why)),
+            }
+            if usable.is_empty() {
+                nodes.refused.insert(name, why);
+            } else {
+                nodes.addresses.insert(name, usable);
             }
         }
         nodes

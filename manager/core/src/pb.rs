@@ -12,8 +12,8 @@ use envoy_types::pb::envoy::config::core::v3::socket_address::{
 };
 use envoy_types::pb::envoy::config::core::v3::{
     Address, AggregatedConfigSource, ApiVersion, ConfigSource, DataSource, HeaderValue,
-    HeaderValueOption, RuntimeFractionalPercent, SocketAddress, TypedExtensionConfig, address,
-    data_source,
+    HeaderValueOption, RuntimeFractionalPercent, SocketAddress, TransportSocket,
+    TypedExtensionConfig, address, data_source, transport_socket,
 };
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, ListenerFilter, filter, listener_filter,
@@ -136,6 +136,11 @@ pub(crate) fn literal(text: &str) -> String {
 
 pub(crate) fn extension<M: Name>(name: &str, config: &M) -> TypedExtensionConfig {
     TypedExtensionConfig { name: name.to_owned(), typed_config: Some(any(config)) }
+}
+
+pub(crate) fn extension_socket<M: Name>(name: &str, config: &M) -> TransportSocket {
+    let config_type = Some(transport_socket::ConfigType::TypedConfig(any(config)));
+    TransportSocket { name: name.to_owned(), config_type }
 }
 
 pub(crate) fn network_filter<M: Name>(name: &str, config: &M) -> Filter {

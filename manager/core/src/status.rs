@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use fairlead_api::condition::{
-    ACCEPTED, CONFLICTED, PARTIALLY_INVALID, PROGRAMMED, RESOLVED_REFS, Reason, Verdict,
+    ACCEPTED, CONFLICTED, DRAINING, PARTIALLY_INVALID, PROGRAMMED, RESOLVED_REFS, Reason, Verdict,
 };
-use fairlead_api::route::{Display, Protocol, RouteStatus, Source};
+use fairlead_api::route::{Display, GivenPort, Protocol, RouteStatus, Source};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::model::Wish;
@@ -20,8 +20,12 @@ pub struct Findings<'a> {
     pub source: &'a Source,
     /// Its wish, if it could be read.
     pub wish: Option<&'a Wish>,
-    /// The address it holds.
-    pub address: Option<IpAddr>,
+    /// The addresses it holds.
+    pub addresses: &'a [IpAddr],
+    /// What is served, with the ports that were given.
+    pub served: Option<&'a Wish>,
+    /// Its pool, if that is being drained.
+    pub draining: Option<Box<str>>,
     /// On `Accepted`.
     pub accepted: Verdict,
     /// On `ResolvedRefs`; none before it was accepted.
@@ -40,7 +44,9 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
         generation,
         source,
         wish,
-        address,
+        addresses,
+        served,
+        draining,
         accepted,
         resolved,
         programmed,
@@ -77,19 +83,45 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
         let verdict = Verdict { message: some(&what), ..Verdict::yes(why) };
         conditions.push(verdict.condition(kind, generation, old, now));
     }
-    let address = address.map(|ip| ip.to_string());
+    if let Some(pool) = draining {
+        let message = format!(
+            "pool {pool:?} is being drained: delete the object and create it again, or ask for an address of \
+             another pool"
+        );
+        if reason.is_empty() {
+            Reason::PoolDraining.as_str().clone_into(&mut reason);
+        }
+        let verdict = Verdict { message, ..Verdict::yes(Reason::PoolDraining) };
+        conditions.push(verdict.condition(DRAINING, generation, old, now));
+    }
+    let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     RouteStatus {
         observed_generation: Some(generation),
-        addresses: address.iter().cloned().collect(),
+        ports: given(wish, served),
         conditions,
         display: Display {
             source: source.to_string(),
             hostnames: wish.map(hostnames).unwrap_or_default(),
-            address: address.unwrap_or_default(),
-            ports: wish.map(ports).unwrap_or_default(),
+            address: addresses.join(","),
+            ports: served.or(wish).map(ports).unwrap_or_default(),
             reason,
         },
+        addresses,
     }
+}
+
+/// The ports of the listeners that take any.
+fn given(wish: Option<&Wish>, served: Option<&Wish>) -> Vec<GivenPort> {
+    let takes_any = |name: &str| {
+        wish.is_some_and(|wish| {
+            wish.listeners.iter().any(|one| *one.name == *name && one.port == 0)
+        })
+    };
+    let listeners = served.into_iter().flat_map(|wish| &wish.listeners);
+    listeners
+        .filter(|listener| takes_any(&listener.name))
+        .map(|listener| GivenPort { listener: listener.name.to_string(), port: listener.port })
+        .collect()
 }
 
 /// The first of several messages; a condition's message is for a person.
@@ -118,7 +150,8 @@ fn ports(wish: &Wish) -> String {
             Protocol::Https => Protocol::Http,
             other => other,
         };
-        by_protocol.entry(protocol).or_default().push(listener.port.to_string());
+        let port = if listener.port == 0 { "any".to_owned() } else { listener.port.to_string() };
+        by_protocol.entry(protocol).or_default().push(port);
     }
     let groups =
         by_protocol.iter().map(|(protocol, ports)| format!("{}/{protocol}", ports.join(",")));

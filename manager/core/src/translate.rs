@@ -4,39 +4,39 @@
 //! Listener and the Cluster say nothing of nodes, so a change of nodes, of ready endpoints or of the
 //! `NodePort` changes endpoints only: no connection is drained.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig,
+    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy,
 };
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster, OutlierDetection};
-use envoy_types::pb::envoy::config::core::v3::Address;
 use envoy_types::pb::envoy::config::core::v3::socket_address::Protocol as Transport;
+use envoy_types::pb::envoy::config::core::v3::{
+    Address, ProxyProtocolConfig, TransportSocket, proxy_protocol_config,
+};
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
 };
-use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener, UdpListenerConfig};
-use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
-use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
-use envoy_types::pb::envoy::extensions::filters::udp::udp_proxy::v3::udp_proxy_config::RouteSpecifier;
-use envoy_types::pb::envoy::extensions::filters::udp::udp_proxy::v3::{
-    Route as UdpRoute, UdpProxyConfig,
-};
-use envoy_types::pb::xds::core::v3::TypedExtensionConfig;
-use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
-use envoy_types::pb::xds::r#type::matcher::v3::matcher::OnMatch;
-use envoy_types::pb::xds::r#type::matcher::v3::matcher::on_match;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
+use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use fairlead_api::RouteId;
+use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::{Reason, Verdict};
-use fairlead_api::route::Protocol;
+use fairlead_api::http::{Balancing, ProxyProtocol, Upstream};
+use fairlead_api::route::{IpFamily, Protocol};
 use fairlead_xds::{Key, Resource, ResourceType};
+use ipnet::IpNet;
 
 use crate::model::{Backend, Wish};
 use crate::nodes::Nodes;
-use crate::pb::{ads, any, duration, flag, listener_filter, network_filter, number, socket};
+use crate::pb::{ads, duration, extension_socket, flag, millis, number, socket};
+
+pub(crate) mod listener;
 
 /// Envoy's edge guide: small buffers, since clients are strangers.
 const BUFFER_BYTES: u32 = 32 * 1024;
@@ -44,9 +44,7 @@ const BUFFER_BYTES: u32 = 32 * 1024;
 const MAX_CONNECTIONS: u32 = 65_536;
 /// Requests of one backend that are tried again at the same time.
 const MAX_RETRIES: u32 = 1_024;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A node that refuses is tried no further; another one is.
-const CONNECT_ATTEMPTS: u32 = 3;
+const CONNECT_MILLIS: u32 = 2_000;
 
 /// What a Route becomes.
 #[derive(Debug, PartialEq)]
@@ -57,22 +55,42 @@ pub struct Translation {
     pub resolved: Verdict,
 }
 
-/// Translates one Route of layer 4.
-pub fn translate(route: &RouteId, wish: &Wish, ip: IpAddr, nodes: Option<&Nodes>) -> Translation {
+/// Where Envoy listens for a port, and who may be in front of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// The address that is bound; unspecified where others announce the one that clients know.
+    pub address: IpAddr,
+    /// The port that is bound.
+    pub port: u16,
+    /// Balancers in front that speak the PROXY protocol; where there are any, only they may connect.
+    pub proxies: Vec<IpNet>,
+}
+
+/// Translates one Route of layer 4. `bind`: where Envoy listens for a claimed port.
+pub fn translate(
+    route: &RouteId,
+    wish: &Wish,
+    addresses: &[IpAddr],
+    nodes: Option<&Nodes>,
+    bind: &dyn Fn(ClaimKey) -> Binding,
+) -> Translation {
     let none = Nodes::default();
     let nodes_known = nodes.unwrap_or(&none);
     let mut resources = Vec::with_capacity(wish.backends.len() * 2 + wish.listeners.len());
     for backend in &wish.backends {
         let name = backend_name(route, backend);
-        resources.push(tcp_cluster(&name));
+        resources.push(transport_cluster(&name, &backend.upstream, wish.clients.source_affinity));
         resources.push(endpoints(&name, backend, nodes_known));
     }
-    for listener in &wish.listeners {
+    for (listener, ip) in
+        wish.listeners.iter().flat_map(|one| addresses.iter().map(move |ip| (one, *ip)))
+    {
         let Some(backend) = listener.backend else { continue };
         let cluster = backend_name(route, &wish.backends[backend]);
+        let binding = bind(listener.key(ip));
         resources.push(match listener.protocol.transport() {
-            Protocol::Udp => udp_listener(ip, listener.port, &cluster),
-            _ => tcp_listener(ip, listener.port, &cluster),
+            Protocol::Udp => listener::udp(ip, listener.port, &binding, &cluster, &wish.clients),
+            _ => listener::tcp(ip, listener.port, &binding, &cluster, &wish.clients),
         });
     }
     Translation { resources, resolved: resolve(wish, nodes) }
@@ -123,16 +141,60 @@ fn uses(wish: &Wish, node: &str) -> bool {
         .any(|backend| backend.nodes.as_ref().is_none_or(|names| names.contains(node)))
 }
 
-/// The addresses that serve a backend, in the order of the nodes' names.
-fn members<'a>(backend: &'a Backend, nodes: &'a Nodes) -> impl Iterator<Item = IpAddr> + 'a {
+/// The addresses and ports that serve a backend, in the order of the nodes' names.
+fn members<'a>(backend: &'a Backend, nodes: &'a Nodes) -> impl Iterator<Item = (IpAddr, u16)> + 'a {
     let wanted = move |name: &str| backend.nodes.as_ref().is_none_or(|names| names.contains(name));
-    nodes.addresses.iter().filter(move |(name, _)| wanted(name)).map(|(_, address)| *address)
+    let first = nodes.addresses.iter().filter(move |(name, _)| wanted(name));
+    let first = first.map(|(_, addresses)| (addresses, backend.node_port));
+    let slot = |(port, names): &'a (u16, BTreeSet<Box<str>>)| {
+        let there = nodes.addresses.iter().filter(move |(name, _)| names.contains(*name));
+        there.map(move |(_, addresses)| (addresses, *port))
+    };
+    let all = first.chain(backend.slots.iter().flat_map(slot));
+    all.filter_map(|(addresses, port)| Some((of_family(addresses, backend.family)?, port)))
+}
+
+/// The address of a node at which a backend is reached.
+fn of_family(addresses: &[IpAddr], family: Option<IpFamily>) -> Option<IpAddr> {
+    let fits = |ip: &&IpAddr| family.is_none_or(|family| IpFamily::of(**ip) == family);
+    addresses.iter().find(fits).copied()
+}
+
+/// How one of a backend's nodes is chosen.
+pub(crate) fn policy(balancing: Balancing) -> LbPolicy {
+    match balancing {
+        Balancing::RoundRobin => LbPolicy::RoundRobin,
+        Balancing::LeastRequest => LbPolicy::LeastRequest,
+        Balancing::Random => LbPolicy::Random,
+        Balancing::Maglev => LbPolicy::Maglev,
+    }
+}
+
+/// What connections to a backend begin with: the client's address, where that is asked for, before what
+/// `inner` says. Health checks begin with it, too.
+pub(crate) fn transport_socket(
+    upstream: &Upstream,
+    inner: Option<TransportSocket>,
+) -> Option<TransportSocket> {
+    let Some(version) = upstream.proxy_protocol else { return inner };
+    let version = match version {
+        ProxyProtocol::V1 => proxy_protocol_config::Version::V1,
+        ProxyProtocol::V2 => proxy_protocol_config::Version::V2,
+    };
+    let raw = || extension_socket("envoy.transport_sockets.raw_buffer", &RawBuffer::default());
+    let config = ProxyProtocolUpstreamTransport {
+        config: Some(ProxyProtocolConfig { version: version.into(), ..Default::default() }),
+        transport_socket: Some(inner.unwrap_or_else(raw)),
+        ..ProxyProtocolUpstreamTransport::default()
+    };
+    Some(extension_socket("envoy.transport_sockets.upstream_proxy_protocol", &config))
 }
 
 /// A backend's Cluster, but for what its protocol adds.
-pub(crate) fn cluster(name: &str) -> Cluster {
+pub(crate) fn cluster(name: &str, upstream: &Upstream) -> Cluster {
+    let connections = upstream.max_connections.unwrap_or(MAX_CONNECTIONS);
     let thresholds = Thresholds {
-        max_connections: number(MAX_CONNECTIONS),
+        max_connections: number(connections),
         max_pending_requests: number(MAX_CONNECTIONS),
         max_requests: number(MAX_CONNECTIONS),
         max_retries: number(MAX_RETRIES),
@@ -145,7 +207,7 @@ pub(crate) fn cluster(name: &str) -> Cluster {
             eds_config: Some(ads()),
             ..Default::default()
         }),
-        connect_timeout: duration(CONNECT_TIMEOUT),
+        connect_timeout: millis(upstream.connect_millis.unwrap_or(CONNECT_MILLIS)),
         per_connection_buffer_limit_bytes: number(BUFFER_BYTES),
         circuit_breakers: Some(CircuitBreakers {
             thresholds: vec![thresholds],
@@ -155,8 +217,16 @@ pub(crate) fn cluster(name: &str) -> Cluster {
     }
 }
 
-fn tcp_cluster(name: &str) -> Resource {
-    let cluster = Cluster { outlier_detection: Some(outlier_detection()), ..cluster(name) };
+/// The Cluster of a backend of layer 4.
+fn transport_cluster(name: &str, upstream: &Upstream, source_affinity: bool) -> Resource {
+    let Upstream { protocol: _, tls: _, balancing, .. } = upstream;
+    let balancing = if source_affinity { Balancing::Maglev } else { *balancing };
+    let cluster = Cluster {
+        lb_policy: policy(balancing).into(),
+        outlier_detection: Some(outlier_detection()),
+        transport_socket: transport_socket(upstream, None),
+        ..cluster(name, upstream)
+    };
     let endpoints = Key::new(ResourceType::Endpoints, name);
     Resource::new(Key::new(ResourceType::Cluster, name), &cluster, []).renewing(endpoints)
 }
@@ -174,9 +244,9 @@ fn outlier_detection() -> OutlierDetection {
 
 /// Where a backend is.
 pub(crate) fn endpoints(name: &str, backend: &Backend, nodes: &Nodes) -> Resource {
-    let endpoint = |ip| LbEndpoint {
+    let endpoint = |(ip, port)| LbEndpoint {
         host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
-            address: Some(socket(ip, backend.node_port, Transport::Tcp)),
+            address: Some(socket(ip, port, Transport::Tcp)),
             ..Endpoint::default()
         })),
         ..LbEndpoint::default()
@@ -191,45 +261,6 @@ pub(crate) fn endpoints(name: &str, backend: &Backend, nodes: &Nodes) -> Resourc
     Resource::new(Key::new(ResourceType::Endpoints, name), &assignment, [])
 }
 
-fn tcp_listener(ip: IpAddr, port: u16, cluster: &str) -> Resource {
-    let name = listener_name(Protocol::Tcp, ip, port);
-    let proxy = TcpProxy {
-        stat_prefix: name.clone(),
-        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
-        max_connect_attempts: number(CONNECT_ATTEMPTS),
-        ..TcpProxy::default()
-    };
-    let filters = vec![network_filter("envoy.filters.network.tcp_proxy", &proxy)];
-    let chain = FilterChain { filters, ..FilterChain::default() };
-    let address = socket(ip, port, Transport::Tcp);
-    let listener = Listener { filter_chains: vec![chain], ..listener(&name, address) };
-    needing(&name, &listener, cluster)
-}
-
-fn udp_listener(ip: IpAddr, port: u16, cluster: &str) -> Resource {
-    let name = listener_name(Protocol::Udp, ip, port);
-    let route = UdpRoute { cluster: cluster.to_owned() };
-    let action = TypedExtensionConfig { name: "route".into(), typed_config: Some(any(&route)) };
-    let matcher = Matcher {
-        on_no_match: Some(Box::new(OnMatch {
-            on_match: Some(on_match::OnMatch::Action(action)),
-            ..OnMatch::default()
-        })),
-        ..Matcher::default()
-    };
-    let proxy = UdpProxyConfig {
-        stat_prefix: name.clone(),
-        route_specifier: Some(RouteSpecifier::Matcher(matcher)),
-        ..UdpProxyConfig::default()
-    };
-    let listener = Listener {
-        listener_filters: vec![listener_filter("envoy.filters.udp_listener.udp_proxy", &proxy)],
-        udp_listener_config: Some(UdpListenerConfig::default()),
-        ..listener(&name, socket(ip, port, Transport::Udp))
-    };
-    needing(&name, &listener, cluster)
-}
-
 /// What all listeners have.
 pub(crate) fn listener(name: &str, address: Address) -> Listener {
     Listener {
@@ -240,10 +271,6 @@ pub(crate) fn listener(name: &str, address: Address) -> Listener {
         per_connection_buffer_limit_bytes: number(BUFFER_BYTES),
         ..Listener::default()
     }
-}
-
-fn needing(name: &str, listener: &Listener, cluster: &str) -> Resource {
-    Resource::new(Key::new(ResourceType::Listener, name), listener, cluster_keys(cluster))
 }
 
 /// What must be there for a Cluster to be of use.

@@ -9,12 +9,13 @@ use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration};
+use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::Verdict;
-use fairlead_api::http::{HttpPart, Upstream};
+use fairlead_api::http::{Balancing, ProxyProtocol};
 use fairlead_api::node_set::Node;
 use fairlead_api::route::{
-    AddressRequest, Backend, Listener as Port, NodePolicy, Nodes as Names, Protocol, RouteRule,
-    Source, SourceKind,
+    Backend, Listener as Port, NodePolicy, Nodes as Names, Protocol, RouteRule, Slot, Source,
+    SourceKind,
 };
 use fairlead_api::{AddressPoolSpec, NodeSetSpec, RouteId, RouteName, RouteSpec, TenantSpec};
 use fairlead_core::Engine;
@@ -22,7 +23,7 @@ use fairlead_core::hosts::HostClaim;
 use fairlead_core::http::{Pair, Secret, SecretId};
 use fairlead_core::model::{Meta, Wish};
 use fairlead_core::nodes::Nodes;
-use fairlead_core::translate::{Translation, translate};
+use fairlead_core::translate::{Binding, Translation, translate};
 use fairlead_xds::{Change, Resource, ResourceType};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -36,22 +37,13 @@ fn spec(ports: &[(Protocol, u16)], nodes: &Names) -> RouteSpec {
         created: 0,
     };
     RouteSpec {
-        source,
-        content_hash: "00".into(),
-        address: AddressRequest::default(),
         listeners: ports.iter().map(|p| Port { name: name(p), protocol: p.0, port: p.1 }).collect(),
         rules: ports.iter().map(|p| RouteRule { listener: name(p), backend: name(p) }).collect(),
         backends: ports
             .iter()
-            .map(|p| Backend {
-                name: name(p),
-                node_port: 30_000 + p.1,
-                nodes: nodes.clone(),
-                upstream: Upstream::default(),
-            })
+            .map(|p| Backend { nodes: nodes.clone(), ..Backend::new(name(p), 30_000 + p.1) })
             .collect(),
-        hosts: Vec::new(),
-        unresolved: Vec::new(),
+        ..RouteSpec::new(source, "00")
     }
 }
 
@@ -64,11 +56,32 @@ fn nodes(names: &[&str]) -> Nodes {
     Nodes::parse(spec, None)
 }
 
+/// Envoy binds what is claimed.
+fn direct(key: ClaimKey) -> Binding {
+    Binding { address: key.address, port: key.port, proxies: Vec::new() }
+}
+
 fn translated(spec: RouteSpec, nodes: Option<&Nodes>) -> Translation {
+    at(spec, &["172.18.0.200"], nodes, &direct)
+}
+
+fn at(
+    spec: RouteSpec,
+    addresses: &[&str],
+    nodes: Option<&Nodes>,
+    bind: &dyn Fn(ClaimKey) -> Binding,
+) -> Translation {
     let name = RouteName::of(&spec.source).unwrap();
     let route = RouteId { tenant: "blue".parse().unwrap(), name };
     let (_, wish) = Wish::parse(spec).unwrap();
-    translate(&route, &wish, "172.18.0.200".parse().unwrap(), nodes)
+    let addresses: Vec<_> = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+    translate(&route, &wish, &addresses, nodes, bind)
+}
+
+/// Behind a balancer that speaks the PROXY protocol, at a target port.
+fn behind(key: ClaimKey) -> Binding {
+    let proxies = vec!["10.1.0.0/16".parse().unwrap()];
+    Binding { address: [0, 0, 0, 0].into(), port: key.port + 12_000, proxies }
 }
 
 /// The resources without all that is unset.
@@ -94,12 +107,37 @@ fn debug<M: prost::Message + Default + std::fmt::Debug>(resource: &Resource) -> 
     lines.fold(String::new(), |text, line| text + line + "\n")
 }
 
+/// Some clients only, and not for long.
+fn restricted(mut spec: RouteSpec) -> RouteSpec {
+    spec.clients.source_ranges = vec!["10.0.0.0/8".into(), "fd00::/8".into()];
+    spec.clients.idle_millis = Some(5_000);
+    spec
+}
+
+/// All that can be said of a backend.
+fn spoken_to(mut spec: RouteSpec) -> RouteSpec {
+    let upstream = &mut spec.backends[0].upstream;
+    upstream.proxy_protocol = Some(ProxyProtocol::V2);
+    upstream.balancing = Balancing::LeastRequest;
+    upstream.connect_millis = Some(300);
+    upstream.max_connections = Some(10);
+    spec
+}
+
+/// A client keeps to one pod.
+fn sticky(mut spec: RouteSpec) -> RouteSpec {
+    spec.clients.source_affinity = true;
+    spec.backends[0].slots = vec![Slot { node_port: 31_000, nodes: vec!["a".into(), "bb".into()] }];
+    spec
+}
+
 #[test]
 fn goldens() {
     let all = Names::default();
     let named = Names { policy: NodePolicy::Named, names: vec!["bb".into()] };
     let none = Names { policy: NodePolicy::Named, names: Vec::new() };
     let two = nodes(&["a", "bb"]);
+    let both = [(Protocol::Tcp, 53), (Protocol::Udp, 53)];
     let cases = [
         ("tcp", translated(spec(&[(Protocol::Tcp, 80)], &all), Some(&two))),
         ("udp", translated(spec(&[(Protocol::Udp, 53)], &all), Some(&two))),
@@ -110,6 +148,19 @@ fn goldens() {
         ("named-nodes", translated(spec(&[(Protocol::Tcp, 80)], &named), Some(&two))),
         ("no-endpoints", translated(spec(&[(Protocol::Tcp, 80)], &none), Some(&two))),
         ("no-nodes", translated(spec(&[(Protocol::Tcp, 80)], &all), None)),
+        ("clients", translated(restricted(spec(&both, &all)), Some(&two))),
+        ("upstream", translated(spoken_to(spec(&both, &all)), Some(&two))),
+        ("slots", translated(sticky(spec(&[(Protocol::Tcp, 80)], &named)), Some(&two))),
+        (
+            "dual-stack",
+            at(
+                spec(&[(Protocol::Tcp, 80)], &all),
+                &["172.18.0.200", "fd00::1"],
+                Some(&two),
+                &direct,
+            ),
+        ),
+        ("behind", at(restricted(spec(&both, &all)), &["172.18.0.200"], Some(&two), &behind)),
     ];
     for (name, translation) in cases {
         compare(name, &render(&translation));
@@ -137,11 +188,11 @@ fn goldens_of_layer_7() {
     let mut text = String::new();
     for document in plans.split("\n---\n").skip(1) {
         let plan: serde_json::Value = serde_saphyr::from_str(document).unwrap();
-        let part: HttpPart = serde_json::from_value(plan["route"].clone()).unwrap();
+        let spec: RouteSpec = serde_json::from_value(plan["route"].clone()).unwrap();
         // The listeners of an address say nothing of rules: the cases without annotations show them.
         let bare = plan["annotations"].as_object().is_none_or(serde_json::Map::is_empty);
         writeln!(text, "\n## {}", plan["case"].as_str().unwrap()).unwrap();
-        for change in published(part) {
+        for change in published(spec) {
             let Change::Put(resource) = change else { panic!("nothing was there") };
             let body = match resource.key.kind {
                 ResourceType::Routes => debug::<RouteConfiguration>(&resource),
@@ -158,11 +209,11 @@ fn goldens_of_layer_7() {
 }
 
 /// What a hub with one tenant publishes for an Ingress.
-fn published(part: HttpPart) -> Vec<Change> {
+fn published(spec: RouteSpec) -> Vec<Change> {
     let tenant = "blue".parse().unwrap();
     let mut engine = Engine::default();
-    let spec = TenantSpec { pools: vec!["public".into()], ..TenantSpec::default() };
-    engine.tenant(&tenant, Some(spec.into()));
+    let allowed = TenantSpec { pools: vec!["public".into()], ..TenantSpec::default() };
+    engine.tenant(&tenant, Some(allowed.into()));
     let pool = AddressPoolSpec { addresses: vec!["172.18.0.200".into()], ..Default::default() };
     engine.pool("public", Some(pool));
     for name in ["tls", "other", "old", "ca", "users"] {
@@ -177,28 +228,7 @@ fn published(part: HttpPart) -> Vec<Change> {
     }
     engine.lead(true);
     engine.complete();
-    let source = Source {
-        kind: SourceKind::Ingress,
-        namespace: "shop".into(),
-        name: "web".into(),
-        uid: "u".into(),
-        created: 0,
-    };
-    let name = RouteName::of(&source).unwrap();
-    let listener = |name: &str, protocol, port| Port { name: name.into(), protocol, port };
-    let spec = RouteSpec {
-        source,
-        content_hash: "00".into(),
-        address: AddressRequest::default(),
-        listeners: vec![
-            listener("http", Protocol::Http, 80),
-            listener("https", Protocol::Https, 443),
-        ],
-        rules: Vec::new(),
-        backends: part.backends,
-        hosts: part.hosts,
-        unresolved: part.unresolved,
-    };
+    let name = RouteName::of(&spec.source).unwrap();
     let meta = Meta { uid: "u".into(), generation: 1, created: 0 };
     engine.route(RouteId { tenant, name }, meta, spec, None);
     let mut changes = Vec::new();

@@ -1,10 +1,7 @@
 //! Messages → specs. Everything here comes from a tenant and is believed of nothing.
 
-use fairlead_api::http::{HttpPart, Upstream};
 use fairlead_api::node_set::Node;
-use fairlead_api::route::{
-    AddressRequest, Backend, Listener, NodePolicy, Nodes, Protocol, RouteRule, Source, SourceKind,
-};
+use fairlead_api::route::{Source, SourceKind};
 use fairlead_api::{NodeSetSpec, RouteName, RouteSpec, SecretName};
 use fairlead_proto::v1;
 use k8s_openapi::ByteString;
@@ -12,8 +9,8 @@ use k8s_openapi::ByteString;
 use crate::hub::SecretContent;
 use crate::records::Item;
 
-/// Bounds that the custom resources have too; checked here so that a refusal names the field.
 const MAX_PORTS: usize = 64;
+const MAX_BACKENDS: usize = 1_000;
 const MAX_NODES: usize = 5_000;
 
 /// Reads a key.
@@ -71,52 +68,45 @@ pub(super) fn hash_bytes(hash: &str) -> Vec<u8> {
 }
 
 /// Reads a Route. An error names the field.
-pub(super) fn route(name: &RouteName, hash: &str, route: v1::Route) -> Result<RouteSpec, String> {
-    let v1::Route { uid, pool, ip, listeners, rules, backends, http, created } = route;
+pub(super) fn route(name: &RouteName, hash: &str, route: &v1::Route) -> Result<RouteSpec, String> {
     let (kind, namespace, name) = name.parts().ok_or("key: names no source")?;
-    for (field, count) in
-        [("listeners", listeners.len()), ("rules", rules.len()), ("backends", backends.len())]
-    {
-        if count > MAX_PORTS {
-            return Err(format!("{field}: at most {MAX_PORTS} are allowed, there are {count}"));
-        }
-    }
-    let given = |text: String| (!text.is_empty()).then_some(text);
-    let http = http_part(kind, &http)?;
-    let backends = indexed(backends, "backends", backend)?;
-    Ok(RouteSpec {
-        source: Source { kind, namespace: namespace.into(), name: name.into(), uid, created },
-        content_hash: hash.into(),
-        address: AddressRequest { pool: given(pool), ip: given(ip) },
-        listeners: indexed(listeners, "listeners", listener)?,
-        rules: rules
-            .into_iter()
-            .map(|r| RouteRule { listener: r.listener, backend: r.backend })
-            .collect(),
-        backends: backends.into_iter().chain(http.backends).collect(),
-        hosts: http.hosts,
-        unresolved: http.unresolved,
-    })
+    let json = &mut serde_json::Deserializer::from_slice(&route.spec);
+    let spec: RouteSpec = serde_path_to_error::deserialize(json).map_err(|error| {
+        let message = error.inner().to_string();
+        format!("{}: {}", error.path(), message.chars().take(256).collect::<String>())
+    })?;
+    check(&spec)?;
+    let source = Source { kind, namespace: namespace.into(), name: name.into(), ..spec.source };
+    Ok(RouteSpec { source, content_hash: hash.into(), ..spec })
 }
 
-/// Reads layer 7. Its rules are checked by the core, which leaves out what cannot be served.
-fn http_part(kind: SourceKind, bytes: &[u8]) -> Result<HttpPart, String> {
-    if bytes.is_empty() {
-        return Ok(HttpPart::default());
+/// Bounds that the custom resource has too; checked here so that a refusal names the field.
+fn check(spec: &RouteSpec) -> Result<(), String> {
+    for (field, count, most) in [
+        ("listeners", spec.listeners.len(), MAX_PORTS),
+        ("rules", spec.rules.len(), MAX_PORTS),
+        ("backends", spec.backends.len(), MAX_BACKENDS),
+    ] {
+        if count > most {
+            return Err(format!("{field}: at most {most} are allowed, there are {count}"));
+        }
     }
-    if kind == SourceKind::Service {
-        return Err("http: a Service has none".into());
+    let http = spec.listeners.iter().any(|listener| listener.protocol.is_http());
+    if !http && spec.backends.len() > MAX_PORTS {
+        return Err(format!("backends: at most {MAX_PORTS} are allowed"));
     }
-    let part: HttpPart = serde_json::from_slice(bytes).map_err(|error| format!("http: {error}"))?;
-    if let Some(bad) = part.backends.iter().find(|one| one.nodes.names.len() > MAX_NODES) {
-        let name: String = bad.name.chars().take(64).collect();
-        return Err(format!("http.backends: {name:?}: at most {MAX_NODES} nodes are allowed"));
+    for (index, backend) in spec.backends.iter().enumerate() {
+        let at = |what: &str| format!("backends[{index}].{what}");
+        let slots = backend.slots.iter().map(|slot| (slot.node_port, slot.nodes.len()));
+        let mut ports = slots.chain([(backend.node_port, backend.nodes.names.len())]);
+        if ports.clone().any(|(port, _)| port == 0) {
+            return Err(at("nodePort: must be 1 to 65535, it is 0"));
+        }
+        if ports.any(|(_, nodes)| nodes > MAX_NODES) {
+            return Err(at(&format!("nodes: at most {MAX_NODES} are allowed")));
+        }
     }
-    if let Some(bad) = part.backends.iter().find(|one| one.node_port == 0) {
-        let name: String = bad.name.chars().take(64).collect();
-        return Err(format!("http.backends: {name:?}: nodePort must be 1 to 65535"));
-    }
-    Ok(part)
+    Ok(())
 }
 
 /// Checks a Secret: what Envoy would refuse is not stored, so that the last good one stays.
@@ -137,36 +127,6 @@ pub(super) fn secret(hash: &str, secret: v1::Secret) -> Result<SecretContent, St
         hash: hash.into(),
         data: data.map(|(name, bytes)| (name.to_owned(), ByteString(bytes))).collect(),
     })
-}
-
-fn listener(listener: v1::Listener) -> Result<Listener, String> {
-    let protocol = match listener.protocol() {
-        v1::Protocol::Tcp => Protocol::Tcp,
-        v1::Protocol::Udp => Protocol::Udp,
-        v1::Protocol::Http => Protocol::Http,
-        v1::Protocol::Https => Protocol::Https,
-        v1::Protocol::Unspecified => {
-            return Err(format!("protocol: {} is not known to this hub", listener.protocol));
-        }
-    };
-    Ok(Listener { name: listener.name, protocol, port: port(listener.port, "port")? })
-}
-
-fn backend(backend: v1::Backend) -> Result<Backend, String> {
-    let nodes = match backend.nodes {
-        None => Nodes::default(),
-        Some(v1::NodeNames { names }) if names.len() <= MAX_NODES => {
-            Nodes { policy: NodePolicy::Named, names }
-        }
-        Some(_) => return Err(format!("nodes: at most {MAX_NODES} are allowed")),
-    };
-    let node_port = port(backend.node_port, "node_port")?;
-    Ok(Backend { name: backend.name, node_port, nodes, upstream: Upstream::default() })
-}
-
-fn port(number: u32, field: &str) -> Result<u16, String> {
-    let port = u16::try_from(number).ok().filter(|port| *port > 0);
-    port.ok_or_else(|| format!("{field}: must be 1 to 65535, it is {number}"))
 }
 
 /// Reads a `NodeSet`. An error names the field.
@@ -197,6 +157,8 @@ fn indexed<A, B>(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     #[test]
@@ -209,13 +171,28 @@ mod tests {
     #[test]
     fn a_refusal_names_the_field() {
         let name = RouteName::new(SourceKind::Service, "shop", "web").unwrap();
-        let listener = |port, protocol| v1::Listener { name: "http".into(), protocol, port };
-        let read = |listeners| route(&name, "00", v1::Route { listeners, ..Default::default() });
-        let refused = read(vec![listener(80, 1), listener(70_000, 1)]).unwrap_err();
-        assert_eq!(refused, "listeners[1].port: must be 1 to 65535, it is 70000");
-        let refused = read(vec![listener(80, 9)]).unwrap_err();
-        assert_eq!(refused, "listeners[0].protocol: 9 is not known to this hub");
-        assert!(read(vec![listener(80, 1); 65]).unwrap_err().starts_with("listeners: at most 64"));
+        let read = |listeners: Value| {
+            let spec = json!({
+                "source": {"kind": "Ingress", "namespace": "other", "name": "other", "uid": "u"},
+                "contentHash": "",
+                "listeners": listeners,
+            });
+            route(&name, "00", &v1::Route { spec: serde_json::to_vec(&spec).unwrap() })
+        };
+        let listener =
+            |port: u32, protocol: &str| json!({"name": "http", "port": port, "protocol": protocol});
+        let refused = read(json!([listener(80, "TCP"), listener(70_000, "TCP")])).unwrap_err();
+        assert!(
+            refused.starts_with("listeners[1].port: invalid value: integer `70000`"),
+            "{refused}"
+        );
+        let refused = read(json!([listener(80, "SCTP")])).unwrap_err();
+        assert!(refused.starts_with("listeners[0].protocol: unknown variant `SCTP`"), "{refused}");
+        let many = Value::Array(vec![listener(80, "TCP"); 65]);
+        assert!(read(many).unwrap_err().starts_with("listeners: at most 64"));
+        // Whose it is, the key says.
+        let spec = read(json!([listener(80, "TCP")])).unwrap();
+        assert_eq!(spec.source.to_string(), "Service/shop/web");
     }
 
     #[test]

@@ -197,7 +197,7 @@ impl Session {
         let upload = match (&item, object) {
             (Item::Route(name), Some(Object::Route(route))) => Upload::Route(
                 hash.clone(),
-                Box::new(convert::route(name, &hash, route).map_err(invalid)?),
+                Box::new(convert::route(name, &hash, &route).map_err(invalid)?),
             ),
             (Item::Secret(_), Some(Object::Secret(secret))) => {
                 let bad = |message| ("InvalidCertificate", message);
@@ -282,6 +282,14 @@ fn status(item: &Item, hash: &str, report: &Report) -> v1::Status {
         hash: convert::hash_bytes(hash),
         addresses: report.addresses.clone(),
         conditions: conditions.collect(),
+        ports: report
+            .ports
+            .iter()
+            .map(|(listener, port)| v1::GivenPort {
+                listener: listener.clone(),
+                port: (*port).into(),
+            })
+            .collect(),
     }
 }
 

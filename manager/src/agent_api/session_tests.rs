@@ -7,8 +7,7 @@ fn web() -> Item {
 }
 
 fn record(hash: &str, report: bool) -> Arc<Record> {
-    let report =
-        report.then(|| Report { addresses: vec!["10.0.0.1".into()], conditions: Vec::new() });
+    let report = report.then(|| Report { addresses: vec!["10.0.0.1".into()], ..Report::default() });
     Arc::new(Record { hash: hash.into(), report })
 }
 
@@ -137,7 +136,9 @@ fn what_is_deleted_and_put_again_unchanged_is_reported_again() {
     let mut session = Session::new(10);
     feed(&mut session, inventory(&[(&web(), 1)], true), &[(web(), record("01", true))]);
     feed(&mut session, From::Delete(v1::Delete { key: Some(convert::key(&web())) }), &[]);
-    let object = Some(Object::Route(v1::Route::default()));
+    let source = r#"{"kind": "Service", "namespace": "a", "name": "b", "uid": "u"}"#;
+    let spec = format!(r#"{{"source": {source}, "contentHash": "", "listeners": []}}"#).into();
+    let object = Some(Object::Route(v1::Route { spec }));
     let put = v1::Put { key: Some(convert::key(&web())), hash: vec![1], object };
     feed(&mut session, From::Put(put), &[]);
     let told = session.on_record(&web(), Some(&record("01", true)));
@@ -172,21 +173,34 @@ proptest::proptest! {
         }
     }
 
-    /// A Route with any values is read or refused with the field's name.
+    /// Whatever bytes stand for a Route: it is read or refused, and what is read is understood or refused.
     #[test]
-    fn any_route_is_read_or_refused(
-        port in 0_u32.., protocol in -1..5_i32, node_port in 0_u32.., names in proptest::collection::vec("[a-z.]{0,4}", 3),
-    ) {
-        let route = v1::Route {
-            listeners: vec![v1::Listener { name: names[0].clone(), protocol, port }],
-            rules: vec![v1::Rule { listener: names[1].clone(), backend: names[2].clone() }],
-            backends: vec![v1::Backend { name: names[2].clone(), node_port, nodes: None }],
-            ..v1::Route::default()
-        };
+    fn any_route_is_read_or_refused(bytes in proptest::collection::vec(0_u8.., 0..256)) {
         let name = RouteName::new(SourceKind::Service, "shop", "web").unwrap();
-        match convert::route(&name, "00", route) {
+        let _ = convert::route(&name, "00", &v1::Route { spec: bytes });
+    }
+
+    /// The same, of what looks like one.
+    #[test]
+    fn any_values_of_a_route_are_read_or_refused(
+        port in 0_u32..70_000, protocol in "TCP|UDP|HTTP|SCTP", node_port in 0_u32..70_000,
+        names in proptest::collection::vec("[a-z.]{0,4}", 3), ip in "[0-9.:a-f/]{0,12}",
+    ) {
+        let spec = serde_json::json!({
+            "source": {"kind": "Service", "namespace": "a", "name": "b", "uid": "u"},
+            "contentHash": "",
+            "address": {"ips": [ip], "group": names[0]},
+            "listeners": [{"name": names[0], "protocol": protocol, "port": port}],
+            "rules": [{"listener": names[1], "backend": names[2]}],
+            "backends": [{"name": names[2], "nodePort": node_port}],
+            "clients": {"sourceRanges": [ip]},
+        });
+        let name = RouteName::new(SourceKind::Service, "shop", "web").unwrap();
+        match convert::route(&name, "00", &v1::Route { spec: serde_json::to_vec(&spec).unwrap() }) {
             Ok(spec) => drop(fairlead_core::model::Wish::parse(spec)),
-            Err(error) => proptest::prop_assert!(error.contains("listeners") || error.contains("backends")),
+            Err(error) => {
+                proptest::prop_assert!(error.contains("listeners") || error.contains("backends"), "{error}");
+            }
         }
     }
 }

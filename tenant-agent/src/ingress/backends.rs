@@ -1,12 +1,16 @@
 //! The backends that a plan's rules name: Services of the Ingress's namespace, reached by node ports.
 
+use std::sync::Arc;
+
 use fairlead_api::http::{Upstream, UpstreamProtocol, UpstreamTls};
-use fairlead_api::route::{Backend, NodePolicy, Nodes};
+use fairlead_api::route::{Backend, NodePolicy, Nodes, Slot};
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::networking::v1::{IngressBackend, IngressServiceBackend};
 
 use super::plan::{Found, Part, Planner};
 use crate::endpoints::{Ready, ServiceKey};
+use crate::plan::nodes;
+use crate::shadow;
 
 impl Planner<'_> {
     /// The name of a backend, once it is among those of the Route.
@@ -31,8 +35,8 @@ impl Planner<'_> {
         port: &str,
     ) -> Option<String> {
         let key = (self.namespace.clone(), name.to_owned());
-        let local = self.settings.session.is_some();
-        self.plan.services.entry(name.to_owned()).or_default().local |= local;
+        let sticky = self.settings.session.is_some();
+        self.plan.services.entry(name.to_owned()).or_default().slots |= sticky;
         let Some(service) = self.around.service(&key) else {
             self.once("BackendNotFound", format!("{name_field}: Service {name:?} does not exist"));
             return None;
@@ -67,7 +71,10 @@ impl Planner<'_> {
             self.once("UnsupportedBackend", message);
             return None;
         }
-        self.node_port(name_field, name, &key, &service, found, local)
+        if sticky {
+            return self.slots(name, &key, found);
+        }
+        self.node_port(name_field, name, &key, &service, found)
     }
 
     fn node_port(
@@ -77,18 +84,17 @@ impl Planner<'_> {
         key: &ServiceKey,
         service: &Service,
         port: &ServicePort,
-        local: bool,
     ) -> Option<String> {
         let own = port.node_port.unwrap_or(0);
-        let needs_shadow = own == 0 || local;
+        let needs_shadow = own == 0;
         let shadow = self.around.shadow(key).filter(|_| needs_shadow);
         self.plan.services.entry(name.to_owned()).or_default().shadow |= needs_shadow;
         let (node_port, policy) = if needs_shadow {
             let spec = shadow.as_ref().and_then(|shadow| shadow.spec.as_ref());
-            let made = spec.iter().flat_map(|spec| spec.ports.iter().flatten());
-            let made = made.into_iter().find(|one| one.port == port.port && is_tcp(one));
+            let made =
+                shadow.as_ref().and_then(|shadow| shadow::node_port(shadow, port.port, "TCP"));
             let policy = spec.and_then(|spec| spec.external_traffic_policy.clone());
-            (made.and_then(|one| one.node_port).unwrap_or(0), policy)
+            (made.unwrap_or(0), policy)
         } else {
             let policy = service.spec.as_ref().and_then(|s| s.external_traffic_policy.clone());
             (own, policy)
@@ -105,15 +111,36 @@ impl Planner<'_> {
             return None;
         };
         let ready = self.around.ready(key);
+        let nodes = nodes(&ready, policy.as_deref() == Some("Local"));
         let backend_name = format!("{name}:{}", port.port);
-        let backend = Backend {
-            name: backend_name.clone(),
-            node_port,
-            nodes: nodes(&ready, policy.as_deref() == Some("Local")),
-            upstream: self.upstream(port),
+        Some(self.add(Backend { nodes, ..Backend::new(backend_name, node_port) }, port))
+    }
+
+    /// One pod at each port of a node.
+    fn slots(&mut self, name: &str, key: &ServiceKey, port: &ServicePort) -> Option<String> {
+        let made = self.around.slots(key);
+        let slot = |(shadow, ready): &(Arc<Service>, Ready)| {
+            let node_port = shadow::node_port(shadow, port.port, "TCP")?;
+            let node_port = u16::try_from(node_port).ok()?;
+            Some(Slot { node_port, nodes: ready.nodes.iter().cloned().collect() })
         };
-        self.backends.insert(backend_name.clone(), backend);
-        Some(backend_name)
+        let mut slots = made.iter().filter_map(slot);
+        let Some(Slot { node_port, nodes: names }) = slots.next() else {
+            // They are being made.
+            self.unread = true;
+            return None;
+        };
+        let nodes = Nodes { policy: NodePolicy::Named, names };
+        let slots = slots.collect();
+        let name = format!("{name}:{}", port.port);
+        Some(self.add(Backend { nodes, slots, ..Backend::new(name, node_port) }, port))
+    }
+
+    fn add(&mut self, backend: Backend, port: &ServicePort) -> String {
+        let name = backend.name.clone();
+        let upstream = self.upstream(port);
+        self.backends.insert(name.clone(), Backend { upstream, ..backend });
+        name
     }
 
     fn upstream(&mut self, port: &ServicePort) -> Upstream {
@@ -145,12 +172,9 @@ impl Planner<'_> {
             tls: tls.then(|| UpstreamTls { server_name: self.settings.tls_name.clone(), ca }),
             balancing: self.settings.balancing,
             connect_millis: self.settings.connect_millis,
+            ..Upstream::default()
         }
     }
-}
-
-fn is_tcp(port: &ServicePort) -> bool {
-    port.protocol.as_deref().unwrap_or("TCP") == "TCP"
 }
 
 fn find<'a>(ports: &'a [ServicePort], wanted: &str) -> Option<&'a ServicePort> {
@@ -165,16 +189,5 @@ fn shown(port: &ServicePort) -> String {
     match &port.name {
         Some(name) => format!("{} ({name})", port.port),
         None => port.port.to_string(),
-    }
-}
-
-/// With `externalTrafficPolicy: Local` a node without a ready endpoint drops what it receives.
-fn nodes(ready: &Ready, local: bool) -> Nodes {
-    match (local, ready.any) {
-        (false, true) => Nodes::default(),
-        (false, false) => Nodes { policy: NodePolicy::Named, names: Vec::new() },
-        (true, _) => {
-            Nodes { policy: NodePolicy::Named, names: ready.nodes.iter().cloned().collect() }
-        }
     }
 }

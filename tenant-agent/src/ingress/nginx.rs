@@ -7,10 +7,8 @@ use std::collections::BTreeMap;
 
 use fairlead_api::http::{PathRewrite, RateLimit, SessionPersistence};
 
-use super::settings::{
-    Complaint, MAX_CONNECT, Settings, boolean, cidrs, code, cookie, cors, list, number, path,
-    redirect, set, set_protocol, size,
-};
+use super::settings::{Settings, code, cookie, cors, path, redirect, set_protocol, size};
+use crate::annotations::{Complaint, MAX_CONNECT, boolean, cidrs, list, number, set};
 
 const PREFIX: &str = "nginx.ingress.kubernetes.io/";
 

@@ -6,18 +6,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use fairlead_api::RouteSpec;
 use fairlead_api::http::{
     ANY_HOST, BackendRef, BasicAuth, ExternalAuth, Filters, HeaderMatch, HeaderMatchType, Host,
-    HostTls, HttpMatch, HttpPart, HttpRule, PathMatch, PathMatchType, PathRewrite, RequestRedirect,
-    TlsMode, Unresolved, UrlRewrite,
+    HostTls, HttpMatch, HttpRule, PathMatch, PathMatchType, PathRewrite, RequestRedirect, TlsMode,
+    Unresolved, UrlRewrite,
 };
-use fairlead_api::route::Backend;
-use fairlead_proto::v1;
+use fairlead_api::route::{AddressRequest, Backend, Listener, Protocol, SourceKind};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::{Ingress, IngressBackend};
 
-use super::settings::{Complaint, Settings};
+use super::settings::Settings;
+use crate::annotations::Complaint;
 use crate::endpoints::{Ready, ServiceKey};
+use crate::plan::source;
 use crate::report::Note;
 
 /// The hub takes no longer path.
@@ -31,6 +33,8 @@ pub(crate) trait Around {
     fn shadow(&self, key: &ServiceKey) -> Option<Arc<Service>>;
     /// Why a Service has no shadow though one was asked for.
     fn shadow_failure(&self, key: &ServiceKey) -> Option<String>;
+    /// The slots of a Service, and where each has a ready endpoint.
+    fn slots(&self, key: &ServiceKey) -> Vec<(Arc<Service>, Ready)>;
     /// Where a Service has ready endpoints.
     fn ready(&self, key: &ServiceKey) -> Ready;
     /// A part of a Secret.
@@ -68,7 +72,7 @@ pub(crate) enum Found {
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     /// What is pushed; `None` while something that the Ingress names was not read yet.
-    pub(crate) route: Option<v1::Route>,
+    pub(crate) route: Option<RouteSpec>,
     /// The Services that it names; true: it needs a shadow, and traffic stays on the node that it
     /// reaches.
     pub(crate) services: BTreeMap<String, Need>,
@@ -85,9 +89,8 @@ pub(crate) struct Plan {
 pub(crate) struct Need {
     /// A `NodePort` beside it.
     pub(crate) shadow: bool,
-    /// Traffic that reaches a node stays on it, so that a client that is tied to a node is tied to its
-    /// pods.
-    pub(crate) local: bool,
+    /// A slot for each pod of a node, so that a client that is tied to a node's port is tied to a pod.
+    pub(crate) slots: bool,
 }
 
 /// The Secrets that an Ingress names: all that must be kept before it was planned.
@@ -105,7 +108,8 @@ pub(crate) fn secrets(ingress: &Ingress) -> BTreeSet<(String, Part)> {
 /// planned.
 pub(crate) fn services(ingress: &Ingress) -> BTreeMap<String, Need> {
     let (settings, _) = Settings::parse(&annotations(ingress));
-    let need = Need { shadow: true, local: settings.session.is_some() };
+    let slots = settings.session.is_some();
+    let need = Need { shadow: !slots, slots };
     let spec = ingress.spec.iter();
     let paths = spec.clone().flat_map(|spec| spec.rules.iter().flatten());
     let paths = paths.flat_map(|rule| rule.http.iter().flat_map(|http| &http.paths));
@@ -169,39 +173,27 @@ impl Planner<'_> {
         }
         let note = |one: &Unresolved| Note::warning_of(&one.reason, &one.message);
         self.plan.notes.extend(self.unresolved.iter().map(note));
-        let part = HttpPart {
+        let listener =
+            |name: &str, protocol, port| Listener { name: name.to_owned(), protocol, port };
+        let given = |text: String| (!text.is_empty()).then_some(text);
+        let route = RouteSpec {
+            address: AddressRequest {
+                pool: given(self.settings.pool),
+                ips: given(self.settings.address).into_iter().collect(),
+                ..AddressRequest::default()
+            },
+            // Always both: who has 80 only could not come to have 443 there later.
+            listeners: vec![
+                listener("http", Protocol::Http, 80),
+                listener("https", Protocol::Https, 443),
+            ],
             hosts,
             backends: self.backends.into_values().collect(),
             // The hub takes so many.
             unresolved: self.unresolved.into_iter().take(100).collect(),
+            ..RouteSpec::new(source(SourceKind::Ingress, &ingress.metadata), "")
         };
-        let listener = |name: &str, protocol: v1::Protocol, port| v1::Listener {
-            name: name.to_owned(),
-            protocol: protocol.into(),
-            port,
-        };
-        let mut plan = self.plan;
-        // Maps in it are ordered, so equal plans are equal bytes.
-        if let Some(http) = serde_json::to_vec(&part).ok().filter(|_| !self.unread) {
-            plan.route = Some(v1::Route {
-                uid: ingress.metadata.uid.clone().unwrap_or_default(),
-                created: ingress
-                    .metadata
-                    .creation_timestamp
-                    .as_ref()
-                    .map_or(0, |t| t.0.as_second()),
-                pool: self.settings.pool,
-                ip: self.settings.address,
-                // Always both: who has 80 only could not come to have 443 there later.
-                listeners: vec![
-                    listener("http", v1::Protocol::Http, 80),
-                    listener("https", v1::Protocol::Https, 443),
-                ],
-                http,
-                ..v1::Route::default()
-            });
-        }
-        plan
+        Plan { route: (!self.unread).then_some(route), ..self.plan }
     }
 
     fn hosts(&mut self, ingress: &Ingress) -> Vec<Host> {

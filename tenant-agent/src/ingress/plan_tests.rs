@@ -48,11 +48,26 @@ impl Around for World {
 
     fn shadow(&self, key: &ServiceKey) -> Option<Arc<Service>> {
         let original = self.service(key)?;
-        let mut shadow = crate::shadow::shadow(&original, key.1 == "v2");
+        let mut shadow = crate::shadow::shadow(&original);
         for (index, port) in shadow.spec.as_mut()?.ports.iter_mut().flatten().enumerate() {
             port.node_port = Some(30_080 + i32::try_from(index).unwrap());
         }
         (key.1 != "slow").then(|| Arc::new(shadow))
+    }
+
+    fn slots(&self, key: &ServiceKey) -> Vec<(Arc<Service>, Ready)> {
+        let Some(original) = self.service(key) else { return Vec::new() };
+        let slot = |number: usize| {
+            let mut shadow = crate::shadow::slot(&original, number);
+            let ports = shadow.spec.iter_mut().flat_map(|spec| spec.ports.iter_mut().flatten());
+            for port in ports {
+                port.node_port = Some(31_080 + i32::try_from(number).unwrap());
+            }
+            let nodes =
+                ["n1", "n2"].iter().take(2 - number).map(|node| (*node).to_owned()).collect();
+            (Arc::new(shadow), Ready { any: true, nodes, content: 0 })
+        };
+        (0..2).map(slot).collect()
     }
 
     fn shadow_failure(&self, _: &ServiceKey) -> Option<String> {
@@ -92,13 +107,13 @@ fn rendered(name: &str, annotations: &[(String, String)], spec: &str) -> String 
     };
     let plan = plan(&ingress(&lines, spec), &World, 1_700_000_000);
     let route = plan.route.expect("everything was read");
-    let part: Value = serde_json::from_slice(&route.http).unwrap();
+    let part = serde_json::to_value(&route).unwrap();
     let notes: Vec<_> =
         plan.notes.iter().map(|note| format!("{}: {}", note.reason, note.message)).collect();
     let services: BTreeMap<_, _> = plan
         .services
         .iter()
-        .map(|(name, need)| (name, format!("shadow {} local {}", need.shadow, need.local)))
+        .map(|(name, need)| (name, format!("shadow {} slots {}", need.shadow, need.slots)))
         .collect();
     let asked: BTreeMap<_, _> = annotations.iter().cloned().collect();
     let all = json!({
@@ -345,6 +360,10 @@ fn nothing_is_pushed_before_all_that_is_named_was_read() {
         fn shadow(&self, _: &ServiceKey) -> Option<Arc<Service>> {
             None
         }
+        fn slots(&self, _: &ServiceKey) -> Vec<(Arc<Service>, Ready)> {
+            Vec::new()
+        }
+
         fn shadow_failure(&self, _: &ServiceKey) -> Option<String> {
             None
         }
@@ -357,7 +376,7 @@ fn nothing_is_pushed_before_all_that_is_named_was_read() {
     }
     let plan = plan(&ingress("    a: b\n", ONE), &Unread, 0);
     assert!(plan.route.is_none(), "the shadow is being made");
-    assert_eq!(plan.services["web"], Need { shadow: true, local: false });
+    assert_eq!(plan.services["web"], Need { shadow: true, slots: false });
 }
 
 #[test]

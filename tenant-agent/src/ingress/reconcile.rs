@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use fairlead_process::locks::lock;
 use fairlead_process::metrics::Stages;
 use fairlead_process::retry::{absent_is_fine, between};
-use fairlead_proto::v1::put::Object;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::api::{Patch, PatchParams};
@@ -24,7 +23,7 @@ use super::report;
 use super::users::{Key, Users};
 use crate::endpoints::{Endpoints, Ready, ServiceKey};
 use crate::events::Events;
-use crate::outbox::{Item, Outbox};
+use crate::outbox::{Item, Outbox, pushed};
 use crate::reconcile::SILENCE;
 use crate::report::Note;
 use crate::secrets::Secrets;
@@ -92,6 +91,15 @@ impl Around for Context {
         (shadow::shadow_of(&found) == Some(&key.1)).then_some(found)
     }
 
+    fn slots(&self, key: &ServiceKey) -> Vec<(Arc<Service>, Ready)> {
+        let slots = shadow::slots(&self.services, &key.0, &key.1);
+        let with = |slot: Arc<Service>| {
+            let ready = self.ready(&(key.0.clone(), slot.name_any()));
+            (slot, ready)
+        };
+        slots.map(with).collect()
+    }
+
     fn shadow_failure(&self, key: &ServiceKey) -> Option<String> {
         self.users().shadow_failure(key)
     }
@@ -118,7 +126,7 @@ impl Context {
         self.name(&key, services, secrets);
         let item = Item::Ingress(key.clone());
         match route {
-            Some(route) => self.outbox.put(item.clone(), Object::Route(route)),
+            Some(route) => self.outbox.put(item.clone(), pushed(&route)),
             // Something is being read or made, and wakes us.
             None => self.outbox.expect(item.clone()),
         }

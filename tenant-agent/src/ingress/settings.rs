@@ -9,12 +9,10 @@ use fairlead_api::http::{
 };
 
 use super::nginx;
-
-/// What all our annotations begin with.
-pub(crate) const PREFIX: &str = "fairlead.dev/";
-
-/// The longest time that a connection may take, in milliseconds.
-pub(super) const MAX_CONNECT: u32 = 600_000;
+use crate::annotations::{
+    Complaint, Known, MAX_CONNECT, PREFIX, balancing, boolean, cidrs, list, millis, number, plain,
+    set, strict,
+};
 
 /// What an Ingress asks for beside its rules.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -59,34 +57,8 @@ pub(crate) struct Settings {
     pub(crate) closed: bool,
 }
 
-/// An annotation that is not, or not wholly, followed.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Complaint {
-    /// `CamelCase`.
-    pub(crate) reason: &'static str,
-    /// Names the annotation, and says the way out.
-    pub(crate) message: String,
-}
-
-type Setter = fn(&mut Settings, &str) -> Result<(), String>;
-
-/// An annotation: its name without the prefix, how it is read, and whether it restricts who is let in.
-pub(crate) struct Known {
-    pub(crate) name: &'static str,
-    read: Setter,
-    restricts: bool,
-}
-
-const fn plain(name: &'static str, read: Setter) -> Known {
-    Known { name, read, restricts: false }
-}
-
-const fn strict(name: &'static str, read: Setter) -> Known {
-    Known { name, read, restricts: true }
-}
-
 /// Every annotation that there is, in the order in which they are applied.
-pub(crate) const KNOWN: &[Known] = &[
+pub(crate) const KNOWN: &[Known<Settings>] = &[
     plain("pool", |s, v| set(&mut s.pool, v.to_owned())),
     plain("address", |s, v| set(&mut s.address, v.to_owned())),
     plain("ssl-redirect", |s, v| set(&mut s.no_redirect, !boolean(v)?)),
@@ -227,66 +199,6 @@ impl Settings {
     }
 }
 
-/// Sets something to what was read.
-pub(super) fn set<T>(slot: &mut T, value: T) -> Result<(), String> {
-    *slot = value;
-    Ok(())
-}
-
-pub(super) fn boolean(text: &str) -> Result<bool, String> {
-    text.parse().map_err(|_| "must be true or false".to_owned())
-}
-
-pub(super) fn number(text: &str, least: u32, most: u32) -> Result<u32, String> {
-    let number = text.parse().ok().filter(|number| (least..=most).contains(number));
-    number.ok_or_else(|| format!("must be a number from {least} to {most}"))
-}
-
-/// `500ms`, `30s`, `5m`, `1h`, or `0`.
-fn millis(text: &str) -> Result<u32, String> {
-    let rule = || "must be a duration like 500ms, 30s, 5m or 1h".to_owned();
-    if text == "0" {
-        return Ok(0);
-    }
-    let place = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(rule)?;
-    let (digits, unit) = text.split_at(place);
-    let factor = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(rule()),
-    };
-    let number: u32 = digits.parse().map_err(|_| rule())?;
-    let millis = number.checked_mul(factor).filter(|millis| i32::try_from(*millis).is_ok());
-    millis.ok_or_else(|| "must be a duration of at most 500h".to_owned())
-}
-
-/// Separated by commas.
-pub(super) fn list(text: &str) -> Vec<String> {
-    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-    entries.map(str::to_owned).collect()
-}
-
-pub(super) fn cidrs(text: &str) -> Result<Vec<String>, String> {
-    let all = list(text);
-    let is_range = |text: &String| {
-        let (address, length) = text.split_once('/').unwrap_or((text, "0"));
-        let address: Option<std::net::IpAddr> = address.parse().ok();
-        let most = address.map_or(0, |ip| if ip.is_ipv4() { 32 } else { 128 });
-        address.is_some() && length.parse::<u8>().is_ok_and(|length| length <= most)
-    };
-    match all.iter().find(|entry| !is_range(entry)) {
-        Some(bad) => {
-            let shown: String = bad.chars().take(64).collect();
-            Err(format!("{shown:?} is no CIDR like 10.0.0.0/8"))
-        }
-        None if all.is_empty() => Err("names no CIDR".into()),
-        None if all.len() > 256 => Err("names more than 256 CIDRs".into()),
-        None => Ok(all),
-    }
-}
-
 /// One `Name: value` on each line.
 fn headers(text: &str) -> Result<BTreeMap<String, String>, String> {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -420,15 +332,6 @@ pub(super) fn cookie(
             Ok(())
         }
         _ => Err("needs the affinity cookie beside it".into()),
-    }
-}
-
-fn balancing(text: &str) -> Result<Balancing, String> {
-    match text {
-        "round-robin" => Ok(Balancing::RoundRobin),
-        "least-request" => Ok(Balancing::LeastRequest),
-        "random" => Ok(Balancing::Random),
-        _ => Err("must be round-robin, least-request or random".into()),
     }
 }
 

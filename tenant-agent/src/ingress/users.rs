@@ -80,7 +80,7 @@ impl Users {
         let all = self.services.get(service)?.values();
         Some(all.fold(Need::default(), |sum, one| Need {
             shadow: sum.shadow || one.shadow,
-            local: sum.local || one.local,
+            slots: sum.slots || one.slots,
         }))
     }
 
@@ -134,14 +134,14 @@ mod tests {
     #[test]
     fn a_shadow_is_needed_until_the_last_ingress_that_uses_it_goes() {
         let mut users = Users::default();
-        let need = |shadow, local| BTreeMap::from([("web".to_owned(), Need { shadow, local })]);
+        let need = |shadow, slots| BTreeMap::from([("web".to_owned(), Need { shadow, slots })]);
         let touched = users.set(&key("one"), need(true, false), BTreeSet::new());
         assert_eq!(touched.services, [key("web")].into());
         users.set(&key("two"), need(true, true), BTreeSet::new());
-        assert_eq!(users.need(&key("web")), Some(Need { shadow: true, local: true }));
+        assert_eq!(users.need(&key("web")), Some(Need { shadow: true, slots: true }));
         assert_eq!(users.of_service(&key("web")), [key("one"), key("two")]);
         users.set(&key("two"), BTreeMap::new(), BTreeSet::new());
-        assert_eq!(users.need(&key("web")), Some(Need { shadow: true, local: false }));
+        assert_eq!(users.need(&key("web")), Some(Need { shadow: true, slots: false }));
         let touched = users.set(&key("one"), BTreeMap::new(), BTreeSet::new());
         assert_eq!(touched.services, [key("web")].into());
         assert_eq!(users.need(&key("web")), None);

@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use fairlead_api::RouteId;
-use fairlead_api::claim::HostKey;
+use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::condition::{Reason, Verdict};
 use fairlead_api::http::ANY_HOST;
 
-use super::{Effects, Engine, Entry};
-use crate::allocate::{Allocation, Held, allocate};
-use crate::claims::{Claim, Holder};
+use super::{Effects, Engine, Entry, Serving, binding};
+use crate::allocate::{Allocation, Ask, Place, allocate, usable};
+use crate::claims::{Claim, Claims, Holder, Leaving};
 use crate::hosts::{HostClaim, Standing};
 use crate::http::web::Served;
 use crate::model::{Listener, Wish};
@@ -38,33 +38,104 @@ impl Engine {
                 return self.serve(id, serving, effects);
             }
         };
-        let held = Held { claims: &self.claims, releasing: &self.releasing };
-        let uid = &entry.meta.uid;
-        match allocate(id, uid, &wish, entry.seat(), tenant, &self.pools, held) {
-            Ok(Allocation::Held { address, surplus }) => {
-                entry.accepted = Some(Verdict::yes(Reason::Accepted));
+        let (uid, seat) = (entry.meta.uid.clone(), entry.seat());
+        let group = self.group_of(id, seat.is_some());
+        let allocation = allocate(Ask {
+            route: id,
+            uid: &uid,
+            wish: &wish,
+            seat,
+            group: &group,
+            tenant,
+            pools: &self.pools,
+            claims: &self.claims,
+        });
+        self.claims.break_promises(id);
+        if !matches!(allocation, Ok(Allocation::Open { .. })) {
+            self.balancers.satisfied(id);
+        }
+        match allocation {
+            Ok(Allocation::Held { place, surplus }) => {
                 self.stale.extend(surplus);
-                self.serve(id, Some((wish, address)), effects);
+                self.accept(id, &wish, place, effects);
             }
-            Ok(Allocation::Wait) => {
-                let serving = entry.serving.clone();
+            Ok(Allocation::Wait { reclaim }) => {
+                self.claims.promise(id, &reclaim);
+                for key in reclaim {
+                    self.resting.remove(&key);
+                    self.stale.insert(key);
+                }
+                let serving = self.routes.get(id).and_then(|entry| entry.serving.clone());
                 self.waiting.insert(id.clone());
                 self.serve(id, serving, effects);
             }
             // Until they are persisted, what was served before is served.
             Ok(Allocation::Claim(claims)) => self.claim_all(id, claims, effects),
-            Err(verdict) => {
-                entry.accepted = Some(verdict);
-                // What was served is served on, as far as it is held; also after a restart, when
-                // only the claims and the status tell of it. A part of what was never served is of
-                // no use, and others may want it.
-                let before = entry.serving.clone().or_else(|| served_before(entry, &wish));
-                let serving = before.and_then(|(wish, ip)| reduced(id, uid, wish, ip, held));
-                self.stale.extend(self.claims.of(id).map(|claim| claim.key));
-                self.waiting.insert(id.clone());
-                self.serve(id, serving, effects);
+            Ok(Allocation::Open { pool }) => {
+                self.balancers.want(&pool, id);
+                let message = format!(
+                    "pool {pool:?} asks the hub's own load balancer for one more address; see the Services \
+                     of the manager's namespace"
+                );
+                self.refuse(id, &wish, Verdict::no(Reason::AddressPending, message), effects);
+            }
+            Err(verdict) => self.refuse(id, &wish, verdict, effects),
+        }
+    }
+
+    /// Where the oldest other Route of a Route's group is. For one that is somewhere itself only the older
+    /// ones count: they were there first.
+    fn group_of(&self, id: &RouteId, seated: bool) -> Vec<(IpAddr, Box<str>)> {
+        let holds = seated || self.claims.of(id).next().is_some();
+        let age = |id: &RouteId| self.routes.get(id).map(|entry| (entry.meta.created, id.clone()));
+        let mine = age(id);
+        for other in self.groups.others(id) {
+            if holds && age(other) > mine {
+                break;
+            }
+            let claims = self.claims.of(other).filter(|claim| !claim.is_target());
+            let mut places: Vec<_> =
+                claims.map(|claim| (claim.key.address, claim.pool.clone())).collect();
+            let serving = self.routes.get(other).and_then(|entry| entry.serving.as_ref());
+            for address in serving.iter().flat_map(|serving| &serving.addresses) {
+                let pool = self.claims.on(*address).next().map(|claim| claim.pool.clone());
+                places.extend(pool.map(|pool| (*address, pool)));
+            }
+            if !places.is_empty() {
+                return places;
             }
         }
+        Vec::new()
+    }
+
+    /// It holds all it needs, and is served there.
+    fn accept(&mut self, id: &RouteId, wish: &Arc<Wish>, place: Place, effects: &mut Effects) {
+        let Some(entry) = self.routes.get_mut(id) else { return };
+        entry.accepted = Some(Verdict::yes(Reason::Accepted));
+        let Place { addresses, ports } = place;
+        let serving = Serving { wish: with_ports(wish, &ports), addresses };
+        for key in serving.keys() {
+            // What it let go a moment ago, it has again.
+            if self.claims.leaving(&key) == Some(Leaving::Resting) {
+                self.claims.leave(&key, None);
+                self.resting.remove(&key);
+            }
+        }
+        self.serve(id, Some(serving), effects);
+    }
+
+    /// It does not get what it wants. What was served is served on, as far as it is held; also after a
+    /// restart, when only the claims and the status tell of it. A part of what was never served is of no
+    /// use, and others may want it.
+    fn refuse(&mut self, id: &RouteId, wish: &Arc<Wish>, verdict: Verdict, effects: &mut Effects) {
+        let Some(entry) = self.routes.get_mut(id) else { return };
+        entry.accepted = Some(verdict);
+        let before = entry.serving.clone().or_else(|| served_before(entry, wish));
+        let uid = &entry.meta.uid;
+        let serving = before.and_then(|serving| reduced(id, uid, serving, &self.claims));
+        self.stale.extend(self.claims.of(id).map(|claim| claim.key));
+        self.waiting.insert(id.clone());
+        self.serve(id, serving, effects);
     }
 
     fn claim_all(&mut self, id: &RouteId, claims: Vec<Claim>, effects: &mut Effects) {
@@ -80,18 +151,19 @@ impl Engine {
     }
 
     /// Translates what a Route serves and publishes what differs.
-    fn serve(&mut self, id: &RouteId, serving: Option<(Arc<Wish>, IpAddr)>, effects: &mut Effects) {
+    fn serve(&mut self, id: &RouteId, serving: Option<Serving>, effects: &mut Effects) {
         let served = self.served(id, serving.as_ref(), effects);
         let Some(entry) = self.routes.get_mut(id) else { return };
         let nodes = self.nodes.get(&id.tenant);
         let is_http = served.is_some();
         let resources = match &serving {
-            Some((wish, address)) if !is_http => {
-                let translation = translate(id, wish, *address, nodes);
+            Some(Serving { wish, addresses }) if !is_http => {
+                let bind = |key| binding(&self.claims, &self.pools, key);
+                let translation = translate(id, wish, addresses, nodes, &bind);
                 entry.resolved = Some(translation.resolved);
                 translation.resources
             }
-            Some((wish, _)) => {
+            Some(Serving { wish, .. }) => {
                 entry.resolved = Some(resolve(wish, nodes));
                 Vec::new()
             }
@@ -101,24 +173,41 @@ impl Engine {
             }
         };
         self.publisher.replace(&Owner::Route(id.clone()), &mut entry.published, resources);
-        if entry.serving != serving
-            && let Some((wish, address)) = &entry.serving
-        {
-            self.stale.extend(wish.listeners.iter().map(|listener| listener.key(*address)));
+        if entry.serving != serving {
+            let old = std::mem::replace(&mut entry.serving, serving);
+            self.sit_down(id);
+            self.stand_up(id, old.as_ref());
         }
-        entry.serving = serving;
         self.web.serve(id, served);
         self.unreported.insert(id.clone());
+    }
+
+    /// A Route of layer 7 is counted where it is served, though it holds no claim of its own.
+    fn sit_down(&mut self, id: &RouteId) {
+        let serving = self.routes.get(id).and_then(|entry| entry.serving.as_ref());
+        for address in serving.filter(|one| one.wish.is_http()).iter().flat_map(|s| &s.addresses) {
+            self.claims.sit(id, *address);
+        }
+    }
+
+    /// A Route is no longer served so: claims may go.
+    pub(super) fn stand_up(&mut self, id: &RouteId, serving: Option<&Serving>) {
+        let Some(serving) = serving else { return };
+        self.stale.extend(serving.keys());
+        if serving.wish.is_http() {
+            serving.addresses.iter().for_each(|address| self.claims.rise(id, *address));
+        }
     }
 
     /// What layer 7 serves of a Route; `None` for one of layer 4, or that is not served.
     fn served(
         &mut self,
         id: &RouteId,
-        serving: Option<&(Arc<Wish>, IpAddr)>,
+        serving: Option<&Serving>,
         effects: &mut Effects,
     ) -> Option<Served> {
-        let http = serving.filter(|(wish, _)| wish.is_http());
+        let http = serving.filter(|serving| serving.wish.is_http());
+        let http = http.and_then(|serving| Some((&serving.wish, serving.addresses.first()?)));
         let keys: BTreeSet<HostKey> = http
             .into_iter()
             .flat_map(|(wish, ip)| wish.hosts.iter().map(|one| HostKey::new(&one.hostname, *ip)))
@@ -184,16 +273,36 @@ impl Engine {
         (hosts, conflicts)
     }
 
-    pub(super) fn release(&mut self, effects: &mut Effects) {
-        for key in std::mem::take(&mut self.stale) {
+    /// Gives back what nobody needs of these claims, or keeps it for its tenant for a while.
+    pub(super) fn release(&mut self, stale: BTreeSet<ClaimKey>, now: i64, effects: &mut Effects) {
+        for key in stale {
             let Some(claim) = self.claims.get(&key) else { continue };
             if claim.object.is_empty() || (self.is_needed(claim) && self.is_wanted(claim)) {
                 continue;
             }
-            if self.releasing.insert(key) {
-                effects.release.push((key, claim.object.clone()));
+            let object = claim.object.clone();
+            match self.claims.leaving(&key) {
+                Some(Leaving::Releasing) => continue,
+                Some(Leaving::Resting) if self.resting.until(&key).is_some_and(|t| t > now) => {
+                    continue;
+                }
+                Some(Leaving::Resting) => {}
+                None => {
+                    if let Some(seconds) = self.hold(claim) {
+                        self.resting.insert(key, now + seconds);
+                        self.claims.leave(&key, Some(Leaving::Resting));
+                        // Its tenant may have it.
+                        continue;
+                    }
+                }
             }
+            self.resting.remove(&key);
+            self.claims.leave(&key, Some(Leaving::Releasing));
+            effects.release.push((key, object));
         }
+    }
+
+    pub(super) fn release_hosts(&mut self, effects: &mut Effects) {
         for key in std::mem::take(&mut self.stale_hosts) {
             if let Some(object) = self.hosts.release(&key) {
                 effects.release_hosts.push((key, object));
@@ -201,8 +310,18 @@ impl Engine {
         }
     }
 
+    /// How long, in seconds, a claim is kept for its tenant.
+    fn hold(&self, claim: &Claim) -> Option<i64> {
+        let seconds = self.pools.get(&*claim.pool)?.hold_seconds;
+        let kept = !claim.is_target() && claim.tenant().is_some() && seconds > 0;
+        kept.then_some(seconds.into())
+    }
+
     /// Whether the Route that holds a claim serves by it, or may come to.
     fn is_wanted(&self, claim: &Claim) -> bool {
+        if claim.is_target() {
+            return self.claims.of_target(&claim.key).is_some();
+        }
         let Holder::Route { route, uid: _ } = &claim.holder else { return true };
         if !self.tenants.contains_key(&route.tenant) {
             return false;
@@ -211,9 +330,7 @@ impl Engine {
         if self.tentative.contains_key(route) || entry.wish.is_err() {
             return true;
         }
-        entry.serving.as_ref().is_some_and(|(wish, address)| {
-            wish.listeners.iter().any(|listener| listener.key(*address) == claim.key)
-        })
+        entry.serving.as_ref().is_some_and(|serving| serving.keys().any(|key| key == claim.key))
     }
 }
 
@@ -221,7 +338,8 @@ impl Entry {
     /// The address at which a Route of layer 7 is served, or was before this process began.
     fn seat(&self) -> Option<IpAddr> {
         let told = || self.seen.as_ref()?.addresses.first()?.parse().ok();
-        self.serving.as_ref().map(|(_, address)| *address).or_else(told)
+        let serving = self.serving.as_ref().and_then(|serving| serving.addresses.first().copied());
+        serving.or_else(told)
     }
 }
 
@@ -234,25 +352,44 @@ fn conflict(key: &HostKey, by: &HostKey) -> String {
 }
 
 /// What a Route's status says that it was served at, for a Route of which this process knows no more.
-fn served_before(entry: &Entry, wish: &Arc<Wish>) -> Option<(Arc<Wish>, IpAddr)> {
-    let address = entry.seen.as_ref()?.addresses.first()?;
-    Some((wish.clone(), address.parse().ok()?))
+fn served_before(entry: &Entry, wish: &Arc<Wish>) -> Option<Serving> {
+    let seen = entry.seen.as_ref()?;
+    let addresses: Vec<_> = seen.addresses.iter().filter_map(|text| text.parse().ok()).collect();
+    let given = |name: &str| seen.ports.iter().find(|one| one.listener == name).map(|one| one.port);
+    let port = |listener: &Listener| match listener.port {
+        0 => given(&listener.name).unwrap_or(0),
+        port => port,
+    };
+    let ports: Vec<_> = wish.listeners.iter().map(port).collect();
+    (!addresses.is_empty()).then(|| Serving { wish: with_ports(wish, &ports), addresses })
 }
 
-/// The part of a wish that is held; `None` when that is nothing.
-fn reduced(
-    id: &RouteId,
-    uid: &str,
-    wish: Arc<Wish>,
-    address: IpAddr,
-    held: Held<'_>,
-) -> Option<(Arc<Wish>, IpAddr)> {
-    let mine = |listener: &&Listener| held.usable(id, uid, address, listener);
+/// A wish whose listeners have these ports.
+fn with_ports(wish: &Arc<Wish>, ports: &[u16]) -> Arc<Wish> {
+    if wish.listeners.iter().zip(ports).all(|(listener, port)| listener.port == *port) {
+        return wish.clone();
+    }
+    let mut resolved = (**wish).clone();
+    for (listener, port) in resolved.listeners.iter_mut().zip(ports) {
+        listener.port = *port;
+    }
+    Arc::new(resolved)
+}
+
+/// The part of what was served that is held at all addresses; `None` when that is nothing.
+fn reduced(id: &RouteId, uid: &str, before: Serving, claims: &Claims) -> Option<Serving> {
+    let Serving { wish, addresses } = before;
+    let held =
+        |address: &IpAddr| wish.listeners.iter().any(|one| usable(claims, id, uid, *address, one));
+    let addresses: Vec<_> = addresses.into_iter().filter(held).collect();
+    let mine = |listener: &&Listener| {
+        addresses.iter().all(|address| usable(claims, id, uid, *address, listener))
+    };
     let listeners: Vec<_> = wish.listeners.iter().filter(mine).cloned().collect();
-    if listeners.is_empty() {
+    if listeners.is_empty() || addresses.is_empty() {
         return None;
     }
     let whole = listeners.len() == wish.listeners.len();
     let wish = if whole { wish } else { Arc::new(Wish { listeners, ..(*wish).clone() }) };
-    Some((wish, address))
+    Some(Serving { wish, addresses })
 }

@@ -1,11 +1,14 @@
 //! What is told of Routes and pools.
 
+use std::net::IpAddr;
+
 use fairlead_api::condition::{PROGRAMMED, Reason, Verdict};
 use fairlead_api::{AddressPoolStatus, RouteId, RouteStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Effects, Engine, Entry};
 use crate::http::web::Web;
+use crate::pool::Pool;
 use crate::status::{Findings, status};
 
 impl Engine {
@@ -25,11 +28,18 @@ impl Engine {
         let programmed = programmed(entry, &accepted, verdict, old);
         let is_programmed = programmed.holds;
         let resolved = entry.resolved.clone().map(|verdict| certified(verdict, &self.web, id));
+        let on = entry.serving.iter().flat_map(|serving| &serving.addresses);
+        let pool = |ip: &IpAddr| self.claims.on(*ip).next().map(|claim| claim.pool.clone());
+        let draining = on
+            .filter_map(pool)
+            .find(|pool| self.pools.get(&**pool).is_some_and(|pool| pool.draining));
         let findings = Findings {
             generation: entry.meta.generation,
             source: &entry.source,
             wish: entry.wish.as_deref().ok(),
-            address: entry.serving.as_ref().map(|(_, address)| *address),
+            addresses: entry.serving.as_ref().map_or(&[], |serving| &serving.addresses),
+            served: entry.serving.as_ref().map(|serving| &*serving.wish),
+            draining,
             accepted,
             resolved,
             programmed,
@@ -54,8 +64,9 @@ impl Engine {
         }
         for (name, pool) in &self.pools {
             let (used, claims) = self.claims.usage(name);
+            let gone = self.claims.used(name).filter(|ip| !pool.contains(*ip)).count() as u64;
             let addresses = pool.size();
-            let free = addresses.saturating_sub(used);
+            let free = addresses.saturating_sub(used.saturating_sub(gone));
             // Kubernetes' integers are signed.
             let bounded = |n: u64| n.min(i64::MAX as u64);
             let status = AddressPoolStatus {
@@ -63,7 +74,7 @@ impl Engine {
                 used: bounded(used),
                 free: bounded(free),
                 claims: bounded(claims),
-                problem: pool.problem.clone(),
+                problem: problem(pool, gone),
             };
             if self.pool_statuses.get(name) != Some(&status) {
                 self.pool_statuses.insert(name.clone(), status.clone());
@@ -71,6 +82,25 @@ impl Engine {
             }
         }
     }
+}
+
+/// What an administrator should know of a pool.
+fn problem(pool: &Pool, gone: u64) -> String {
+    let mut problems = Vec::new();
+    if !pool.problem.is_empty() {
+        problems.push(pool.problem.clone());
+    }
+    if gone > 0 {
+        let (what, way_out) = match &pool.service {
+            None => ("are not in spec.addresses any more", "they stay until their Routes go"),
+            Some(_) => ("have no Service of the hub's any more", "their Routes are not reached"),
+        };
+        problems.push(format!("{gone} addresses with claims {what}; {way_out}"));
+    }
+    if pool.draining {
+        problems.push("draining: nothing new is given out".into());
+    }
+    problems.join("; ")
 }
 
 /// What resolves but for a certificate that cannot be served.

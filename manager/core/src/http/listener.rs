@@ -13,7 +13,9 @@ use envoy_types::pb::envoy::config::core::v3::{
 };
 use envoy_types::pb::envoy::config::core::v3::socket_address::Protocol as Transport;
 use envoy_types::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
-use envoy_types::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
+use envoy_types::pb::envoy::config::listener::v3::{
+    FilterChain, FilterChainMatch, Listener, ListenerFilter,
+};
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
     PathWithEscapedSlashesAction, RouteSpecifier, StripPortMode, UpgradeConfig,
@@ -37,6 +39,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters, tls_parameters,
 };
 use fairlead_api::TenantId;
+use fairlead_api::claim::ClaimKey;
 use fairlead_api::http::ANY_HOST;
 use fairlead_api::route::Protocol;
 use fairlead_xds::{Key, Resource, ResourceType};
@@ -49,7 +52,8 @@ use crate::pb::{
     ads, any, duration, extension, flag, listener_filter, network_filter, number, removal,
     replacement, socket,
 };
-use crate::translate::{listener, listener_name};
+use crate::translate::listener::{from_proxies, proxy_protocol};
+use crate::translate::{Binding, listener, listener_name};
 
 /// More than the 64 KiB that people send.
 const MAX_HEADERS_KB: u32 = 96;
@@ -77,23 +81,28 @@ pub(crate) struct Front {
 }
 
 /// The listeners of an address.
-pub(crate) fn translate(address: IpAddr, front: &Front) -> Vec<Resource> {
+pub(crate) fn translate(
+    address: IpAddr,
+    front: &Front,
+    bind: &dyn Fn(ClaimKey) -> Binding,
+) -> Vec<Resource> {
+    let at = |port| bind(ClaimKey { address, protocol: Protocol::Tcp, port });
     let mut resources = Vec::with_capacity(2);
-    resources.extend(front.plain.then(|| plain(address, front)));
-    resources.extend((!front.chains.is_empty()).then(|| secure(address, front)));
+    resources.extend(front.plain.then(|| plain(address, front, &at(HTTP_PORT))));
+    resources.extend((!front.chains.is_empty()).then(|| secure(address, front, &at(HTTPS_PORT))));
     resources
 }
 
-fn plain(address: IpAddr, front: &Front) -> Resource {
+fn plain(address: IpAddr, front: &Front, binding: &Binding) -> Resource {
     let manager = manager(&prefix(address, HTTP_PORT, None), front);
     let chain = FilterChain {
         filters: vec![network_filter("envoy.filters.network.http_connection_manager", &manager)],
         ..FilterChain::default()
     };
-    publish(address, HTTP_PORT, vec![chain], Vec::new())
+    publish(address, HTTP_PORT, binding, vec![chain], None)
 }
 
-fn secure(address: IpAddr, front: &Front) -> Resource {
+fn secure(address: IpAddr, front: &Front, binding: &Binding) -> Resource {
     // A chain for each name: a name that comes or goes leaves the connections of all others alone.
     let named = front.chains.iter().flat_map(|((tenant, chain), names)| {
         names.iter().map(move |name| self::chain(address, front, tenant, chain, name))
@@ -101,7 +110,7 @@ fn secure(address: IpAddr, front: &Front) -> Resource {
     let chains = named.collect();
     let inspector =
         listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default());
-    publish(address, HTTPS_PORT, chains, vec![inspector])
+    publish(address, HTTPS_PORT, binding, chains, Some(inspector))
 }
 
 fn chain(
@@ -135,11 +144,19 @@ fn chain(
 fn publish(
     address: IpAddr,
     port: u16,
-    filter_chains: Vec<FilterChain>,
-    listener_filters: Vec<envoy_types::pb::envoy::config::listener::v3::ListenerFilter>,
+    binding: &Binding,
+    mut filter_chains: Vec<FilterChain>,
+    inspector: Option<ListenerFilter>,
 ) -> Resource {
     let name = listener_name(Protocol::Tcp, address, port);
-    let base = listener(&name, socket(address, port, Transport::Tcp));
+    let base = listener(&name, socket(binding.address, binding.port, Transport::Tcp));
+    let listener_filters = proxy_protocol(binding).into_iter().chain(inspector).collect();
+    if !binding.proxies.is_empty() {
+        for chain in &mut filter_chains {
+            let matching = chain.filter_chain_match.take().unwrap_or_default();
+            chain.filter_chain_match = Some(from_proxies(binding, matching));
+        }
+    }
     let listener = Listener { filter_chains, listener_filters, ..base };
     Resource::new(Key::new(ResourceType::Listener, name.as_str()), &listener, [])
 }

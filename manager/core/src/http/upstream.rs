@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::cluster::v3::cluster::LbPolicy;
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, OutlierDetection};
 use envoy_types::pb::envoy::config::core::v3::{
     Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common, TransportSocket,
-    UpstreamHttpProtocolOptions, transport_socket,
+    UpstreamHttpProtocolOptions,
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::{
     CombinedCertificateValidationContext, ValidationContextType,
@@ -21,26 +20,25 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
     AutoHttpConfig, ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config,
 };
-use fairlead_api::http::{Balancing, Upstream, UpstreamProtocol, UpstreamTls};
+use fairlead_api::http::{Upstream, UpstreamProtocol, UpstreamTls};
 use fairlead_api::{RouteId, TenantId};
 use fairlead_xds::{Key, Resource, ResourceType};
 
 use super::secrets;
 use crate::model::Backend;
 use crate::nodes::Nodes;
-use crate::pb::{ads, any, duration, exactly, millis, number};
+use crate::pb::{ads, any, duration, exactly, extension_socket, number};
 use crate::translate;
 
 /// Answers' headers may be as large as requests'.
 const MAX_HEADERS_KB: u32 = 96;
 const MAX_HEADERS: u32 = 200;
-const CONNECT_MILLIS: u32 = 2_000;
 
 /// The name of a backend's Cluster: `<tenant>/<namespace>/<service>:<port>@<node port>`, and a hash of
 /// how it is spoken to where that is not as usual. The node port tells a Service's own from that of its
 /// shadow, and a new one from an old one: routes lead to the one that they were made for.
 pub(crate) fn name(route: &RouteId, namespace: &str, backend: &Backend) -> String {
-    let Backend { name, node_port, nodes: _, upstream } = backend;
+    let Backend { name, node_port, nodes: _, slots: _, family: _, upstream } = backend;
     let usual = format!("{}/{namespace}/{name}@{node_port}", route.tenant);
     if *upstream == Upstream::default() {
         return usual;
@@ -58,25 +56,21 @@ pub(crate) fn translate(
     backend: &Backend,
     nodes: &Nodes,
 ) -> [Resource; 2] {
-    let Upstream { protocol, tls, balancing, connect_millis } = &backend.upstream;
-    let policy = match balancing {
-        Balancing::RoundRobin => LbPolicy::RoundRobin,
-        Balancing::LeastRequest => LbPolicy::LeastRequest,
-        Balancing::Random => LbPolicy::Random,
-        Balancing::Maglev => LbPolicy::Maglev,
-    };
+    let Upstream { protocol, tls, balancing, .. } = &backend.upstream;
     let options = options(*protocol, tls.as_ref());
     let cluster = Cluster {
-        lb_policy: policy.into(),
-        connect_timeout: millis(connect_millis.unwrap_or(CONNECT_MILLIS)),
+        lb_policy: translate::policy(*balancing).into(),
         outlier_detection: Some(outlier_detection()),
-        transport_socket: tls.as_ref().map(|tls| transport(tls, tenant, namespace)),
+        transport_socket: translate::transport_socket(
+            &backend.upstream,
+            tls.as_ref().map(|tls| transport(tls, tenant, namespace)),
+        ),
         typed_extension_protocol_options: [(
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),
             any(&options),
         )]
         .into(),
-        ..translate::cluster(name)
+        ..translate::cluster(name, &backend.upstream)
     };
     let endpoints = Key::new(ResourceType::Endpoints, name);
     let key = Key::new(ResourceType::Cluster, name);
@@ -173,8 +167,5 @@ fn transport(tls: &UpstreamTls, tenant: &TenantId, namespace: &str) -> Transport
         }),
         ..UpstreamTlsContext::default()
     };
-    TransportSocket {
-        name: "envoy.transport_sockets.tls".into(),
-        config_type: Some(transport_socket::ConfigType::TypedConfig(any(&context))),
-    }
+    extension_socket("envoy.transport_sockets.tls", &context)
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use fairlead_api::claim::ClaimKey;
 use fairlead_api::route::Protocol;
 use fairlead_api::{RouteId, TenantId};
 use fairlead_xds::{Key, Outcome, Resource, ResourceType};
@@ -15,6 +16,7 @@ use super::upstream;
 use crate::model::{Backend, Wish};
 use crate::nodes::Nodes;
 use crate::publish::{Owner, Published, Publisher};
+use crate::translate::Binding;
 
 /// A Route as layer 7 serves it.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +36,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) nodes: &'a BTreeMap<TenantId, Nodes>,
     /// Proxies in front of an address that are believed.
     pub(crate) trusted_hops: &'a dyn Fn(IpAddr) -> u32,
+    /// Where Envoy listens for a claimed port.
+    pub(crate) bind: &'a dyn Fn(ClaimKey) -> Binding,
 }
 
 #[derive(Debug, Default)]
@@ -353,7 +357,7 @@ impl Web {
     fn translate_front(&mut self, address: IpAddr, around: &Surroundings<'_>, to: &mut Publisher) {
         let mut published = self.fronts.remove(&address).unwrap_or_default();
         let resources = match self.front(address, around) {
-            Some(front) => listener::translate(address, &front),
+            Some(front) => listener::translate(address, &front, around.bind),
             None => Vec::new(),
         };
         to.replace(&Owner::Front(address), &mut published, resources);

@@ -1,0 +1,266 @@
+//! Looking for an address that has all ports free.
+
+use std::net::IpAddr;
+
+use fairlead_api::claim::ClaimKey;
+use fairlead_api::condition::{Reason, Verdict};
+use fairlead_api::route::IpFamily;
+use fairlead_api::{Packing, Sharing};
+
+use super::refuse::{group_conflict, taken};
+use super::{Ask, Found, Named, Spot, key};
+use crate::claims::Leaving;
+use crate::model::Listener;
+use crate::pool::Pool;
+use crate::runs::{address, number};
+
+/// What is in the way of an address.
+enum Obstacle {
+    /// Ports that the tenant let go, and that nobody else has.
+    Own(Vec<ClaimKey>),
+    Port(ClaimKey, &'static str),
+}
+
+impl<'a> Ask<'a> {
+    /// An address by name: that or an error.
+    pub(super) fn take(
+        self,
+        ip: IpAddr,
+        ports: &[Option<u16>],
+        pools: &[Named<'a>],
+    ) -> Result<Found<'a>, Verdict> {
+        let (pool, details) = find(ip, pools)?;
+        if details.draining {
+            return Err(self.exhausted(None, &[(pool, details)]));
+        }
+        match self.obstacle(ip, details, ports) {
+            None => Ok(Found::Spot(Spot { address: ip, pool })),
+            Some(Obstacle::Own(reclaim)) => Ok(Found::Wait(reclaim)),
+            Some(Obstacle::Port(key, why)) => Err(taken(&key, why)),
+        }
+    }
+
+    /// The address of the Route's group: that or an error.
+    pub(super) fn join_group(
+        self,
+        ip: IpAddr,
+        pool: &str,
+        ports: &[Option<u16>],
+        pools: &[Named<'a>],
+    ) -> Result<Found<'a>, Verdict> {
+        let Some((name, details)) = pools.iter().find(|(name, _)| *name == pool).copied() else {
+            let why = format!(
+                "of pool {pool:?}, which is not the one asked for, or no longer the tenant's"
+            );
+            return Err(group_conflict(self.wish, &ip, &why));
+        };
+        match self.obstacle(ip, details, ports) {
+            None => Ok(Found::Spot(Spot { address: ip, pool: name })),
+            Some(Obstacle::Own(reclaim)) => Ok(Found::Wait(reclaim)),
+            Some(Obstacle::Port(key, why)) => {
+                let why = format!("where port {}/{} {why}", key.port, key.protocol);
+                Err(group_conflict(self.wish, &ip, &why))
+            }
+        }
+    }
+
+    /// The first address, in the order of pools and of their packing, that has all ports free.
+    pub(super) fn search(
+        self,
+        family: Option<IpFamily>,
+        ports: &[Option<u16>],
+        pools: &[Named<'a>],
+    ) -> Result<Found<'a>, Verdict> {
+        for (name, pool) in pools {
+            // Reserved on every address: no need to ask each.
+            if pool.draining || self.is_reserved(pool) {
+                continue;
+            }
+            if let Some(found) = self.left(family, ports, name, pool) {
+                return Ok(found);
+            }
+            let first = || self.first(family, ports, name, pool);
+            let found = match pool.packing {
+                Packing::Fill => first(),
+                Packing::Spread => first().map(|ip| self.emptiest(family, ports, name, pool, ip)),
+            };
+            if let Some(address) = found {
+                return Ok(Found::Spot(Spot { address, pool: name }));
+            }
+            if let Some(service) = &pool.service
+                && pool.size() < service.max_addresses.into()
+            {
+                return Ok(Found::Open(name));
+            }
+        }
+        Err(self.exhausted(family, pools))
+    }
+
+    pub(super) fn is_reserved(self, pool: &Pool) -> bool {
+        self.wish.listeners.iter().any(|listener| pool.reserved.contains(&listener.port))
+    }
+
+    /// An address where the tenant let a wanted port go a moment ago: what is made anew keeps it.
+    fn left(
+        self,
+        family: Option<IpFamily>,
+        ports: &[Option<u16>],
+        name: &'a str,
+        pool: &Pool,
+    ) -> Option<Found<'a>> {
+        let mut wanted = self.wish.listeners.iter().zip(ports);
+        let (listener, port) = wanted.find_map(|(l, port)| Some((l, (*port)?)))?;
+        let protocol = listener.protocol.transport();
+        let left = self.claims.left_by(&self.route.tenant, protocol, port);
+        let left = self.claims.promised_to(self.route).chain(left);
+        let here = |ip: &IpAddr| {
+            pool.contains(*ip) && family.is_none_or(|family| IpFamily::of(*ip) == family)
+        };
+        left.filter(here).find_map(|ip| match self.obstacle(ip, pool, ports) {
+            None => Some(Found::Spot(Spot { address: ip, pool: name })),
+            Some(Obstacle::Own(reclaim)) => Some(Found::Wait(reclaim)),
+            Some(Obstacle::Port(..)) => None,
+        })
+    }
+
+    /// The first address of a pool that fits.
+    fn first(
+        self,
+        family: Option<IpFamily>,
+        ports: &[Option<u16>],
+        name: &str,
+        pool: &Pool,
+    ) -> Option<IpAddr> {
+        pool.ranges(family).find_map(|range| self.first_within(range, ports, name, pool))
+    }
+
+    /// The first address of a range that fits. Each index leaps over all addresses that do not.
+    pub(super) fn first_within(
+        self,
+        (first, last): (u128, u128),
+        ports: &[Option<u16>],
+        name: &str,
+        pool: &Pool,
+    ) -> Option<IpAddr> {
+        let mut at = first;
+        loop {
+            let start = at;
+            for (listener, port) in self.wish.listeners.iter().zip(ports) {
+                if let Some(port) = port {
+                    at = self.claims.next_with(listener.protocol.transport(), *port, at)?;
+                }
+            }
+            at = self.claims.next_roomy(name, at)?;
+            at = self.next_allowed(pool, at)?;
+            if at > last {
+                return None;
+            }
+            if at == start {
+                if self.obstacle(address(at), pool, ports).is_none() {
+                    return Some(address(at));
+                }
+                at = at.checked_add(1)?;
+            }
+        }
+    }
+
+    /// The first address from `from` on whose neighbours the pool, and the Route, let it have.
+    fn next_allowed(self, pool: &Pool, from: u128) -> Option<u128> {
+        match pool.sharing {
+            _ if self.wish.alone => self.claims.next_empty(from),
+            Sharing::Exclusive => self.claims.next_empty(from),
+            Sharing::Tenant => {
+                let own = self.claims.next_sole(&self.route.tenant, from);
+                self.claims.next_empty(from).into_iter().chain(own).min()
+            }
+            Sharing::Any => self.claims.next_open(from),
+        }
+    }
+
+    /// Of the addresses that fit, the one with the fewest Routes: `first` fits.
+    fn emptiest(
+        self,
+        family: Option<IpFamily>,
+        ports: &[Option<u16>],
+        name: &str,
+        pool: &Pool,
+        first: IpAddr,
+    ) -> IpAddr {
+        let empty = pool.ranges(family).find_map(|(start, end)| {
+            self.claims.next_empty(start).filter(|at| *at <= end).map(address)
+        });
+        // Nobody is there, so all ports are free.
+        if let Some(empty) = empty {
+            return empty;
+        }
+        let of_family = |ip: &IpAddr| family.is_none_or(|family| IpFamily::of(*ip) == family);
+        let mut used = self.claims.by_load(name).map(address).filter(of_family);
+        used.find(|ip| pool.contains(*ip) && self.obstacle(*ip, pool, ports).is_none())
+            .unwrap_or(first)
+    }
+
+    /// Why the Route cannot have an address at once.
+    fn obstacle(self, ip: IpAddr, pool: &Pool, ports: &[Option<u16>]) -> Option<Obstacle> {
+        let mut reclaim = Vec::new();
+        let wanted = self.wish.listeners.iter().zip(ports);
+        let keys: Vec<_> = wanted.filter_map(|(l, port)| Some(key(ip, l, (*port)?))).collect();
+        for key in &keys {
+            if pool.reserved.contains(&key.port) {
+                return Some(Obstacle::Port(*key, "is reserved by the pool"));
+            }
+            if self.claims.is_promised_away(self.route, key) {
+                return Some(Obstacle::Port(*key, "is taken"));
+            }
+            let Some(claim) = self.claims.get(key) else { continue };
+            match (self.claims.leaving(key), claim.tenant() == Some(&self.route.tenant)) {
+                (Some(_), true) => reclaim.push(*key),
+                (Some(Leaving::Resting), false) => {
+                    return Some(Obstacle::Port(*key, "is on hold since its last user let it go"));
+                }
+                _ => return Some(Obstacle::Port(*key, "is taken")),
+            }
+        }
+        let any = self.wish.listeners.first().map(|l| key(ip, l, l.port))?;
+        let one = keys.first().copied().unwrap_or(any);
+        if self.is_strange(ip, pool) && reclaim.is_empty() {
+            return Some(Obstacle::Port(
+                one,
+                "is on an address that may not be shared with this Route",
+            ));
+        }
+        let full = |(l, port): (&Listener, &Option<u16>)| {
+            port.is_none()
+                && self
+                    .claims
+                    .free_port(ip, l.protocol.transport(), pool.any_ports.first)
+                    .is_none_or(|free| free > pool.any_ports.last)
+        };
+        if self.wish.listeners.iter().zip(ports).any(full) {
+            return Some(Obstacle::Port(one, "is on an address whose ports for any use are taken"));
+        }
+        let count = u32::try_from(ports.len()).unwrap_or(u32::MAX);
+        if reclaim.is_empty() && !self.claims.has_room(self.route, ip, count, pool.capacity) {
+            return Some(Obstacle::Port(one, "is on an address that is full"));
+        }
+        (!reclaim.is_empty()).then_some(Obstacle::Own(reclaim))
+    }
+}
+
+/// The pool that has an address.
+pub(super) fn find<'a>(ip: IpAddr, pools: &[Named<'a>]) -> Result<Named<'a>, Verdict> {
+    pools.iter().find(|(_, pool)| pool.contains(ip)).copied().ok_or_else(|| {
+        let names: Vec<_> = pools.iter().map(|(name, _)| *name).collect();
+        let message = format!("address {ip} is in none of the pools: {}", names.join(", "));
+        Verdict::no(Reason::AddressNotInPool, message)
+    })
+}
+
+/// The first of a pool's addresses in a range that a search names.
+pub(super) fn within(found: Option<u128>, last: u128) -> Option<IpAddr> {
+    found.filter(|at| *at <= last).map(address)
+}
+
+/// An address as the searches count.
+pub(super) fn after(ip: IpAddr) -> Option<u128> {
+    number(ip).checked_add(1)
+}

@@ -1,0 +1,198 @@
+//! The hub's Services of type `LoadBalancer`: one for each shared address of a pool whose addresses come
+//! from the hub's own provider.
+//!
+//! A Service is opened when a Route fits on no address, one at a time for each pool; its ports are those
+//! that are claimed on its address; it is deleted when none is, and nobody waits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use fairlead_api::RouteId;
+use fairlead_api::pool::ServiceTemplate;
+use fairlead_api::route::Protocol;
+
+use crate::claims::Claims;
+use crate::pool::Pool;
+
+/// A Service as it shall be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Balancer {
+    /// Whose addresses it gives.
+    pub pool: Box<str>,
+    /// What it is like.
+    pub template: ServiceTemplate,
+    /// Its ports, in order; none: its address was not claimed yet.
+    pub ports: Vec<BalancerPort>,
+}
+
+/// A port of a Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BalancerPort {
+    /// Transport.
+    pub protocol: Protocol,
+    /// Where clients connect.
+    pub port: u16,
+    /// Where Envoy listens.
+    pub target: u16,
+}
+
+/// A Service as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenBalancer {
+    /// Whose addresses it gives.
+    pub pool: Box<str>,
+    /// Addresses that the provider gave it.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// All of them, by name.
+#[derive(Debug, Default)]
+pub(super) struct Balancers {
+    seen: BTreeMap<String, SeenBalancer>,
+    /// As they were last sent to be written.
+    sent: BTreeMap<String, Option<Balancer>>,
+    /// Routes that wait for one more address.
+    waiting: BTreeMap<Box<str>, BTreeSet<RouteId>>,
+    /// Pools to look at.
+    dirty: BTreeSet<Box<str>>,
+}
+
+impl Balancers {
+    /// The addresses of a pool, in the order of its Services' names.
+    pub(super) fn addresses(&self, pool: &str) -> Vec<IpAddr> {
+        let of_pool = self.seen.values().filter(|seen| *seen.pool == *pool);
+        of_pool.flat_map(|seen| seen.addresses.iter().copied()).collect()
+    }
+
+    /// A Service as it is now. The pools whose addresses changed come back.
+    pub(super) fn see(&mut self, name: &str, seen: Option<SeenBalancer>) -> BTreeSet<Box<str>> {
+        let old = match seen.clone() {
+            Some(seen) => self.seen.insert(name.to_owned(), seen),
+            None => {
+                // Whoever deleted it: it is made anew while its address is claimed.
+                self.sent.remove(name);
+                self.seen.remove(name)
+            }
+        };
+        if old == seen {
+            return BTreeSet::new();
+        }
+        let pools: BTreeSet<_> = old.into_iter().chain(seen).map(|seen| seen.pool).collect();
+        self.dirty.extend(pools.iter().cloned());
+        pools
+    }
+
+    /// What another leader wrote is not known here.
+    pub(super) fn forget_sent(&mut self) {
+        self.sent.clear();
+        self.dirty.extend(self.seen.values().map(|seen| seen.pool.clone()));
+    }
+
+    /// Something of a pool changed.
+    pub(super) fn touch(&mut self, pool: &str) {
+        self.dirty.insert(pool.into());
+    }
+
+    /// A Route needs one more address of a pool.
+    pub(super) fn want(&mut self, pool: &str, route: &RouteId) {
+        self.waiting.entry(pool.into()).or_default().insert(route.clone());
+        self.dirty.insert(pool.into());
+    }
+
+    /// A Route needs no more addresses.
+    pub(super) fn satisfied(&mut self, route: &RouteId) {
+        let Self { waiting, dirty, .. } = self;
+        waiting.retain(|pool, routes| {
+            if routes.remove(route) {
+                dirty.insert(pool.clone());
+            }
+            !routes.is_empty()
+        });
+    }
+
+    /// A Service could not be written.
+    pub(super) fn not_written(&mut self, name: &str) {
+        let seen = self.seen.get(name).map(|seen| seen.pool.clone());
+        let sent = self.sent.remove(name).flatten().map(|balancer| balancer.pool);
+        self.dirty.extend(seen.into_iter().chain(sent));
+    }
+
+    /// What is to be written.
+    pub(super) fn step<'a>(
+        &mut self,
+        pools: &dyn Fn(&str) -> Option<&'a Pool>,
+        claims: &Claims,
+    ) -> Vec<(String, Option<Balancer>)> {
+        let mut writes = Vec::new();
+        for name in std::mem::take(&mut self.dirty) {
+            let template = pools(&name).and_then(|pool| pool.service.clone());
+            let wanted = self.wanted(&name, template.as_ref(), claims);
+            for (service, balancer) in wanted {
+                let there = self.seen.contains_key(&service);
+                let sent = self.sent.get(&service);
+                if sent == Some(&balancer) || (sent.is_none() && !there && balancer.is_none()) {
+                    continue;
+                }
+                self.sent.insert(service.clone(), balancer.clone());
+                writes.push((service, balancer));
+            }
+        }
+        writes
+    }
+
+    /// The Services of a pool: those that there are, and one more where somebody waits.
+    fn wanted(
+        &self,
+        pool: &str,
+        template: Option<&ServiceTemplate>,
+        claims: &Claims,
+    ) -> BTreeMap<String, Option<Balancer>> {
+        let waits = template.is_some() && self.waiting.contains_key(pool);
+        let mut wanted = BTreeMap::new();
+        let orphans = self.orphans(pool, claims);
+        let (mut pending, mut unused) = (false, 0);
+        for (name, seen) in self.seen.iter().filter(|(_, seen)| *seen.pool == *pool) {
+            let ports = ports(seen, claims);
+            let used = !ports.is_empty();
+            // A new one is kept until its address came and was looked at. While claimed addresses have
+            // no Service, none is given back: the provider may give them again.
+            let hopes = (waits && seen.addresses.is_empty()) || orphans > 0;
+            pending |= seen.addresses.is_empty();
+            unused += usize::from(!used);
+            let kept = template.filter(|_| used || hopes);
+            let balancer = |template: &ServiceTemplate| Balancer {
+                pool: pool.into(),
+                template: template.clone(),
+                ports: ports.clone(),
+            };
+            wanted.insert(name.clone(), kept.map(balancer));
+        }
+        let short = (waits && !pending) || orphans > unused;
+        let Some(template) = template.filter(|_| short) else {
+            return wanted;
+        };
+        let most = usize::try_from(template.max_addresses).unwrap_or(usize::MAX);
+        let mut names = (1..=most).map(|n| format!("fairlead-{pool}-{n}"));
+        if let Some(name) = names.find(|name| !self.seen.contains_key(name)) {
+            let (pool, template) = (pool.into(), template.clone());
+            wanted.insert(name, Some(Balancer { pool, template, ports: Vec::new() }));
+        }
+        wanted
+    }
+
+    /// How many claimed addresses have no Service any more.
+    fn orphans(&self, pool: &str, claims: &Claims) -> usize {
+        let there = self.addresses(pool);
+        claims.used(pool).filter(|ip| !there.contains(ip)).count()
+    }
+}
+
+fn ports(seen: &SeenBalancer, claims: &Claims) -> Vec<BalancerPort> {
+    let here = seen.addresses.iter().flat_map(|ip| claims.on(*ip));
+    let port = |claim: &crate::claims::Claim| {
+        let (protocol, port) = (claim.key.protocol, claim.key.port);
+        claim.target.map(|target| BalancerPort { protocol, port, target })
+    };
+    let ports: BTreeSet<_> = here.filter_map(port).collect();
+    ports.into_iter().collect()
+}
