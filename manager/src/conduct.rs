@@ -24,6 +24,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use crate::checkers::{Checked, Checkers};
 use crate::fleet::Said;
 use crate::hub::{Hub, Obstacle, pause_after_failure};
 use crate::queue::Queue;
@@ -42,6 +43,7 @@ pub(crate) struct Conductor {
     pub(crate) engine: Engine,
     pub(crate) hub: Hub,
     pub(crate) cache: Arc<Cache>,
+    pub(crate) checkers: Arc<Checkers>,
     pub(crate) records: Arc<Records>,
     pub(crate) leadership: Leadership,
     pub(crate) stages: Stages,
@@ -97,6 +99,7 @@ impl Conductor {
     pub(crate) fn new(
         hub: Hub,
         cache: Arc<Cache>,
+        checkers: Arc<Checkers>,
         records: Arc<Records>,
         leadership: Leadership,
         stages: Stages,
@@ -106,6 +109,7 @@ impl Conductor {
             engine: Engine::default(),
             hub,
             cache,
+            checkers,
             records,
             leadership,
             stages,
@@ -123,6 +127,7 @@ impl Conductor {
         mut self,
         mut observed: mpsc::Receiver<Observed>,
         mut said: mpsc::UnboundedReceiver<Said>,
+        mut checked: mpsc::UnboundedReceiver<Checked>,
     ) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut leadership = self.leadership.clone();
@@ -138,6 +143,12 @@ impl Conductor {
                     self.hear(first);
                     while let Ok(more) = said.try_recv() {
                         self.hear(more);
+                    }
+                }
+                Some(first) = checked.recv() => {
+                    self.learn(first);
+                    while let Ok(more) = checked.try_recv() {
+                        self.learn(more);
                     }
                 }
                 Some((object, done)) = self.under_way.next() => {
@@ -256,6 +267,16 @@ impl Conductor {
         }
     }
 
+    fn learn(&mut self, checked: Checked) {
+        match checked {
+            Checked::Connected(envoy) => self.engine.checker(&envoy, true),
+            Checked::Disconnected(envoy) => self.engine.checker(&envoy, false),
+            Checked::Found(envoy, report) => {
+                self.engine.checked(&envoy, report, &Time(jiff::Timestamp::now()));
+            }
+        }
+    }
+
     fn step(&mut self) {
         let start = Instant::now();
         let Effects {
@@ -267,6 +288,7 @@ impl Conductor {
             statuses,
             pools,
             balancers,
+            checks,
             wake,
         } = self.engine.step(&Time(jiff::Timestamp::now()));
         self.wake = wake;
@@ -274,6 +296,9 @@ impl Conductor {
             self.stages.observe("translate", start);
         }
         self.cache.publish(changes);
+        for (envoy, specifier) in checks {
+            self.checkers.ask(&envoy, specifier);
+        }
         if self.complete.len() == KINDS && self.unready.take().is_some() {
             // Envoys and agents are answered only now: an empty answer would take things away.
             self.cache.complete();

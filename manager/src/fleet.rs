@@ -49,22 +49,26 @@ impl Drop for Stream {
     }
 }
 
+/// The Envoy at the other end, by its certificate and the node id that it gives itself.
+#[allow(clippy::result_large_err)] // tonic's own error type
+pub(crate) fn admitted(transport: &Extensions, node_id: &str) -> Result<EnvoyId, Status> {
+    let peer = transport.get::<Peer>();
+    let Some(Peer { identity: Identity::Envoy, .. }) = peer else {
+        warn!(?peer, "xDS refused: no Envoy's certificate");
+        return Err(Status::permission_denied("only Envoys of the fleet are served here"));
+    };
+    if node_id.is_empty() || node_id.len() > 253 {
+        return Err(Status::invalid_argument("the node id must be the name of the Envoy's pod"));
+    }
+    Ok(Arc::from(node_id))
+}
+
 impl Observer for Fleet {
     type Client = Stream;
 
     fn admit(&self, transport: &Extensions, node_id: &str) -> Result<Stream, Status> {
-        let peer = transport.get::<Peer>();
-        let Some(Peer { identity: Identity::Envoy, .. }) = peer else {
-            warn!(?peer, "xDS refused: no Envoy's certificate");
-            return Err(Status::permission_denied("only Envoys of the fleet are served here"));
-        };
-        if node_id.is_empty() || node_id.len() > 253 {
-            return Err(Status::invalid_argument(
-                "the node id must be the name of the Envoy's pod",
-            ));
-        }
+        let envoy = admitted(transport, node_id)?;
         let number = self.streams.fetch_add(1, Ordering::Relaxed);
-        let envoy: EnvoyId = Arc::from(node_id);
         let _ = self.to.send(Said::Connected(envoy.clone(), number));
         Ok(Stream { envoy, number, to: self.to.clone() })
     }

@@ -7,6 +7,7 @@
 mod agent_api;
 mod args;
 mod balancers;
+mod checkers;
 mod conduct;
 mod fleet;
 mod hub;

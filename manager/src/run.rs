@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use envoy_types::pb::envoy::service::health::v3::health_discovery_service_server::HealthDiscoveryServiceServer;
 use fairlead_process::tls::Files;
 use fairlead_process::{lease, logs, metrics, probes, shutdown, tls};
 use fairlead_proto::MAX_MESSAGE_BYTES;
@@ -20,6 +21,7 @@ use tracing::info;
 
 use crate::Args;
 use crate::agent_api::{AgentApi, Sessions};
+use crate::checkers::{self, Checkers};
 use crate::conduct::Conductor;
 use crate::fleet::Fleet;
 use crate::hub::Hub;
@@ -27,6 +29,8 @@ use crate::records::Records;
 use crate::tenants::Tenants;
 use crate::watch;
 
+/// What an Envoy says of all that it checks, at once.
+const MAX_REPORT_BYTES: usize = 16 << 20;
 /// Observations that wait for the engine.
 const OBSERVED: usize = 1_024;
 
@@ -57,10 +61,13 @@ impl Args {
 
         let (observe, observed) = mpsc::channel(OBSERVED);
         let (say, said) = mpsc::unbounded_channel();
+        let (find, checked) = mpsc::unbounded_channel();
+        let checkers = Arc::new(Checkers::new(find));
         watch::all(&client, &self.namespace, &self.envoy_selector, &observe);
         let conductor = Conductor::new(
             hub.clone(),
             cache.clone(),
+            checkers.clone(),
             records.clone(),
             leadership.clone(),
             stages.clone(),
@@ -91,7 +98,7 @@ impl Args {
         // Each runs until `stop`; one that ends before ends the process.
         let mut tasks: JoinSet<Result<&'static str>> = JoinSet::new();
         tasks.spawn(async move {
-            conductor.run(observed, said).await;
+            conductor.run(observed, said, checked).await;
             Ok("engine")
         });
         tasks.spawn(async move {
@@ -107,7 +114,10 @@ impl Args {
         let stopped = stop.clone();
         tasks.spawn(async move {
             let ended = stopped.cancelled_owned();
-            server().add_service(envoys).serve_with_incoming_shutdown(from_envoys, ended).await?;
+            let health = HealthDiscoveryServiceServer::new(checkers::Service(checkers))
+                .max_decoding_message_size(MAX_REPORT_BYTES);
+            let server = server().add_service(envoys).add_service(health);
+            server.serve_with_incoming_shutdown(from_envoys, ended).await?;
             Ok("xDS")
         });
         tasks.spawn({

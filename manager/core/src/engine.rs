@@ -5,17 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::service::health::v3::HealthCheckSpecifier;
 use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::condition::{Reason, Verdict};
 use fairlead_api::route::{Source, SourceKind};
 use fairlead_api::{
     AddressPoolSpec, AddressPoolStatus, NodeSetSpec, RouteId, RouteSpec, RouteStatus, TenantId,
 };
-use fairlead_xds::{Change, Event};
+use fairlead_xds::{Change, Event, Key, ResourceType};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::claims::{Claim, Claims, Holder};
 use crate::fleet::{EnvoyId, Fleet};
+use crate::health::{Health, Report};
 use crate::hosts::{HostClaim, Hosts};
 use crate::http::web::{Surroundings, Web};
 use crate::http::{Secret, SecretId};
@@ -55,6 +57,8 @@ pub struct Effects {
     pub pools: Vec<(String, AddressPoolStatus)>,
     /// The hub's Services of pools to write; `None`: to delete.
     pub balancers: Vec<(String, Option<Balancer>)>,
+    /// What Envoys shall check, each that is to be told anew.
+    pub checks: Vec<(EnvoyId, HealthCheckSpecifier)>,
     /// When to step again though nothing happened, in seconds since 1970.
     pub wake: Option<i64>,
 }
@@ -75,6 +79,7 @@ pub struct Engine {
     balancers: Balancers,
     hosts: Hosts,
     fleet: Fleet,
+    health: Health,
     web: Web,
     publisher: Publisher,
     /// Routes to look at, the oldest first.
@@ -122,6 +127,8 @@ struct Entry {
     serving: Option<Serving>,
     /// Layer 4 only: what belongs to this Route alone.
     published: Published,
+    /// Its Clusters whose endpoints are checked.
+    checked: BTreeSet<String>,
     /// Host names that it wants.
     wanted: BTreeSet<HostKey>,
     /// Host names that are another tenant's, each with what to do about it.
@@ -296,6 +303,7 @@ impl Engine {
             wish: Err(Verdict::no(Reason::Pending, "")),
             serving: None,
             published: Vec::new(),
+            checked: BTreeSet::new(),
             wanted: BTreeSet::new(),
             conflicts: Vec::new(),
             claiming_hosts: false,
@@ -322,6 +330,9 @@ impl Engine {
         self.claims.break_promises(id);
         self.stale.extend(self.claims.of(id).map(|claim| claim.key));
         self.stand_up(id, entry.serving.as_ref());
+        for cluster in &entry.checked {
+            self.health.set(cluster, None);
+        }
         for key in &entry.wanted {
             self.hosts.unwant(key, entry.meta.created, id);
         }
@@ -502,6 +513,31 @@ impl Engine {
         self.fleet.disconnected(envoy, stream);
     }
 
+    /// An Envoy can be asked for health checks now, or no more.
+    pub fn checker(&mut self, envoy: &EnvoyId, there: bool) {
+        self.health.checker(envoy, there);
+        self.unreported.extend(
+            self.routes.iter().filter(|(_, one)| !one.checked.is_empty()).map(|(id, _)| id.clone()),
+        );
+    }
+
+    /// What an Envoy found when it asked.
+    pub fn checked(&mut self, envoy: &EnvoyId, report: Report, now: &Time) {
+        let changed = self.health.report(envoy, report, now.0.as_millisecond());
+        self.touch_checked(&changed);
+    }
+
+    fn touch_checked(&mut self, clusters: &[String]) {
+        for cluster in clusters {
+            // A Cluster of layer 4 is its Route's alone.
+            let key = Key::new(ResourceType::Cluster, cluster.as_str());
+            if let Some(Owner::Route(id)) = self.publisher.owner(&key) {
+                let id = id.clone();
+                self.touch(&id);
+            }
+        }
+    }
+
     /// What an Envoy made of resources.
     pub fn envoy_said(&mut self, envoy: &EnvoyId, stream: u64, events: &[Event]) {
         for event in events {
@@ -544,6 +580,8 @@ impl Engine {
             return effects;
         }
         let seconds = now.0.as_second();
+        let known = self.health.due(now.0.as_millisecond());
+        self.touch_checked(&known);
         self.stale.extend(self.resting.due(seconds));
         if self.leads {
             // Their tenants' other Routes can have them in this same step.
@@ -558,13 +596,17 @@ impl Engine {
         }
         self.translate_web();
         effects.changes = self.publisher.take();
+        effects.checks = self.health.take();
+        // Rounded up: not before its time.
+        let findings = self.health.next().map(|millis| millis.div_euclid(1_000) + 1);
+        effects.wake = findings;
         if self.leads {
             let stale = std::mem::take(&mut self.stale);
             self.release(stale, seconds, &mut effects);
             self.release_hosts(&mut effects);
             let lookup = |pool: &str| self.pools.get(pool);
             effects.balancers = self.balancers.step(&lookup, &self.claims);
-            effects.wake = self.resting.next();
+            effects.wake = self.resting.next().into_iter().chain(findings).min();
             for id in std::mem::take(&mut self.unreported) {
                 self.report(&id, now, &mut effects);
             }

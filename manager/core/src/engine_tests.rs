@@ -160,6 +160,7 @@ impl World {
             statuses,
             pools,
             balancers,
+            checks: _,
             wake: _,
         } = effects;
         for (name, balancer) in balancers {

@@ -12,6 +12,7 @@ pub mod allocate;
 pub mod claims;
 pub mod engine;
 pub mod fleet;
+pub mod health;
 pub mod hosts;
 pub mod http;
 pub mod model;

@@ -177,6 +177,13 @@ fn read(spec: RouteSpec) -> Result<Wish, String> {
             false
         }
     });
+    if listeners.iter().any(|one| one.protocol.is_http()) && !clients.source_ranges.is_empty() {
+        return Err(
+            "spec.clients.sourceRanges: cannot be kept at a port that names share; leave out \
+                    fairlead.dev/tls-hostnames, or the ranges"
+                .into(),
+        );
+    }
     let (hosts, mut invalid) = check::hosts(hosts, &backends);
     invalid.append(&mut unusable);
     // What was asked for and cannot be had, from what was named and is not there.

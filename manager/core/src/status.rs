@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use fairlead_api::condition::{
-    ACCEPTED, CONFLICTED, DRAINING, PARTIALLY_INVALID, PROGRAMMED, RESOLVED_REFS, Reason, Verdict,
+    ACCEPTED, CONFLICTED, DRAINING, HEALTHY, PARTIALLY_INVALID, PROGRAMMED, RESOLVED_REFS, Reason,
+    Verdict,
 };
 use fairlead_api::route::{Display, GivenPort, Protocol, RouteStatus, Source};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -24,6 +25,8 @@ pub struct Findings<'a> {
     pub addresses: &'a [IpAddr],
     /// What is served, with the ports that were given.
     pub served: Option<&'a Wish>,
+    /// On `Healthy`; none where nothing is checked.
+    pub healthy: Option<Verdict>,
     /// Its pool, if that is being drained.
     pub draining: Option<Box<str>>,
     /// On `Accepted`.
@@ -47,14 +50,19 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
         addresses,
         served,
         draining,
+        healthy,
         accepted,
         resolved,
         programmed,
         conflicts,
         shadowed,
     } = findings;
-    let verdicts =
-        [(ACCEPTED, Some(accepted)), (RESOLVED_REFS, resolved), (PROGRAMMED, Some(programmed))];
+    let verdicts = [
+        (ACCEPTED, Some(accepted)),
+        (RESOLVED_REFS, resolved),
+        (PROGRAMMED, Some(programmed)),
+        (HEALTHY, healthy),
+    ];
     let invalid = wish.map_or(&[][..], |wish| &wish.invalid);
     let partly = invalid.iter().map(String::as_str).chain(shadowed).collect::<Vec<_>>();
     let conflicts: Vec<_> = conflicts.iter().map(String::as_str).collect();

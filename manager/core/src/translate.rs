@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy,
+    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy,
 };
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster, OutlierDetection};
 use envoy_types::pb::envoy::config::core::v3::socket_address::Protocol as Transport;
 use envoy_types::pb::envoy::config::core::v3::{
-    Address, ProxyProtocolConfig, TransportSocket, proxy_protocol_config,
+    Address, HealthStatus, ProxyProtocolConfig, TransportSocket, proxy_protocol_config,
 };
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::envoy::config::endpoint::v3::{
@@ -24,6 +24,7 @@ use envoy_types::pb::envoy::config::endpoint::v3::{
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
+use envoy_types::pb::envoy::r#type::v3::Percent;
 use fairlead_api::RouteId;
 use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::{Reason, Verdict};
@@ -66,13 +67,15 @@ pub struct Binding {
     pub proxies: Vec<IpNet>,
 }
 
-/// Translates one Route of layer 4. `bind`: where Envoy listens for a claimed port.
+/// Translates one Route of layer 4. `bind`: where Envoy listens for a claimed port; `unhealthy`: endpoints of
+/// a Cluster to which nothing shall be sent.
 pub fn translate(
     route: &RouteId,
     wish: &Wish,
     addresses: &[IpAddr],
     nodes: Option<&Nodes>,
     bind: &dyn Fn(ClaimKey) -> Binding,
+    unhealthy: &dyn Fn(&str) -> BTreeSet<(IpAddr, u16)>,
 ) -> Translation {
     let none = Nodes::default();
     let nodes_known = nodes.unwrap_or(&none);
@@ -80,7 +83,7 @@ pub fn translate(
     for backend in &wish.backends {
         let name = backend_name(route, backend);
         resources.push(transport_cluster(&name, &backend.upstream, wish.clients.source_affinity));
-        resources.push(endpoints(&name, backend, nodes_known));
+        resources.push(endpoints(&name, backend, nodes_known, &unhealthy(&name)));
     }
     for (listener, ip) in
         wish.listeners.iter().flat_map(|one| addresses.iter().map(move |ip| (one, *ip)))
@@ -96,7 +99,7 @@ pub fn translate(
     Translation { resources, resolved: resolve(wish, nodes) }
 }
 
-fn backend_name(route: &RouteId, backend: &Backend) -> String {
+pub(crate) fn backend_name(route: &RouteId, backend: &Backend) -> String {
     format!("{route}/{}", backend.name)
 }
 
@@ -142,7 +145,10 @@ fn uses(wish: &Wish, node: &str) -> bool {
 }
 
 /// The addresses and ports that serve a backend, in the order of the nodes' names.
-fn members<'a>(backend: &'a Backend, nodes: &'a Nodes) -> impl Iterator<Item = (IpAddr, u16)> + 'a {
+pub(crate) fn members<'a>(
+    backend: &'a Backend,
+    nodes: &'a Nodes,
+) -> impl Iterator<Item = (IpAddr, u16)> + 'a {
     let wanted = move |name: &str| backend.nodes.as_ref().is_none_or(|names| names.contains(name));
     let first = nodes.addresses.iter().filter(move |(name, _)| wanted(name));
     let first = first.map(|(_, addresses)| (addresses, backend.node_port));
@@ -225,6 +231,11 @@ fn transport_cluster(name: &str, upstream: &Upstream, source_affinity: bool) -> 
         lb_policy: policy(balancing).into(),
         outlier_detection: Some(outlier_detection()),
         transport_socket: transport_socket(upstream, None),
+        // What is checked and unhealthy is sent nothing, however few are left.
+        common_lb_config: upstream.health_check.as_ref().map(|_| CommonLbConfig {
+            healthy_panic_threshold: Some(Percent { value: 0.0 }),
+            ..CommonLbConfig::default()
+        }),
         ..cluster(name, upstream)
     };
     let endpoints = Key::new(ResourceType::Endpoints, name);
@@ -243,8 +254,17 @@ fn outlier_detection() -> OutlierDetection {
 }
 
 /// Where a backend is.
-pub(crate) fn endpoints(name: &str, backend: &Backend, nodes: &Nodes) -> Resource {
+pub(crate) fn endpoints(
+    name: &str,
+    backend: &Backend,
+    nodes: &Nodes,
+    unhealthy: &BTreeSet<(IpAddr, u16)>,
+) -> Resource {
+    let status = |endpoint: (IpAddr, u16)| {
+        if unhealthy.contains(&endpoint) { HealthStatus::Unhealthy } else { HealthStatus::Unknown }
+    };
     let endpoint = |(ip, port)| LbEndpoint {
+        health_status: status((ip, port)).into(),
         host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
             address: Some(socket(ip, port, Transport::Tcp)),
             ..Endpoint::default()

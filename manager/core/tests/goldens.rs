@@ -75,7 +75,8 @@ fn at(
     let route = RouteId { tenant: "blue".parse().unwrap(), name };
     let (_, wish) = Wish::parse(spec).unwrap();
     let addresses: Vec<_> = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
-    translate(&route, &wish, &addresses, nodes, bind)
+    let unhealthy = |_: &str| std::iter::once(("10.0.0.1".parse().unwrap(), 31_000)).collect();
+    translate(&route, &wish, &addresses, nodes, bind, &unhealthy)
 }
 
 /// Behind a balancer that speaks the PROXY protocol, at a target port.

@@ -1,6 +1,6 @@
 //! What becomes of one Route: its address, its host names, what it serves.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,11 +12,13 @@ use fairlead_api::http::ANY_HOST;
 use super::{Effects, Engine, Entry, Serving, binding};
 use crate::allocate::{Allocation, Ask, Place, allocate, usable};
 use crate::claims::{Claim, Claims, Holder, Leaving};
+use crate::health::Wanted;
 use crate::hosts::{HostClaim, Standing};
 use crate::http::web::Served;
 use crate::model::{Listener, Wish};
+use crate::nodes::Nodes;
 use crate::publish::Owner;
-use crate::translate::{resolve, translate};
+use crate::translate::{backend_name, members, resolve, translate, transport_socket};
 
 impl Engine {
     pub(super) fn decide(&mut self, id: &RouteId, effects: &mut Effects) {
@@ -153,13 +155,15 @@ impl Engine {
     /// Translates what a Route serves and publishes what differs.
     fn serve(&mut self, id: &RouteId, serving: Option<Serving>, effects: &mut Effects) {
         let served = self.served(id, serving.as_ref(), effects);
+        self.check_health(id, serving.as_ref());
         let Some(entry) = self.routes.get_mut(id) else { return };
         let nodes = self.nodes.get(&id.tenant);
         let is_http = served.is_some();
         let resources = match &serving {
             Some(Serving { wish, addresses }) if !is_http => {
                 let bind = |key| binding(&self.claims, &self.pools, key);
-                let translation = translate(id, wish, addresses, nodes, &bind);
+                let unhealthy = |cluster: &str| self.health.unhealthy(cluster);
+                let translation = translate(id, wish, addresses, nodes, &bind, &unhealthy);
                 entry.resolved = Some(translation.resolved);
                 translation.resources
             }
@@ -180,6 +184,34 @@ impl Engine {
         }
         self.web.serve(id, served);
         self.unreported.insert(id.clone());
+    }
+
+    /// Has the backends of a Route of layer 4 checked that ask for it.
+    fn check_health(&mut self, id: &RouteId, serving: Option<&Serving>) {
+        let none = Nodes::default();
+        let nodes = self.nodes.get(&id.tenant).unwrap_or(&none);
+        let wish = serving.map(|serving| &serving.wish).filter(|wish| !wish.is_http());
+        let mut wanted = BTreeMap::new();
+        for backend in wish.iter().flat_map(|wish| &wish.backends) {
+            let Some(check) = backend.upstream.health_check.clone() else { continue };
+            let one = Wanted {
+                tenant: id.tenant.clone(),
+                check,
+                socket: transport_socket(&backend.upstream, None),
+                endpoints: members(backend, nodes).collect(),
+            };
+            wanted.insert(backend_name(id, backend), one);
+        }
+        let Some(entry) = self.routes.get_mut(id) else { return };
+        let now: BTreeSet<String> = wanted.keys().cloned().collect();
+        for gone in
+            std::mem::replace(&mut entry.checked, now).iter().filter(|c| !wanted.contains_key(*c))
+        {
+            self.health.set(gone, None);
+        }
+        for (cluster, one) in wanted {
+            self.health.set(&cluster, Some(one));
+        }
     }
 
     /// A Route of layer 7 is counted where it is served, though it holds no claim of its own.

@@ -40,6 +40,7 @@ impl Engine {
             addresses: entry.serving.as_ref().map_or(&[], |serving| &serving.addresses),
             served: entry.serving.as_ref().map(|serving| &*serving.wish),
             draining,
+            healthy: self.health.verdict(entry.checked.iter()),
             accepted,
             resolved,
             programmed,

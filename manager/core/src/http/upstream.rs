@@ -1,6 +1,7 @@
 //! A backend of layer 7 → a Cluster. All Routes of a tenant's namespace share the Cluster of a
 //! Service's port; where they want it spoken to in different ways, there is one for each way.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, OutlierDetection};
@@ -76,7 +77,7 @@ pub(crate) fn translate(
     let key = Key::new(ResourceType::Cluster, name);
     [
         Resource::new(key, &cluster, []).renewing(endpoints),
-        translate::endpoints(name, backend, nodes),
+        translate::endpoints(name, backend, nodes, &BTreeSet::new()),
     ]
 }
 

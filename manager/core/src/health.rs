@@ -1,0 +1,424 @@
+//! Health checks: asked by a few Envoys for all of them (Envoy's Health Discovery Service).
+//!
+//! Each backend that is checked is checked by at most [`CHECKERS`] Envoys, however many there are, and the
+//! less often the more backends a tenant has checked: what a node of a tenant is asked stays below
+//! [`MOST_PER_SECOND`]. What they find is published with the endpoints to all Envoys, and told in the
+//! Route's status. Facts about HDS are from Envoy 1.40: an endpoint that was not asked yet is reported as
+//! unhealthy; a check that changes its kind under one name is not taken; a specifier with a locality
+//! without endpoints ends the process.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
+
+use envoy_types::pb::envoy::config::cluster::v3::cluster::TransportSocketMatch;
+use envoy_types::pb::envoy::config::core::v3::health_check::{
+    GrpcHealthCheck, HealthChecker, HttpHealthCheck, TcpHealthCheck,
+};
+use envoy_types::pb::envoy::config::core::v3::socket_address::Protocol as Transport;
+use envoy_types::pb::envoy::config::core::v3::{HealthCheck as Asked, Locality, TransportSocket};
+use envoy_types::pb::envoy::config::endpoint::v3::Endpoint as ApiEndpoint;
+use envoy_types::pb::envoy::config::endpoint::v3::endpoint::HealthCheckConfig;
+use envoy_types::pb::envoy::service::health::v3::{
+    ClusterHealthCheck, HealthCheckSpecifier, LocalityEndpoints,
+};
+use envoy_types::pb::envoy::r#type::v3::Int64Range;
+use envoy_types::pb::google::protobuf::Struct;
+use fairlead_api::TenantId;
+use fairlead_api::condition::{Reason, Verdict};
+use fairlead_api::http::{HealthCheck, Probe};
+
+use crate::fleet::EnvoyId;
+use crate::pb::{millis, number, socket};
+
+/// How many Envoys check one backend.
+const CHECKERS: usize = 2;
+/// Checks of all a tenant's backends together, on one of its nodes, by all Envoys.
+const MOST_PER_SECOND: u32 = 50;
+/// How often an Envoy tells what it found.
+const REPORT_MILLIS: u32 = 1_000;
+
+/// A port of a node.
+pub type Endpoint = (IpAddr, u16);
+
+/// What an Envoy found: the name under which it was asked, and each endpoint with whether it is healthy.
+pub type Report = Vec<(String, Vec<(Endpoint, bool)>)>;
+
+/// A backend that is to be checked.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Wanted {
+    pub(crate) tenant: TenantId,
+    pub(crate) check: HealthCheck,
+    /// What connections begin with.
+    pub(crate) socket: Option<TransportSocket>,
+    pub(crate) endpoints: BTreeSet<Endpoint>,
+}
+
+#[derive(Debug)]
+struct Check {
+    wanted: Wanted,
+    /// The name under which Envoys are asked; another one for another check.
+    name: String,
+    by: BTreeSet<EnvoyId>,
+    found: BTreeMap<Endpoint, BTreeMap<EnvoyId, Finding>>,
+    unhealthy: BTreeSet<Endpoint>,
+}
+
+/// What one Envoy found of one endpoint.
+#[derive(Debug, Clone, Copy)]
+struct Finding {
+    /// When it first said something, in milliseconds since 1970.
+    since: i64,
+    healthy: bool,
+    /// It was asked for certain: an endpoint that was not is reported as unhealthy.
+    asked: bool,
+}
+
+/// All checks, and who makes them.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    checks: BTreeMap<String, Check>,
+    /// Clusters by the name under which Envoys are asked.
+    names: BTreeMap<String, String>,
+    /// Envoys that can be asked.
+    checkers: BTreeSet<EnvoyId>,
+    assigned: BTreeMap<EnvoyId, BTreeSet<String>>,
+    counts: BTreeMap<TenantId, u32>,
+    dirty: BTreeSet<EnvoyId>,
+    /// Findings that count only from then on, in milliseconds since 1970.
+    pending: BTreeSet<(i64, String)>,
+}
+
+impl Health {
+    /// A Cluster is to be checked like this; `None`: no more.
+    pub(crate) fn set(&mut self, cluster: &str, wanted: Option<Wanted>) {
+        // Envoy would end for want of an endpoint.
+        let wanted = wanted.filter(|wanted| !wanted.endpoints.is_empty());
+        if self.checks.get(cluster).map(|check| &check.wanted) == wanted.as_ref() {
+            return;
+        }
+        let old = self.checks.remove(cluster);
+        if let Some(old) = &old {
+            self.names.remove(&old.name);
+            self.unassign(cluster, &old.by);
+            self.count(&old.wanted.tenant, false);
+        }
+        let Some(wanted) = wanted else { return };
+        let name = name(cluster, &wanted);
+        self.count(&wanted.tenant, true);
+        let by = self.choose(cluster);
+        let mut check =
+            Check { wanted, name, by, found: BTreeMap::new(), unhealthy: BTreeSet::new() };
+        if let Some(old) = old.filter(|old| old.name == check.name) {
+            // The same check of other endpoints: what is known of those that stay, stays.
+            check.found = old.found;
+            check.found.retain(|endpoint, _| check.wanted.endpoints.contains(endpoint));
+            check.unhealthy =
+                old.unhealthy.intersection(&check.wanted.endpoints).copied().collect();
+        }
+        self.names.insert(check.name.clone(), cluster.to_owned());
+        self.assign(cluster, &check.by.clone());
+        self.checks.insert(cluster.to_owned(), check);
+    }
+
+    fn assign(&mut self, cluster: &str, by: &BTreeSet<EnvoyId>) {
+        for envoy in by {
+            self.assigned.entry(envoy.clone()).or_default().insert(cluster.to_owned());
+        }
+        self.dirty.extend(by.iter().cloned());
+    }
+
+    fn unassign(&mut self, cluster: &str, by: &BTreeSet<EnvoyId>) {
+        for envoy in by {
+            if let Some(clusters) = self.assigned.get_mut(envoy) {
+                clusters.remove(cluster);
+            }
+        }
+        self.dirty.extend(by.iter().cloned());
+    }
+
+    /// A tenant has one check more, or less. Where that changes how often its nodes may be asked, all of
+    /// its checks are told anew: at powers of two only.
+    fn count(&mut self, tenant: &TenantId, more: bool) {
+        let count = self.counts.entry(tenant.clone()).or_default();
+        let before = least_interval(*count);
+        *count = if more { *count + 1 } else { count.saturating_sub(1) };
+        let after = least_interval(*count);
+        if *count == 0 {
+            self.counts.remove(tenant);
+        }
+        if before != after {
+            let mine = self.checks.values().filter(|check| check.wanted.tenant == *tenant);
+            self.dirty.extend(mine.flat_map(|check| check.by.iter().cloned()));
+        }
+    }
+
+    /// The Envoys that check a Cluster: the same ones whatever else changes.
+    fn choose(&self, cluster: &str) -> BTreeSet<EnvoyId> {
+        let weight = |envoy: &EnvoyId| {
+            let mut hasher = std::hash::DefaultHasher::new();
+            (cluster, &**envoy).hash(&mut hasher);
+            hasher.finish()
+        };
+        let mut all: Vec<_> = self.checkers.iter().map(|envoy| (weight(envoy), envoy)).collect();
+        all.sort_unstable();
+        all.into_iter().take(CHECKERS).map(|(_, envoy)| envoy.clone()).collect()
+    }
+
+    /// An Envoy can be asked now, or no more.
+    pub(crate) fn checker(&mut self, envoy: &EnvoyId, there: bool) {
+        if there {
+            self.checkers.insert(envoy.clone());
+            // Whatever it knew, it is told anew.
+            self.dirty.insert(envoy.clone());
+        } else {
+            self.checkers.remove(envoy);
+            self.dirty.remove(envoy);
+        }
+        let clusters: Vec<_> = self.checks.keys().cloned().collect();
+        for cluster in clusters {
+            let by = self.choose(&cluster);
+            let Some(check) = self.checks.get_mut(&cluster) else { continue };
+            if check.by == by {
+                continue;
+            }
+            let old = std::mem::replace(&mut check.by, by.clone());
+            for found in check.found.values_mut() {
+                found.retain(|envoy, _| by.contains(envoy));
+            }
+            self.unassign(&cluster, &old.difference(&by).cloned().collect());
+            self.assign(&cluster, &by.difference(&old).cloned().collect());
+        }
+        self.dirty.retain(|envoy| self.checkers.contains(envoy));
+    }
+
+    /// What an Envoy found. The Clusters of which more is known now come back.
+    pub(crate) fn report(&mut self, envoy: &EnvoyId, report: Report, now: i64) -> Vec<String> {
+        let mut changed = Vec::new();
+        for (name, endpoints) in report {
+            let Some(cluster) = self.names.get(&name).cloned() else { continue };
+            let Some(check) = self.checks.get_mut(&cluster) else { continue };
+            if !check.by.contains(envoy) {
+                continue;
+            }
+            for (endpoint, healthy) in endpoints {
+                if !check.wanted.endpoints.contains(&endpoint) {
+                    continue;
+                }
+                let found = check.found.entry(endpoint).or_default();
+                let fresh = Finding { since: now, healthy, asked: healthy };
+                let finding = found.entry(envoy.clone()).or_insert(fresh);
+                finding.asked |= healthy;
+                finding.healthy = healthy;
+                if !finding.asked {
+                    self.pending.insert((finding.since + patience(&check.wanted), cluster.clone()));
+                }
+            }
+            if check.conclude(now) {
+                changed.push(cluster);
+            }
+        }
+        changed
+    }
+
+    /// Findings whose time has come count now. The Clusters of which more is known come back.
+    pub(crate) fn due(&mut self, now: i64) -> Vec<String> {
+        let mut changed = Vec::new();
+        while let Some((_, cluster)) = self.pending.pop_first_if(now) {
+            if let Some(check) = self.checks.get_mut(&cluster)
+                && check.conclude(now)
+            {
+                changed.push(cluster);
+            }
+        }
+        changed
+    }
+
+    /// When the next finding begins to count, in milliseconds since 1970.
+    pub(crate) fn next(&self) -> Option<i64> {
+        self.pending.first().map(|(at, _)| *at)
+    }
+
+    /// The endpoints of a Cluster to which nothing shall be sent. Where all are unhealthy, none: to try is
+    /// better than to refuse everybody.
+    pub(crate) fn unhealthy(&self, cluster: &str) -> BTreeSet<Endpoint> {
+        let Some(check) = self.checks.get(cluster) else { return BTreeSet::new() };
+        if check.unhealthy.len() == check.wanted.endpoints.len() {
+            return BTreeSet::new();
+        }
+        check.unhealthy.clone()
+    }
+
+    /// Verdict on `Healthy` of Clusters; `None`: none of them is checked.
+    pub(crate) fn verdict<'a>(
+        &self,
+        clusters: impl Iterator<Item = &'a String>,
+    ) -> Option<Verdict> {
+        let checks: Vec<_> = clusters.filter_map(|cluster| self.checks.get(cluster)).collect();
+        if checks.is_empty() {
+            return None;
+        }
+        let total: usize = checks.iter().map(|check| check.wanted.endpoints.len()).sum();
+        let bad: Vec<_> = checks.iter().flat_map(|check| &check.unhealthy).collect();
+        if self.checkers.is_empty() {
+            let message =
+                "no Envoy can be asked for health checks; all endpoints are taken for healthy";
+            return Some(Verdict::no(Reason::NoEnvoy, message));
+        }
+        if let Some(((ip, port), more)) = bad.first().map(|first| (first, bad.len() - 1)) {
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let message = format!(
+                "{} of {total} endpoints are healthy; not {ip}:{port}{more}",
+                total - bad.len()
+            );
+            return Some(Verdict::no(Reason::Unhealthy, message));
+        }
+        let message = format!("{total} of {total} endpoints are healthy");
+        Some(Verdict { message, ..Verdict::yes(Reason::Healthy) })
+    }
+
+    /// What Envoys are to check now, each that is to be told anew.
+    pub(crate) fn take(&mut self) -> Vec<(EnvoyId, HealthCheckSpecifier)> {
+        let dirty = std::mem::take(&mut self.dirty);
+        dirty.into_iter().map(|envoy| (envoy.clone(), self.specifier(&envoy))).collect()
+    }
+
+    fn specifier(&self, envoy: &EnvoyId) -> HealthCheckSpecifier {
+        let clusters = self.assigned.get(envoy).into_iter().flatten();
+        let checks = clusters.filter_map(|cluster| self.checks.get(cluster));
+        let asked = |check: &Check| {
+            let count = self.counts.get(&check.wanted.tenant).copied().unwrap_or(0);
+            check.specify(least_interval(count))
+        };
+        HealthCheckSpecifier {
+            cluster_health_checks: checks.map(asked).collect(),
+            interval: millis(REPORT_MILLIS),
+        }
+    }
+}
+
+/// Takes the first of a set if its time has come.
+trait PopDue {
+    fn pop_first_if(&mut self, now: i64) -> Option<(i64, String)>;
+}
+
+impl PopDue for BTreeSet<(i64, String)> {
+    fn pop_first_if(&mut self, now: i64) -> Option<(i64, String)> {
+        if self.first()?.0 > now { None } else { self.pop_first() }
+    }
+}
+
+/// How often a tenant's backends are asked at most, in milliseconds: a power of two of seconds, so that it
+/// seldom changes.
+fn least_interval(checks: u32) -> u32 {
+    let by_all = checks.saturating_mul(u32::try_from(CHECKERS).unwrap_or(1));
+    let seconds = by_all.div_ceil(MOST_PER_SECOND).max(1);
+    seconds.next_power_of_two().saturating_mul(1_000)
+}
+
+/// How long an endpoint may be reported as unhealthy because it was not asked yet.
+fn patience(wanted: &Wanted) -> i64 {
+    i64::from(wanted.check.timeout_millis) + i64::from(REPORT_MILLIS) * 2
+}
+
+fn name(cluster: &str, wanted: &Wanted) -> String {
+    let Wanted { tenant: _, check, socket, endpoints: _ } = wanted;
+    let text = format!("{:?} {socket:?}", check.probe);
+    format!("hds/{cluster}/{:016x}", fairlead_xds::hash(text.as_bytes()))
+}
+
+impl Check {
+    /// Draws conclusions from what was found; true: they are others than before.
+    fn conclude(&mut self, now: i64) -> bool {
+        let patience = patience(&self.wanted);
+        let mut unhealthy = self.unhealthy.clone();
+        for endpoint in &self.wanted.endpoints {
+            let Some(found) = self.found.get(endpoint) else { continue };
+            let known = found.values().filter(|one| one.asked || now >= one.since + patience);
+            let mut known = known.peekable();
+            // One that reaches it is enough: another may be cut off itself. Until somebody knows, what was
+            // known before holds.
+            if known.peek().is_some() {
+                if known.all(|one| !one.healthy) {
+                    unhealthy.insert(*endpoint);
+                } else {
+                    unhealthy.remove(endpoint);
+                }
+            }
+        }
+        unhealthy.retain(|endpoint| self.wanted.endpoints.contains(endpoint));
+        let changed = unhealthy != self.unhealthy;
+        self.unhealthy = unhealthy;
+        changed
+    }
+
+    fn specify(&self, least_interval: u32) -> ClusterHealthCheck {
+        let Wanted { tenant: _, check, socket, endpoints } = &self.wanted;
+        let interval = check.interval_millis.max(least_interval);
+        let other_port = match &check.probe {
+            Probe::Http { port, .. } => *port,
+            Probe::Tcp {} | Probe::Grpc { .. } => None,
+        };
+        let endpoint = |(ip, port): &Endpoint| ApiEndpoint {
+            address: Some(socket_of(*ip, *port)),
+            health_check_config: other_port.map(|port| HealthCheckConfig {
+                port_value: port.into(),
+                ..HealthCheckConfig::default()
+            }),
+            ..ApiEndpoint::default()
+        };
+        let asked = Asked {
+            timeout: millis(check.timeout_millis),
+            interval: millis(interval),
+            // Clusters of HDS have no traffic.
+            no_traffic_interval: millis(interval),
+            no_traffic_healthy_interval: millis(interval),
+            interval_jitter_percent: 10,
+            unhealthy_threshold: number(check.unhealthy_threshold),
+            healthy_threshold: number(check.healthy_threshold),
+            health_checker: Some(checker(&check.probe)),
+            ..Asked::default()
+        };
+        // kube-proxy's own port knows no PROXY protocol.
+        let socket = socket.clone().filter(|_| other_port.is_none());
+        let transport = socket.map(|socket| TransportSocketMatch {
+            name: "all".into(),
+            r#match: Some(Struct::default()),
+            transport_socket: Some(socket),
+        });
+        ClusterHealthCheck {
+            cluster_name: self.name.clone(),
+            health_checks: vec![asked],
+            locality_endpoints: vec![LocalityEndpoints {
+                locality: Some(Locality::default()),
+                endpoints: endpoints.iter().map(endpoint).collect(),
+            }],
+            transport_socket_matches: transport.into_iter().collect(),
+            ..ClusterHealthCheck::default()
+        }
+    }
+}
+
+fn socket_of(ip: IpAddr, port: u16) -> envoy_types::pb::envoy::config::core::v3::Address {
+    socket(ip, port, Transport::Tcp)
+}
+
+fn checker(probe: &Probe) -> HealthChecker {
+    match probe {
+        Probe::Tcp {} => HealthChecker::TcpHealthCheck(TcpHealthCheck::default()),
+        Probe::Http { path, host, port: _ } => HealthChecker::HttpHealthCheck(HttpHealthCheck {
+            path: path.clone(),
+            host: host.clone().unwrap_or_default(),
+            expected_statuses: vec![Int64Range { start: 200, end: 400 }],
+            ..HttpHealthCheck::default()
+        }),
+        Probe::Grpc { service } => HealthChecker::GrpcHealthCheck(GrpcHealthCheck {
+            service_name: service.clone().unwrap_or_default(),
+            ..GrpcHealthCheck::default()
+        }),
+    }
+}
+
+#[cfg(test)]
+#[path = "health_tests.rs"]
+mod tests;
