@@ -503,7 +503,7 @@ pub enum Probe {
         /// Its path.
         #[schemars(length(min = 1, max = 1024))]
         path: String,
-        /// Its `Host`; the Cluster's name unless given.
+        /// Its `Host`; `<service>.<namespace>` unless given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schemars(length(max = 253))]
         host: Option<String>,

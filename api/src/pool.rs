@@ -123,6 +123,10 @@ pub enum Sharing {
     Any,
 }
 
+/// The finalizer of a pool: it stays until its last port is given back, since what it says of its addresses
+/// holds for what is served there.
+pub const FINALIZER: &str = "fairlead.dev/claims";
+
 /// Which of several addresses that fit is taken.
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Packing {

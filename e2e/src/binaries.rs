@@ -72,10 +72,22 @@ const MODULES: [Module; 4] = [
     },
 ];
 
+/// The balancer that stands for a hub's own provider in the tests.
+const METALLB: Module = Module {
+    name: "metallb",
+    version: "0.15.2",
+    tags: "",
+    programs: &[
+        ("metallb-controller", "go.universe.tf/metallb/controller"),
+        ("metallb-speaker", "go.universe.tf/metallb/speaker"),
+    ],
+    usually: "2 to 3 min",
+};
+
 /// Where a program of the Go modules lies. It is there after [`ensure`].
 pub fn path(program: &str) -> PathBuf {
-    let module =
-        MODULES.iter().find(|module| module.programs.iter().any(|(name, _)| *name == program));
+    let mut all = MODULES.iter().chain([&METALLB]);
+    let module = all.find(|module| module.programs.iter().any(|(name, _)| *name == program));
     match module {
         Some(module) => folder(module).join(program),
         None => PathBuf::from(program),
@@ -98,6 +110,20 @@ pub fn ensure() -> Result<()> {
     MODULES.iter().try_for_each(ensure_module)
 }
 
+/// Sees to it that MetalLB's programs are there; where its Custom Resource Definitions lie comes back.
+pub fn ensure_metallb() -> Result<PathBuf> {
+    for (name, package) in METALLB.programs {
+        // It has no option that tells its version: what lies on the `PATH` is not asked.
+        build_program(&METALLB, name, package)?;
+    }
+    let mut find = Command::new("go");
+    find.current_dir(paths::repository().join("e2e/tools").join(METALLB.name));
+    find.args(["mod", "download", "-json", "go.universe.tf/metallb"]);
+    let said: serde_json::Value = serde_json::from_str(&run::output(&mut find)?)?;
+    let folder = said["Dir"].as_str().context("go mod download names no folder")?;
+    Ok(Path::new(folder).join("config/crd/bases"))
+}
+
 /// Sees to it that `kubectl` and `helm` are there, all that the `kind` driver needs.
 pub fn ensure_clients() -> Result<()> {
     let [kubernetes, _, _, helm] = &MODULES;
@@ -114,11 +140,20 @@ fn ensure_program(module: &Module, &(name, package): &(&str, &str)) -> Result<()
     if target.exists() {
         return Ok(());
     }
-    std::fs::create_dir_all(folder(module))?;
     if let Some(found) = found(name, module.version) {
         say(&format!("using {}", found.display()));
+        std::fs::create_dir_all(folder(module))?;
         return link(&found, &target);
     }
+    build_program(module, name, package)
+}
+
+fn build_program(module: &Module, name: &str, package: &str) -> Result<()> {
+    let target = folder(module).join(name);
+    if target.exists() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(folder(module))?;
     say(&format!(
         "building {name} {} from its Go module (all of {}: {})",
         module.version, module.name, module.usually

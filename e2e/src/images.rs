@@ -95,6 +95,15 @@ pub fn coredns() -> Result<Image> {
     })
 }
 
+/// MetalLB's controller and speaker.
+pub fn metallb() -> Result<[Image; 2]> {
+    let one = |name: &str| {
+        let files = vec![(binaries::path(name), "/metallb")];
+        build(&Recipe { name, files, entrypoint: "/metallb" })
+    };
+    Ok([one("metallb-controller")?, one("metallb-speaker")?])
+}
+
 fn workload(name: &str, kind: &str) -> Result<Image> {
     let file = format!("/{name}");
     let recipe = Recipe { name, files: vec![(release()?.join(name), &file)], entrypoint: &file };

@@ -1,7 +1,7 @@
 //! The same clusters by the `kind` command, for people who have Docker. Not part of CI, whose
 //! machine has none.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -36,7 +36,9 @@ impl Driver for Kind {
                 create(*self, &cluster)?;
             }
             for host in &cluster.nodes {
-                host.pool.iter().try_for_each(|held| hold(&container(host.name), *held))?;
+                // Its network has IPv4 only.
+                let mut v4 = host.pool.iter().filter(|held| held.is_ipv4());
+                v4.try_for_each(|held| hold(&container(host.name), *held))?;
             }
         }
         if docker(&["inspect", CLIENT]).is_err() {
@@ -137,7 +139,7 @@ nodes:
     cluster::kubectl(&driver, cluster, &untaint).map(drop)
 }
 
-fn hold(container: &str, address: Ipv4Addr) -> Result<()> {
+fn hold(container: &str, address: IpAddr) -> Result<()> {
     let address = format!("{address}/32");
     docker(&["exec", container, "ip", "addr", "replace", &address, "dev", "eth0"]).map(drop)
 }

@@ -14,6 +14,7 @@ pub mod images;
 pub mod install;
 pub mod kind;
 pub mod local;
+pub mod metallb;
 pub mod packages;
 pub mod paths;
 pub mod run;

@@ -24,7 +24,16 @@ const NEEDED: [(&str, &str); 9] = [
 
 /// Sees to it that all packages are there.
 pub fn ensure() -> Result<()> {
-    let missing: Vec<_> = NEEDED
+    ensure_all(&NEEDED)
+}
+
+/// Sees to it that the package with this file is there.
+pub fn ensure_one(file: &str, package: &str) -> Result<()> {
+    ensure_all(&[(file, package)])
+}
+
+fn ensure_all(needed: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = needed
         .iter()
         .filter(|(file, _)| !Path::new(file).exists())
         .map(|(_, name)| *name)

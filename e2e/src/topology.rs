@@ -1,6 +1,7 @@
 //! The clusters and hosts: the same for both drivers.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 
 /// One cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,12 +19,12 @@ pub struct Cluster {
 pub struct Host {
     /// `hub-1`, `client`, …
     pub name: &'static str,
-    /// Its address on the fabric.
+    /// Its address on the fabric. Its IPv6 address has the same last part.
     pub address: Ipv4Addr,
     /// Which /24 of the pod range is its own; every cluster has the same range.
     pub index: u8,
-    /// Addresses of the pool that it answers for.
-    pub pool: Vec<Ipv4Addr>,
+    /// Addresses of pools that it answers for.
+    pub pool: Vec<IpAddr>,
 }
 
 /// The prefix of every host's network.
@@ -37,10 +38,15 @@ pub const DNS_ADDRESS: &str = "10.96.0.10";
 /// The `AddressPool` that both tenants may use.
 pub const POOL: &str = "public";
 /// The addresses of the pool, as the pool's spec has them.
-pub const POOL_RANGE: &str = "172.18.0.200-172.18.0.209";
+pub const POOL_RANGE: &str = "172.18.0.200-172.18.0.209, \"fd00:18::200-fd00:18::203\"";
 
 const fn host_address(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(172, 18, 0, last)
+}
+
+/// The IPv6 address of a host on the fabric.
+pub fn host_address_v6(last: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, last)
 }
 
 fn host(name: &'static str, last: u8, index: u8) -> Host {
@@ -55,8 +61,13 @@ pub fn client() -> Host {
 /// The management cluster. Each node answers for half of the pool.
 pub fn hub() -> Cluster {
     let mut nodes = vec![host("hub-1", 11, 0), host("hub-2", 12, 1)];
-    nodes[0].pool = (200..205).map(host_address).collect();
-    nodes[1].pool = (205..210).map(host_address).collect();
+    // Those of the pool, and some that tests make pools of.
+    let held = |v4: &[RangeInclusive<u8>], v6: RangeInclusive<u16>| -> Vec<IpAddr> {
+        let v4 = v4.iter().cloned().flatten().map(|last| host_address(last).into());
+        v4.chain(v6.map(|last| host_address_v6(last).into())).collect()
+    };
+    nodes[0].pool = held(&[200..=204, 210..=214], 0x200..=0x201);
+    nodes[1].pool = held(&[205..=209, 215..=219], 0x202..=0x203);
     Cluster { name: "hub", nodes, api_port: 16_440 }
 }
 

@@ -66,6 +66,7 @@ enum Object {
     Claim(ClaimKey),
     Host(HostKey),
     Pool(String),
+    Guard(String),
     Balancer(String),
 }
 
@@ -77,6 +78,7 @@ enum Write {
     ClaimHost(HostClaim),
     ReleaseHost(Box<str>),
     Pool(AddressPoolStatus),
+    Guard(bool),
     Balancer(Option<Balancer>),
 }
 
@@ -177,7 +179,11 @@ impl Conductor {
                 self.records.change_tenant(&id, existing);
                 engine.tenant(&id, tenant.map(|(_, spec)| spec.into()));
             }
-            Observed::Pool(name, spec) => engine.pool(&name, spec),
+            Observed::Pool(name, pool) => {
+                let (spec, guard) = pool.unzip();
+                engine.guard(&name, guard);
+                engine.pool(&name, spec);
+            }
             Observed::Nodes(id, spec) => {
                 self.records.change(&id, |records| match &spec {
                     Some(spec) => {
@@ -287,6 +293,7 @@ impl Conductor {
             release_hosts,
             statuses,
             pools,
+            guards,
             balancers,
             checks,
             wake,
@@ -323,6 +330,9 @@ impl Conductor {
         }
         for (name, status) in pools {
             self.writes.push(Object::Pool(name), Write::Pool(status));
+        }
+        for (name, there) in guards {
+            self.writes.push(Object::Guard(name), Write::Guard(there));
         }
         for (name, balancer) in balancers {
             self.writes.push(Object::Balancer(name), Write::Balancer(balancer));
@@ -388,6 +398,7 @@ impl Conductor {
             (Object::Host(key), Done::Released(object)) => self.engine.host_released(key, &object),
             (Object::Host(key), Done::Failed) => self.engine.host_not_released(key),
             (Object::Claim(key), Done::Failed) => self.engine.not_released(key),
+            (Object::Guard(name), Done::Failed) => self.engine.not_guarded(name),
             (Object::Balancer(name), Done::Failed) => self.engine.balancer_not_written(name),
             (Object::Pool(name), Done::Failed) => self.engine.pool_not_reported(name),
             _ => {}
@@ -429,6 +440,7 @@ async fn carry_out(hub: &Hub, object: &Object, write: Write) -> Done {
             Err(error) => Err(error),
         },
         (Object::Status(id), Write::Status(status)) => hub.report(id, &status).await,
+        (Object::Guard(name), Write::Guard(there)) => hub.guard_pool(name, there).await,
         (Object::Balancer(name), Write::Balancer(balancer)) => {
             hub.balance(name, balancer.as_ref()).await
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::node_set::NODE_SET;
+use fairlead_api::pool::FINALIZER;
 use fairlead_api::{
     AddressClaim, AddressPool, AddressPoolStatus, HostnameClaim, NodeSet, NodeSetSpec, Route,
     RouteId, RouteSpec, RouteStatus, SecretName, Tenant, TenantId, TenantStatus,
@@ -25,6 +26,8 @@ use crate::balancers;
 
 /// The field manager of what agents push.
 const AGENT_API: &str = "fairlead-agent-api";
+/// The field manager of pools' finalizers.
+const GUARD: &str = "fairlead-manager-guard";
 /// The field manager of what the manager itself makes.
 const MANAGER: &str = "fairlead-manager";
 
@@ -184,6 +187,19 @@ impl Hub {
     pub(crate) async fn release_host(&self, key: &HostKey, object: &str) -> kube::Result<()> {
         let api: Api<HostnameClaim> = Api::all(self.client.clone());
         delete_exactly(&api, &key.object_name(), object).await
+    }
+
+    /// Gives a pool the finalizer, or takes it away. As the owner of that one only: others' stay.
+    pub(crate) async fn guard_pool(&self, name: &str, there: bool) -> kube::Result<()> {
+        let api: Api<AddressPool> = Api::all(self.client.clone());
+        let finalizers: &[&str] = if there { &[FINALIZER] } else { &[] };
+        let object = json!({
+            "apiVersion": AddressPool::api_version(&()),
+            "kind": AddressPool::kind(&()),
+            "metadata": {"name": name, "finalizers": finalizers},
+        });
+        let params = PatchParams::apply(GUARD).force();
+        absent_is_fine(api.patch(name, &params, &Patch::Apply(&object)).await.map(drop))
     }
 
     /// Makes a hub's Service of a pool as it shall be; `None`: deletes it.

@@ -5,12 +5,13 @@ use std::fmt::Debug;
 
 use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::node_set::NODE_SET;
+use fairlead_api::pool::FINALIZER;
 use fairlead_api::{
     AddressClaim, AddressPool, AddressPoolSpec, HostnameClaim, NodeSet, NodeSetSpec, Route,
     RouteId, RouteName, SecretName, Tenant, TenantId, TenantSpec,
 };
 use fairlead_core::claims::Claim;
-use fairlead_core::engine::SeenBalancer;
+use fairlead_core::engine::{Guard, SeenBalancer};
 use fairlead_core::hosts::HostClaim;
 use fairlead_core::http::{Pair, Secret};
 use fairlead_process::secret as check;
@@ -31,8 +32,8 @@ use crate::hub::{HASH, SECRET_LABEL};
 pub(crate) enum Observed {
     /// A Tenant, with its uid.
     Tenant(TenantId, Option<(String, TenantSpec)>),
-    /// An `AddressPool`.
-    Pool(String, Option<AddressPoolSpec>),
+    /// An `AddressPool`, with what keeps it from going.
+    Pool(String, Option<(AddressPoolSpec, Guard)>),
     /// A tenant's `NodeSet`.
     Nodes(TenantId, Option<NodeSetSpec>),
     /// A Route.
@@ -190,7 +191,11 @@ fn tenant(object: &Tenant, there: bool) -> Option<Observed> {
 }
 
 fn pool(object: &AddressPool, there: bool) -> Option<Observed> {
-    Some(Observed::Pool(object.name_any(), there.then(|| object.spec.clone())))
+    let guard = Guard {
+        there: object.finalizers().iter().any(|one| one == FINALIZER),
+        leaving: object.metadata.deletion_timestamp.is_some(),
+    };
+    Some(Observed::Pool(object.name_any(), there.then(|| (object.spec.clone(), guard))))
 }
 
 fn nodes(object: &NodeSet, there: bool) -> Option<Observed> {

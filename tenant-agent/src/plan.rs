@@ -198,6 +198,7 @@ pub(crate) fn route(
     }
     complaints.extend(misnamed(settings, ports));
     if !settings.tls_hosts.is_empty() {
+        complaints.extend(beside_names(settings));
         share_by_name(&mut route, settings);
     }
     // What was asked for and cannot be had is told by the hub, on the Route and here.
@@ -281,6 +282,23 @@ fn misnamed(settings: &Settings, ports: &Ports) -> Option<Complaint> {
          numbers"
     );
     Some(Complaint { reason: "InvalidAnnotation", message })
+}
+
+/// What a port that others share cannot have.
+fn beside_names(settings: &Settings) -> Option<Complaint> {
+    let named = [
+        ("affinity", is_sticky(settings)),
+        ("health-check", settings.upstream.health_check.is_some()),
+        ("idle-timeout", settings.clients.idle_millis.is_some()),
+        ("any-port", !settings.any_port.is_empty()),
+    ];
+    let named: Vec<_> = named.iter().filter(|(_, is)| *is).map(|(name, _)| *name).collect();
+    let message = format!(
+        "annotation fairlead.dev/tls-hostnames: {} has no effect beside it, since the port is shared with \
+         others",
+        named.join(", ")
+    );
+    (!named.is_empty()).then_some(Complaint { reason: "InvalidAnnotation", message })
 }
 
 /// TLS is not ended: the server name leads on, at a port that host names share.

@@ -1,16 +1,19 @@
 //! A workload that says who answers and what was asked: HTTP/1.1 and HTTP/2 in plain text on each port
-//! of `HTTP_PORTS`, over TLS on each of `HTTPS_PORTS`, UDP on each of `UDP_PORTS`.
+//! of `HTTP_PORTS`, over TLS on each of `HTTPS_PORTS`, after a PROXY protocol header of either version on
+//! each of `PROXY_PORTS`, UDP on each of `UDP_PORTS` (an answer is as long as the question).
 //!
 //! Of HTTP, what a test can ask for by the query: `status=503`, `sleep=2000` (milliseconds before the
 //! answer), `header=64` (KiB of an answer header), `lines=5` (that many lines, one a second),
 //! `once=word` (503, but only to the first who sends this word). The path
-//! `/auth` lets in who sends `authorization: letmein`; an `upgrade` header is answered, and what comes
+//! `/healthy` answers 200, or 503 after `/healthy?set=false` was asked; gRPC's health protocol says the
+//! same. `/auth` lets in who sends `authorization: letmein`; an `upgrade` header is answered, and what comes
 //! after that is sent back as it is.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,11 +26,14 @@ use hyper::header::{HeaderMap, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+
+/// What `/healthy` says.
+static HEALTHY: AtomicBool = AtomicBool::new(true);
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -88,6 +94,23 @@ async fn answer(
         response.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
         return Ok(response);
     }
+    if request.uri().path() == "/healthy" {
+        if let Some(set) = word(&request, "set") {
+            HEALTHY.store(set == "true", Ordering::Relaxed);
+        }
+        if !HEALTHY.load(Ordering::Relaxed) {
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        return Ok(response);
+    }
+    if request.uri().path() == "/grpc.health.v1.Health/Check" {
+        // HealthCheckResponse: field 1 is the status, 1 is SERVING, 2 NOT_SERVING.
+        // Read first: a question that is not heard out is answered with a reset.
+        request.body_mut().fold_length().await;
+        let status = if HEALTHY.load(Ordering::Relaxed) { 1 } else { 2 };
+        let said = Bytes::from(vec![0, 0, 0, 0, 2, 8, status]);
+        return Ok(grpc(response, said));
+    }
     if request.uri().path().starts_with("/auth") {
         let good = request.headers().get("authorization").is_some_and(|value| value == "letmein");
         *response.status_mut() = if good { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
@@ -114,19 +137,24 @@ async fn answer(
         *response.body_mut() = lines(count);
         return Ok(response);
     }
-    let grpc = request.headers().get("content-type").is_some_and(|kind| kind == "application/grpc");
+    let is_grpc =
+        request.headers().get("content-type").is_some_and(|kind| kind == "application/grpc");
     let length = request.body_mut().fold_length().await;
-    if grpc {
-        let mut trailers = HeaderMap::new();
-        trailers.insert("grpc-status", HeaderValue::from_static("0"));
-        let said = Bytes::from(format!("{} body={length}\n", who()));
-        let frames = [Ok(Frame::data(said)), Ok(Frame::trailers(trailers))];
-        *response.body_mut() = BodyExt::boxed(StreamBody::new(stream::iter(frames)));
-        response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    if is_grpc {
+        response = grpc(response, Bytes::from(format!("{} body={length}\n", who())));
     } else if length > 0 {
         *response.body_mut() = text(format!("{} body={length}\n", who()));
     }
     Ok(response)
+}
+
+fn grpc(mut response: Response<Body>, said: Bytes) -> Response<Body> {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let frames = [Ok(Frame::data(said)), Ok(Frame::trailers(trailers))];
+    *response.body_mut() = BodyExt::boxed(StreamBody::new(stream::iter(frames)));
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    response
 }
 
 /// A line a second.
@@ -174,6 +202,58 @@ where
     let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
 }
 
+/// Connections that begin with a PROXY protocol header; one that does not is closed.
+async fn proxied(port: u16) -> std::io::Result<()> {
+    let listener = TcpListener::bind(("0.0.0.0", port)).await?;
+    loop {
+        let (mut stream, peer) = listener.accept().await?;
+        tokio::spawn(async move {
+            if let Ok(client) = client(&mut stream, peer).await {
+                serve(stream, port, client).await;
+            }
+        });
+    }
+}
+
+/// Who the header says the client is; the peer itself where it says nobody (LOCAL, UNKNOWN).
+async fn client(stream: &mut TcpStream, peer: SocketAddr) -> std::io::Result<SocketAddr> {
+    let bad = || std::io::Error::from(std::io::ErrorKind::InvalidData);
+    let mut start = [0; 12];
+    stream.read_exact(&mut start).await?;
+    if start == *b"\r\n\r\n\0\r\nQUIT\n" {
+        let mut rest = [0; 4];
+        stream.read_exact(&mut rest).await?;
+        let mut body = vec![0; usize::from(u16::from_be_bytes([rest[2], rest[3]]))];
+        stream.read_exact(&mut body).await?;
+        let port = |at: usize| u16::from_be_bytes([body[at], body[at + 1]]);
+        return match (rest[0], rest[1] >> 4) {
+            (0x20, _) => Ok(peer),
+            (0x21, 1) if body.len() >= 12 => {
+                Ok(([body[0], body[1], body[2], body[3]], port(8)).into())
+            }
+            (0x21, 2) if body.len() >= 36 => {
+                let mut octets = [0; 16];
+                octets.copy_from_slice(&body[..16]);
+                Ok((octets, port(32)).into())
+            }
+            _ => Err(bad()),
+        };
+    }
+    let mut line = start.to_vec();
+    while !line.ends_with(b"\r\n") && line.len() < 108 {
+        line.push(stream.read_u8().await?);
+    }
+    let line = String::from_utf8(line).map_err(|_| bad())?;
+    let words: Vec<_> = line.split_whitespace().collect();
+    match words.as_slice() {
+        ["PROXY", "UNKNOWN", ..] => Ok(peer),
+        ["PROXY", _, ip, _, port, _] => {
+            Ok((ip.parse::<IpAddr>().map_err(|_| bad())?, port.parse().map_err(|_| bad())?).into())
+        }
+        _ => Err(bad()),
+    }
+}
+
 async fn http(port: u16, tls: Option<TlsAcceptor>) -> std::io::Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", port)).await?;
     loop {
@@ -194,10 +274,12 @@ async fn http(port: u16, tls: Option<TlsAcceptor>) -> std::io::Result<()> {
 
 async fn udp(port: u16) -> std::io::Result<()> {
     let socket = UdpSocket::bind(("0.0.0.0", port)).await?;
-    let mut buffer = [0; 2_048];
+    let mut buffer = vec![0; 65_535];
     loop {
-        let (_, peer) = socket.recv_from(&mut buffer).await?;
-        socket.send_to(format!("{} port={port}\n", who()).as_bytes(), peer).await?;
+        let (length, peer) = socket.recv_from(&mut buffer).await?;
+        let mut answer = format!("{} port={port} client={peer}\n", who()).into_bytes();
+        answer.resize(answer.len().max(length), b'.');
+        socket.send_to(&answer, peer).await?;
     }
 }
 
@@ -231,6 +313,9 @@ async fn main() -> anyhow::Result<()> {
     }
     for port in ports("HTTPS_PORTS") {
         servers.spawn(http(port, Some(tls()?)));
+    }
+    for port in ports("PROXY_PORTS") {
+        servers.spawn(proxied(port));
     }
     for port in ports("UDP_PORTS") {
         servers.spawn(udp(port));

@@ -62,8 +62,12 @@ fn add_host(host: &Host) -> Result<()> {
     ip(&format!("-n {ns} addr add {address}/{FABRIC_PREFIX} dev eth0"))?;
     // kube-apiserver asks for a default route; nothing answers behind it.
     ip(&format!("-n {ns} route add default via 172.18.0.1 dev eth0"))?;
+    // Nobody else could have these: they are there at once.
+    let v6 = topology::host_address_v6(address.octets()[3].into());
+    ip(&format!("-n {ns} addr add {v6}/64 dev eth0 nodad"))?;
     for held in pool {
-        ip(&format!("-n {ns} addr add {held}/32 dev eth0"))?;
+        let (prefix, options) = if held.is_ipv4() { ("32", "") } else { ("128", "nodad") };
+        ip(&format!("-n {ns} addr add {held}/{prefix} dev eth0 {options}"))?;
     }
     for setting in ["net.ipv4.ip_forward=1", "net.ipv4.conf.all.route_localnet=1"] {
         run::output(enter(name, "sysctl").args(["-q", "-w", setting]))?;

@@ -1,7 +1,7 @@
 //! What cannot be served is said, with the way out, and harms nothing else.
 
 use crate::world::{
-    address, answers, apply, event, gone, hub, kubectl, service, shared, tenant, until,
+    address, answers, apply, event, gone, hub, kubectl, pool, service, shared, tenant, until,
 };
 
 #[test]
@@ -63,14 +63,7 @@ fn a_pool_that_is_exhausted_says_so() {
     let world = shared("a_pool_that_is_exhausted_says_so");
     let b = tenant("tenant-b");
     world.workload(&b, "full");
-    let pool = "apiVersion: fairlead.dev/v1alpha1
-kind: AddressPool
-metadata: {name: tiny}
-spec: {addresses: [172.18.0.207], sharing: Exclusive}
-";
-    apply(&hub(), pool);
-    let pools = r#"{"spec":{"pools":["public","tiny"]}}"#;
-    kubectl(&hub(), &format!("patch tenant b --type=merge -p {pools}"));
+    pool("tiny", "addresses: [172.18.0.210], sharing: Exclusive");
     let asking = |name: &str, port: u16| {
         service("full", name, &format!("{{name: http, port: {port}, targetPort: 8080}}"), "")
             .replace("metadata: {", "metadata: {annotations: {fairlead.dev/pool: tiny}, ")
@@ -79,24 +72,17 @@ spec: {addresses: [172.18.0.207], sharing: Exclusive}
     let ip = address(&b, "full", "one");
     answers(&format!("http://{ip}:7900/"), "cluster=tenant-b");
     apply(&b, &asking("two", 7901));
-    event(&b, "full", "two", "no address of pool \"tiny\" has port 7901/TCP free");
+    event(
+        &b,
+        "full",
+        "two",
+        "no address of pool \"tiny\" that this Route may be on has room for port 7901/TCP",
+    );
     until(&hub(), "get addresspool tiny --no-headers", |line| {
-        line.split_whitespace().collect::<Vec<_>>()[1..5] == ["Exclusive", "1", "1", "0"]
+        line.split_whitespace().collect::<Vec<_>>()[1..6] == ["Exclusive", "Direct", "1", "1", "0"]
     });
     kubectl(&b, "-n full delete service one --timeout=30s");
     gone(&format!("http://{ip}:7900/"));
     assert_eq!(address(&b, "full", "two"), ip);
     answers(&format!("http://{ip}:7901/"), "cluster=tenant-b");
-}
-
-#[test]
-fn a_restriction_that_is_not_enforced_keeps_the_service_unpublished() {
-    let world = shared("a_restriction_that_is_not_enforced_keeps_the_service_unpublished");
-    let b = tenant("tenant-b");
-    world.workload(&b, "ranges");
-    let port = "{name: http, port: 7950, targetPort: 8080}";
-    apply(&b, &service("ranges", "web", port, "  loadBalancerSourceRanges: [10.0.0.0/8]"));
-    event(&b, "ranges", "web", "spec.loadBalancerSourceRanges is not enforced");
-    apply(&b, &service("ranges", "web", port, ""));
-    answers(&format!("http://{}:7950/", address(&b, "ranges", "web")), "cluster=tenant-b");
 }

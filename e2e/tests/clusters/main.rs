@@ -8,6 +8,8 @@
 mod bad_input;
 mod faults;
 mod ingress;
+mod layer4;
+mod provider;
 mod services;
 mod web;
 mod world;

@@ -100,6 +100,30 @@ impl<T> World<T> {
     }
 }
 
+/// A pool that tests make, and that both tenants may use from now on. `spec`: its fields.
+pub fn pool(name: &str, spec: &str) {
+    apply(
+        &hub(),
+        &format!(
+            "{{apiVersion: fairlead.dev/v1alpha1, kind: AddressPool, metadata: {{name: {name}}}, spec: {{{spec}}}}}"
+        ),
+    );
+    for tenant in ["a", "b"] {
+        let patch = format!(r#"[{{"op":"add","path":"/spec/pools/-","value":"{name}"}}]"#);
+        kubectl(&hub(), &format!("patch tenant {tenant} --type=json -p {patch}"));
+    }
+}
+
+/// A Service with annotations, asking for a pool.
+pub fn asking(pool: &str, annotations: &str, service: &str) -> String {
+    let pool = if pool.is_empty() { String::new() } else { format!("fairlead.dev/pool: {pool}, ") };
+    service.replacen(
+        "metadata: {",
+        &format!("metadata: {{annotations: {{{pool}{annotations}}}, "),
+        1,
+    )
+}
+
 /// A Service of our class in front of the echo workload. `extra` is added to the spec.
 pub fn service(namespace: &str, name: &str, ports: &str, extra: &str) -> String {
     format!(

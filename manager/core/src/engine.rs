@@ -55,6 +55,8 @@ pub struct Effects {
     pub statuses: Vec<(RouteId, RouteStatus)>,
     /// Statuses of pools to write.
     pub pools: Vec<(String, AddressPoolStatus)>,
+    /// Pools that shall have the finalizer, or shall have it no more.
+    pub guards: Vec<(String, bool)>,
     /// The hub's Services of pools to write; `None`: to delete.
     pub balancers: Vec<(String, Option<Balancer>)>,
     /// What Envoys shall check, each that is to be told anew.
@@ -69,6 +71,8 @@ pub struct Engine {
     tenants: BTreeMap<TenantId, Tenant>,
     pools: BTreeMap<String, Pool>,
     pool_statuses: BTreeMap<String, AddressPoolStatus>,
+    guards: BTreeMap<String, Guard>,
+    guards_sent: BTreeMap<String, bool>,
     node_sets: BTreeMap<TenantId, NodeSetSpec>,
     nodes: BTreeMap<TenantId, Nodes>,
     routes: BTreeMap<RouteId, Entry>,
@@ -99,6 +103,15 @@ pub struct Engine {
     pools_changed: bool,
     complete: bool,
     leads: bool,
+}
+
+/// What keeps a pool from going while something of it is given out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Guard {
+    /// It has the finalizer.
+    pub there: bool,
+    /// Somebody deletes the pool.
+    pub leaving: bool,
 }
 
 /// What is served of a Route, and where.
@@ -157,6 +170,7 @@ impl Engine {
             self.resting = Resting::default();
             self.hosts.forget_releases();
             self.pool_statuses.clear();
+            self.guards_sent.clear();
             self.balancers.forget_sent();
             for entry in self.routes.values_mut() {
                 entry.sent = None;
@@ -194,9 +208,28 @@ impl Engine {
         self.tenants.get(id)
     }
 
+    /// What keeps a pool from going, as its object has it. To be told before [`Engine::pool`].
+    pub fn guard(&mut self, name: &str, guard: Option<Guard>) {
+        match guard {
+            Some(guard) => drop(self.guards.insert(name.to_owned(), guard)),
+            None => drop(self.guards.remove(name)),
+        }
+        self.pools_changed = true;
+    }
+
+    /// A pool's finalizer could not be written; it is tried again with the next step.
+    pub fn not_guarded(&mut self, name: &str) {
+        self.guards_sent.remove(name);
+        self.pools_changed = true;
+    }
+
     /// A pool as it is now; `None`: it is gone.
     pub fn pool(&mut self, name: &str, spec: Option<AddressPoolSpec>) {
         let mut pool = spec.map(Pool::parse);
+        let leaving = self.guards.get(name).is_some_and(|guard| guard.leaving);
+        if let Some(pool) = pool.as_mut().filter(|_| leaving) {
+            pool.draining = true;
+        }
         if let Some(pool) = pool.as_mut().filter(|pool| pool.service.is_some()) {
             pool.set_addresses(self.balancers.addresses(name));
         }

@@ -326,6 +326,30 @@ fn a_pool_that_shrinks_keeps_what_is_held_and_says_so() {
     assert!(world.refused("red/y").contains("port 80/TCP of every address in pool \"public\""));
 }
 
+#[test]
+fn a_pool_that_is_deleted_goes_with_its_last_port() {
+    let mut world = World::with(pool("10.9.0.1"));
+    let guards = |world: &mut World| world.engine.step(&now()).guards;
+    world.engine.guard("public", Some(Guard::default()));
+    assert_eq!(guards(&mut world), [("public".to_owned(), true)]);
+    assert_eq!(guards(&mut world), [], "it is told once");
+    world.engine.guard("public", Some(Guard { there: true, leaving: false }));
+    world.get("blue/a", tcp("blue/a", &[80]));
+    world.engine.guard("public", Some(Guard { there: true, leaving: true }));
+    world.engine.pool("public", Some(pool("10.9.0.1")));
+    world.settle();
+    assert!(world.says("blue/a", "Draining").starts_with("True"));
+    assert!(world.says("blue/a", "Programmed").starts_with("True"));
+    world.get("blue/b", tcp("blue/b", &[81]));
+    assert!(world.refused("blue/b").starts_with("PoolDraining"));
+    world.delete("blue/a");
+    // The claim goes first, then the guard.
+    let effects = world.engine.step(&now());
+    assert_eq!((effects.release.len(), effects.guards.len()), (1, 0));
+    world.carry_out(effects);
+    assert_eq!(guards(&mut world), [("public".to_owned(), false)]);
+}
+
 fn behind_services(max_addresses: u32) -> AddressPoolSpec {
     AddressPoolSpec {
         exposure: Exposure::Service,

@@ -159,6 +159,7 @@ impl World {
             release_hosts,
             statuses,
             pools,
+            guards: _,
             balancers,
             checks: _,
             wake: _,

@@ -49,6 +49,9 @@ pub type Report = Vec<(String, Vec<(Endpoint, bool)>)>;
 pub(crate) struct Wanted {
     pub(crate) tenant: TenantId,
     pub(crate) check: HealthCheck,
+    /// Who is asked for, unless the check says: Envoy would take the name under which it is asked, which
+    /// is no host's.
+    pub(crate) host: String,
     /// What connections begin with.
     pub(crate) socket: Option<TransportSocket>,
     pub(crate) endpoints: BTreeSet<Endpoint>,
@@ -322,8 +325,8 @@ fn patience(wanted: &Wanted) -> i64 {
 }
 
 fn name(cluster: &str, wanted: &Wanted) -> String {
-    let Wanted { tenant: _, check, socket, endpoints: _ } = wanted;
-    let text = format!("{:?} {socket:?}", check.probe);
+    let Wanted { tenant: _, check, host, socket, endpoints: _ } = wanted;
+    let text = format!("{:?} {host} {socket:?}", check.probe);
     format!("hds/{cluster}/{:016x}", fairlead_xds::hash(text.as_bytes()))
 }
 
@@ -353,7 +356,7 @@ impl Check {
     }
 
     fn specify(&self, least_interval: u32) -> ClusterHealthCheck {
-        let Wanted { tenant: _, check, socket, endpoints } = &self.wanted;
+        let Wanted { tenant: _, check, host, socket, endpoints } = &self.wanted;
         let interval = check.interval_millis.max(least_interval);
         let other_port = match &check.probe {
             Probe::Http { port, .. } => *port,
@@ -376,7 +379,7 @@ impl Check {
             interval_jitter_percent: 10,
             unhealthy_threshold: number(check.unhealthy_threshold),
             healthy_threshold: number(check.healthy_threshold),
-            health_checker: Some(checker(&check.probe)),
+            health_checker: Some(checker(&check.probe, host)),
             ..Asked::default()
         };
         // kube-proxy's own port knows no PROXY protocol.
@@ -403,17 +406,20 @@ fn socket_of(ip: IpAddr, port: u16) -> envoy_types::pb::envoy::config::core::v3:
     socket(ip, port, Transport::Tcp)
 }
 
-fn checker(probe: &Probe) -> HealthChecker {
+fn checker(probe: &Probe, host: &str) -> HealthChecker {
     match probe {
         Probe::Tcp {} => HealthChecker::TcpHealthCheck(TcpHealthCheck::default()),
-        Probe::Http { path, host, port: _ } => HealthChecker::HttpHealthCheck(HttpHealthCheck {
-            path: path.clone(),
-            host: host.clone().unwrap_or_default(),
-            expected_statuses: vec![Int64Range { start: 200, end: 400 }],
-            ..HttpHealthCheck::default()
-        }),
+        Probe::Http { path, host: given, port: _ } => {
+            HealthChecker::HttpHealthCheck(HttpHealthCheck {
+                path: path.clone(),
+                host: given.clone().unwrap_or_else(|| host.to_owned()),
+                expected_statuses: vec![Int64Range { start: 200, end: 400 }],
+                ..HttpHealthCheck::default()
+            })
+        }
         Probe::Grpc { service } => HealthChecker::GrpcHealthCheck(GrpcHealthCheck {
             service_name: service.clone().unwrap_or_default(),
+            authority: host.to_owned(),
             ..GrpcHealthCheck::default()
         }),
     }

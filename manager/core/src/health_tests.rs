@@ -9,7 +9,8 @@ fn wanted(tenant: &str, endpoints: &[&str]) -> Wanted {
         healthy_threshold: 1,
     };
     let endpoints = endpoints.iter().map(|ip| (ip.parse().unwrap(), 30_000)).collect();
-    Wanted { tenant: tenant.parse().unwrap(), check, socket: None, endpoints }
+    let (tenant, host) = (tenant.parse().unwrap(), "web.shop".to_owned());
+    Wanted { tenant, check, host, socket: None, endpoints }
 }
 
 fn with(checkers: &[&str]) -> Health {

@@ -191,12 +191,15 @@ impl Engine {
         let none = Nodes::default();
         let nodes = self.nodes.get(&id.tenant).unwrap_or(&none);
         let wish = serving.map(|serving| &serving.wish).filter(|wish| !wish.is_http());
+        let source = self.routes.get(id).map(|entry| &entry.source);
+        let host = source.map(|source| format!("{}.{}", source.name, source.namespace));
         let mut wanted = BTreeMap::new();
         for backend in wish.iter().flat_map(|wish| &wish.backends) {
             let Some(check) = backend.upstream.health_check.clone() else { continue };
             let one = Wanted {
                 tenant: id.tenant.clone(),
                 check,
+                host: host.clone().unwrap_or_default(),
                 socket: transport_socket(&backend.upstream, None),
                 endpoints: members(backend, nodes).collect(),
             };

@@ -64,6 +64,14 @@ impl Engine {
             return;
         }
         for (name, pool) in &self.pools {
+            self.guards_sent.retain(|name, _| self.guards.contains_key(name));
+            if let Some(guard) = self.guards.get(name) {
+                let wanted = !guard.leaving || self.claims.usage(name).1 > 0;
+                if wanted != guard.there && self.guards_sent.get(name) != Some(&wanted) {
+                    self.guards_sent.insert(name.clone(), wanted);
+                    effects.guards.push((name.clone(), wanted));
+                }
+            }
             let (used, claims) = self.claims.usage(name);
             let gone = self.claims.used(name).filter(|ip| !pool.contains(*ip)).count() as u64;
             let addresses = pool.size();

@@ -52,7 +52,7 @@ use crate::pb::{
     ads, any, duration, extension, flag, listener_filter, network_filter, number, removal,
     replacement, socket,
 };
-use crate::translate::listener::{from_proxies, proxy_protocol};
+use crate::translate::listener::{from_proxies, header_timeout, proxy_protocol};
 use crate::translate::{Binding, listener, listener_name};
 
 /// More than the 64 KiB that people send.
@@ -157,7 +157,8 @@ fn publish(
             chain.filter_chain_match = Some(from_proxies(binding, matching));
         }
     }
-    let listener = Listener { filter_chains, listener_filters, ..base };
+    let listener_filters_timeout = header_timeout(binding);
+    let listener = Listener { filter_chains, listener_filters, listener_filters_timeout, ..base };
     Resource::new(Key::new(ResourceType::Listener, name.as_str()), &listener, [])
 }
 

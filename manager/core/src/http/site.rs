@@ -101,7 +101,10 @@ pub(crate) fn translate(
     };
     let needs = needs(&clusters);
     let plain = plain(&entries, members, &encode);
-    let mut resources = publish(key, HTTP_PORT, None, &plain, &needs);
+    // Where nobody serves plain HTTP, no listener asks for its routes: no Envoy would ever take them.
+    let on_plain = members.iter().any(|member| member.wish.serves(Protocol::Http));
+    let mut resources =
+        if on_plain { publish(key, HTTP_PORT, None, &plain, &needs) } else { Vec::new() };
     if matches!(chain, Some(Chain::Terminate(_))) {
         let mut routes: Vec<_> = entries.iter().map(encode).collect();
         routes.push(nothing());

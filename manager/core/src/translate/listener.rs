@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use envoy_types::pb::envoy::config::core::v3::socket_address::Protocol as Transport;
-use envoy_types::pb::envoy::config::core::v3::{CidrRange, UdpSocketConfig};
+use envoy_types::pb::envoy::config::core::v3::socket_option::{self, SocketState};
+use envoy_types::pb::envoy::config::core::v3::{CidrRange, SocketOption, UdpSocketConfig};
 use envoy_types::pb::envoy::config::listener::v3::{
     FilterChain, FilterChainMatch, Listener, ListenerFilter, UdpListenerConfig,
 };
@@ -41,6 +42,8 @@ use crate::pb::{any, listener_filter, millis, network_filter, number, socket};
 const CONNECT_ATTEMPTS: u32 = 3;
 /// The largest datagram that there is; Envoy drops those of more than 1,500 bytes unless told.
 const MAX_DATAGRAM: u64 = 65_535;
+/// A PROXY protocol header that does not come.
+const HEADER_MILLIS: u32 = 3_000;
 /// A connection on which nothing moves.
 const TCP_IDLE_MILLIS: u32 = 3_600_000;
 /// A client from which nothing comes.
@@ -82,6 +85,7 @@ pub(super) fn tcp(
     let listener = Listener {
         filter_chains: vec![chain],
         listener_filters: proxy_protocol(binding).into_iter().collect(),
+        listener_filters_timeout: header_timeout(binding),
         ..listener(&name, address)
     };
     needing(&name, &listener, cluster)
@@ -92,6 +96,13 @@ pub(crate) fn proxy_protocol(binding: &Binding) -> Option<ListenerFilter> {
     let filter =
         || listener_filter("envoy.filters.listener.proxy_protocol", &ProxyProtocol::default());
     (!binding.proxies.is_empty()).then(filter)
+}
+
+/// How long a header of the PROXY protocol may take: whoever connects and says nothing is held so long.
+pub(crate) fn header_timeout(
+    binding: &Binding,
+) -> Option<envoy_types::pb::google::protobuf::Duration> {
+    (!binding.proxies.is_empty()).then(|| millis(HEADER_MILLIS)).flatten()
 }
 
 /// Only balancers that are trusted may say who the client is: whoever else connects finds no filter chain,
@@ -137,6 +148,7 @@ pub(super) fn udp(
     };
     let listener = Listener {
         listener_filters: vec![listener_filter("envoy.filters.udp_listener.udp_proxy", &proxy)],
+        socket_options: vec![may_fragment(binding.address)],
         udp_listener_config: Some(UdpListenerConfig {
             downstream_socket_config: Some(large),
             ..UdpListenerConfig::default()
@@ -144,6 +156,22 @@ pub(super) fn udp(
         ..listener(&name, socket(binding.address, binding.port, Transport::Udp))
     };
     needing(&name, &listener, cluster)
+}
+
+/// Lets answers be fragmented that are larger than the network's packets. Envoy forbids it for QUIC's sake
+/// on all UDP listeners, and the kernel would refuse to send them (seen on 1.40:
+/// `downstream_sess_tx_errors`).
+fn may_fragment(address: IpAddr) -> SocketOption {
+    // Linux: IP_MTU_DISCOVER is option 10 of level 0, IPV6_MTU_DISCOVER option 23 of level 41; 0 is DONT.
+    let (level, name) = if address.is_ipv4() { (0, 10) } else { (41, 23) };
+    SocketOption {
+        description: "fragments are allowed".into(),
+        level,
+        name,
+        state: SocketState::StateBound.into(),
+        value: Some(socket_option::Value::IntValue(0)),
+        ..SocketOption::default()
+    }
 }
 
 /// What leads datagrams to a Cluster: all, or those from these ranges. The others are dropped.
