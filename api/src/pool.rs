@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
     kind = "AddressPool",
     plural = "addresspools",
     status = "AddressPoolStatus",
+    validation = Rule::new("self.spec.exposure == 'Direct' || (self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 50)")
+        .message("metadata.name must be a DNS label of at most 50 characters where spec.exposure is Service: Services are named by it"),
     shortname = "pool",
     shortname = "pools",
     category = "fairlead",
@@ -28,6 +30,7 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
+    validation = Rule::new("self.exposure == oldSelf.exposure").message("spec.exposure is immutable: make another pool, and drain this one"),
     validation = Rule::new("self.exposure == 'Service' || self.addresses.size() > 0")
         .message("spec.addresses: at least one is needed where exposure is Direct"),
     validation = Rule::new("self.exposure == 'Direct' || self.addresses.size() == 0")

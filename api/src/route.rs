@@ -205,6 +205,9 @@ impl fmt::Display for IpFamily {
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Clients {
+    /// Nobody is let in: what keeps some out cannot be read. The address stays.
+    #[serde(skip_serializing_if = "is_default")]
+    pub closed: bool,
     /// CIDRs of the clients that are let in, by their true addresses; empty: everybody.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 43)))]
@@ -385,6 +388,9 @@ pub struct RouteStatus {
     /// The ports that listeners which take any were given.
     #[serde(default)]
     pub ports: Vec<GivenPort>,
+    /// Endpoints that are checked and unhealthy, as `ip:port`: what a restarted manager begins with.
+    #[serde(default)]
+    pub unhealthy: Vec<String>,
     /// `Accepted`, `ResolvedRefs` and `Programmed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

@@ -110,7 +110,7 @@ pub fn ensure() -> Result<()> {
     MODULES.iter().try_for_each(ensure_module)
 }
 
-/// Sees to it that MetalLB's programs are there; where its Custom Resource Definitions lie comes back.
+/// Sees to it that `MetalLB`'s programs are there; where its Custom Resource Definitions lie comes back.
 pub fn ensure_metallb() -> Result<PathBuf> {
     for (name, package) in METALLB.programs {
         // It has no option that tells its version: what lies on the `PATH` is not asked.

@@ -95,7 +95,7 @@ pub fn coredns() -> Result<Image> {
     })
 }
 
-/// MetalLB's controller and speaker.
+/// `MetalLB`'s controller and speaker.
 pub fn metallb() -> Result<[Image; 2]> {
     let one = |name: &str| {
         let files = vec![(binaries::path(name), "/metallb")];

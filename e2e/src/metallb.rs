@@ -1,4 +1,4 @@
-//! MetalLB on the hub: the provider of addresses that a hub has of its own, from real pods.
+//! `MetalLB` on the hub: the provider of addresses that a hub has of its own, from real pods.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ pub const CLASS: &str = "metallb.example/lb";
 /// The addresses that it gives, from the first on.
 pub const RANGE: &str = "172.18.0.220-172.18.0.224";
 
-/// Runs MetalLB on the hub, in layer-2 mode, and waits until it is ready.
+/// Runs `MetalLB` on the hub, in layer-2 mode, and waits until it is ready.
 pub fn install(driver: &dyn Driver) -> Result<()> {
     let hub = topology::hub();
     let definitions = binaries::ensure_metallb()?;

@@ -23,7 +23,7 @@ pub(crate) fn service(
     balancer: &Balancer,
     envoys: &BTreeMap<String, String>,
 ) -> Service {
-    let Balancer { pool, template, ports } = balancer;
+    let Balancer { pool, template, family, ports } = balancer;
     let mut annotations = template.annotations.clone();
     annotations.insert(POOL.to_owned(), pool.to_string());
     let unclaimed = BalancerPort { protocol: Protocol::Tcp, port: UNCLAIMED, target: UNCLAIMED };
@@ -38,6 +38,8 @@ pub(crate) fn service(
         spec: Some(ServiceSpec {
             type_: Some("LoadBalancer".into()),
             load_balancer_class: template.load_balancer_class.clone(),
+            ip_families: family.map(|family| vec![family.to_string()]),
+            ip_family_policy: family.map(|_| "SingleStack".to_owned()),
             // Clients' addresses are seen as they are, and a node without an Envoy is left out.
             external_traffic_policy: Some("Local".into()),
             selector: Some(envoys.clone()),
@@ -64,6 +66,9 @@ pub(crate) fn seen(service: &Service) -> Option<SeenBalancer> {
     let pool = service.annotations().get(POOL)?.as_str().into();
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let given = status.into_iter().flat_map(|lb| lb.ingress.iter().flatten());
+    // One that is being deleted may come back with another address.
+    let stays = service.metadata.deletion_timestamp.is_none();
+    let given = given.filter(|_| stays);
     let addresses = given.filter_map(|one| one.ip.as_ref()?.parse().ok()).collect();
     Some(SeenBalancer { pool, addresses })
 }
@@ -77,6 +82,7 @@ pub(crate) fn labels(selector: &str) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use fairlead_api::pool::ServiceTemplate;
+    use fairlead_api::route::IpFamily;
 
     use super::*;
 
@@ -85,7 +91,12 @@ mod tests {
         let port = |port, target| BalancerPort { protocol: Protocol::Udp, port, target };
         let template =
             ServiceTemplate { load_balancer_class: Some("x/y".into()), ..Default::default() };
-        let balancer = Balancer { pool: "public".into(), template, ports: vec![port(53, 12_000)] };
+        let balancer = Balancer {
+            pool: "public".into(),
+            template,
+            family: Some(IpFamily::V4),
+            ports: vec![port(53, 12_000)],
+        };
         let made = service("fairlead-public-1", &balancer, &labels("a=b, c=d"));
         let spec = made.spec.clone().unwrap();
         let ports = spec.ports.unwrap();

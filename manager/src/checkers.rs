@@ -37,11 +37,14 @@ pub(crate) enum Checked {
     Found(EnvoyId, Report),
 }
 
+/// What an Envoy was told to check last; `None`: nothing yet.
+type Told = Option<HealthCheckSpecifier>;
+
 /// The Envoys that can be asked, and what each is to check.
 #[derive(Debug)]
 pub(crate) struct Checkers {
     to: mpsc::UnboundedSender<Checked>,
-    streams: Mutex<HashMap<EnvoyId, (u64, watch::Sender<Option<HealthCheckSpecifier>>)>>,
+    streams: Mutex<HashMap<EnvoyId, (u64, watch::Sender<Told>)>>,
     count: AtomicU64,
 }
 
@@ -58,7 +61,7 @@ impl Checkers {
     }
 
     /// A stream of an Envoy began; what ends it comes back.
-    fn begin(&self, envoy: &EnvoyId) -> (u64, watch::Receiver<Option<HealthCheckSpecifier>>) {
+    fn begin(&self, envoy: &EnvoyId) -> (u64, watch::Receiver<Told>) {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let (send, receive) = watch::channel(None);
         lock(&self.streams).insert(envoy.clone(), (number, send));

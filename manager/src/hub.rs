@@ -152,7 +152,10 @@ impl Hub {
                 let there = api.get(&name).await.map_err(Obstacle::Failed)?;
                 let uid = there.uid().unwrap_or_default();
                 match Claim::parse(there.spec, &uid) {
-                    Some(held) if held.holder == claim.holder => {
+                    // The same in all that it says: another one of the same Route is an older wish's.
+                    Some(held)
+                        if (Claim { object: claim.object.clone(), ..held.clone() }) == *claim =>
+                    {
                         claim.object = held.object;
                         Ok(false)
                     }

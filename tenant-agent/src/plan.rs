@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use fairlead_api::http::{
-    BackendRef, Balancing, HealthCheck, Host, HostTls, HttpMatch, HttpRule, Probe, TlsMode,
-    Unresolved, Upstream,
+    BackendRef, HealthCheck, Host, HostTls, HttpMatch, HttpRule, Probe, TlsMode, Unresolved,
+    Upstream,
 };
 use fairlead_api::route::{
     Backend, IpFamily, Listener, NodePolicy, Nodes, Protocol, RouteRule, Slot, Source, SourceKind,
@@ -96,32 +96,14 @@ pub(crate) struct Ways {
 }
 
 /// Sorts a Service's ports into what can be served and what not.
-pub(crate) fn ports(service: &Service, settings: &Settings, complaints: &[Complaint]) -> Ports {
+pub(crate) fn ports(service: &Service) -> Ports {
     let spec = service.spec.clone().unwrap_or_default();
-    let whole =
-        |problem| Ports { served: Vec::new(), problems: vec![problem], needs_shadow: false };
-    if settings.closed {
-        // A restriction that is not enforced is worse than no address.
-        let first = complaints.iter().find(|one| one.message.contains("is not published"));
-        let (reason, message) =
-            first.map_or(("Invalid", String::new()), |one| (one.reason, one.message.clone()));
-        return whole(Problem { reason, message, port: None });
-    }
     let (mut served, mut problems) = (Vec::new(), Vec::new());
     for port in spec.ports.into_iter().flatten() {
         match protocol(&port) {
             Some(_) => served.push(port),
             None => problems.push(not_supported(&port)),
         }
-    }
-    if !settings.tls_hosts.is_empty()
-        && (served.len() != 1
-            || served[0].port != 443
-            || protocol(&served[0]) != Some(Protocol::Tcp))
-    {
-        let message = "annotation fairlead.dev/tls-hostnames: server names share port 443/TCP, and the \
-                       Service must have that port alone; put its other ports in a Service beside it";
-        return whole(Problem { reason: "InvalidAnnotation", message: message.into(), port: None });
     }
     let needs_shadow = served.iter().any(|port| port.node_port.unwrap_or(0) == 0);
     Ports { served, problems, needs_shadow }
@@ -150,7 +132,7 @@ fn protocol(port: &ServicePort) -> Option<Protocol> {
 
 /// Whether clients of a Service keep to one pod.
 pub(crate) fn is_sticky(settings: &Settings) -> bool {
-    settings.clients.source_affinity || settings.upstream.balancing == Balancing::Maglev
+    settings.clients.source_affinity
 }
 
 /// Where a Service comes from.
@@ -164,7 +146,7 @@ pub(crate) fn source(kind: SourceKind, metadata: &ObjectMeta) -> Source {
     }
 }
 
-/// The Route of a Service; `None` when nothing can be served.
+/// The Route of a Service; `None` when nothing can be served, or a node port is yet to be had.
 pub(crate) fn route(
     service: &Service,
     settings: &Settings,
@@ -183,13 +165,14 @@ pub(crate) fn route(
         ..RouteSpec::new(source(SourceKind::Service, &service.metadata), "")
     };
     let mut complaints = complaints.to_vec();
+    let by_name = shares_by_name(settings, ports, &mut complaints);
     for (index, port) in ports.served.iter().enumerate() {
         let protocol = protocol(port)?;
         let name = format!("{protocol}-{}", port.port).to_lowercase();
         let upstream = upstream(settings, port, protocol, &mut complaints);
         let backend = backend(spec, &name, index, ways, ready)?;
         route.backends.push(Backend { upstream, ..backend });
-        if settings.tls_hosts.is_empty() {
+        if !by_name {
             let number = u16::try_from(port.port).ok()?;
             let port = if takes_any(settings, port) { 0 } else { number };
             route.listeners.push(Listener { name: name.clone(), protocol, port });
@@ -197,7 +180,7 @@ pub(crate) fn route(
         }
     }
     complaints.extend(misnamed(settings, ports));
-    if !settings.tls_hosts.is_empty() {
+    if by_name {
         complaints.extend(beside_names(settings));
         share_by_name(&mut route, settings);
     }
@@ -218,10 +201,7 @@ fn backend(
     ways: &Ways,
     ready: &Ready,
 ) -> Option<Backend> {
-    let family = match spec.ip_families.as_ref().and_then(|families| families.first()) {
-        Some(family) if family == "IPv6" => Some(IpFamily::V6),
-        _ => None,
-    };
+    let family = family(spec);
     let node_port = |ports: &[i32]| {
         ports.get(index).and_then(|port| u16::try_from(*port).ok()).filter(|port| *port > 0)
     };
@@ -235,6 +215,12 @@ fn backend(
     };
     let slots = rest.iter().filter_map(slot).collect();
     Some(Backend { nodes, slots, family, ..Backend::new(name, node_port(first)?) })
+}
+
+/// The family at which a Service's node ports are reached; `None`: whichever a node has first.
+pub(crate) fn family(spec: &ServiceSpec) -> Option<IpFamily> {
+    let first = spec.ip_families.as_ref()?.first()?;
+    (first == "IPv6").then_some(IpFamily::V6)
 }
 
 /// How a port's backend is spoken to. UDP has no connection that could begin with the client's address.
@@ -259,6 +245,12 @@ fn upstream(
     };
     if protocol == Protocol::Udp && upstream.health_check.as_ref().is_some_and(udp_cannot) {
         upstream.health_check = None;
+        let message = format!(
+            "annotation fairlead.dev/health-check: port {}/UDP: cannot be asked; with \
+             externalTrafficPolicy: Local and without the annotation kube-proxy is",
+            port.port
+        );
+        complaints.push(Complaint { reason: "InvalidAnnotation", message });
     }
     upstream
 }
@@ -284,6 +276,25 @@ fn misnamed(settings: &Settings, ports: &Ports) -> Option<Complaint> {
     Some(Complaint { reason: "InvalidAnnotation", message })
 }
 
+/// Whether server names lead to the Service. They do where that is possible; else it is told, and its ports are
+/// served as they are.
+fn shares_by_name(settings: &Settings, ports: &Ports, complaints: &mut Vec<Complaint>) -> bool {
+    if settings.tls_hosts.is_empty() {
+        return false;
+    }
+    let alone = match ports.served.as_slice() {
+        [only] => only.port == 443 && protocol(only) == Some(Protocol::Tcp),
+        _ => false,
+    };
+    if !alone {
+        let message = "annotation fairlead.dev/tls-hostnames: server names share port 443/TCP, and the \
+                       Service must have that port alone; its ports are served as they are. Put the others \
+                       in a Service beside it";
+        complaints.push(Complaint { reason: "InvalidAnnotation", message: message.into() });
+    }
+    alone
+}
+
 /// What a port that others share cannot have.
 fn beside_names(settings: &Settings) -> Option<Complaint> {
     let named = [
@@ -291,6 +302,7 @@ fn beside_names(settings: &Settings) -> Option<Complaint> {
         ("health-check", settings.upstream.health_check.is_some()),
         ("idle-timeout", settings.clients.idle_millis.is_some()),
         ("any-port", !settings.any_port.is_empty()),
+        ("more than one of ip-families", settings.address.families.len() > 1),
     ];
     let named: Vec<_> = named.iter().filter(|(_, is)| *is).map(|(name, _)| *name).collect();
     let message = format!(

@@ -29,14 +29,9 @@ fn names(route: &RouteSpec) -> Option<Vec<String>> {
     (*policy == NodePolicy::Named).then(|| names.clone())
 }
 
-fn ports(service: &Service) -> Ports {
-    let (settings, complaints) = Settings::parse(service);
-    super::ports(service, &settings, &complaints)
-}
-
 fn planned(service: &Service, ways: &Ways, nodes: &[&str]) -> RouteSpec {
     let (settings, complaints) = Settings::parse(service);
-    let ports = super::ports(service, &settings, &complaints);
+    let ports = ports(service);
     route(service, &settings, &complaints, &ports, ways, &ready(nodes)).unwrap()
 }
 
@@ -127,12 +122,11 @@ fn sctp_is_named_and_the_other_ports_work() {
 }
 
 #[test]
-fn a_restriction_that_cannot_be_read_publishes_nothing() {
+fn a_restriction_that_cannot_be_read_lets_nobody_in_and_keeps_the_address() {
     let by_field = service(json!({"loadBalancerSourceRanges": ["what"]}));
-    let ports = ports(&by_field);
-    assert!(ports.served.is_empty());
-    assert_eq!(ports.problems[0].reason, "InvalidSourceRanges");
-    assert!(ports.problems[0].message.starts_with("spec.loadBalancerSourceRanges: \"what\""));
+    let route = planned(&by_field, &at(&[30080]), &["n1"]);
+    assert!(route.clients.closed && route.listeners.len() == 1);
+    assert!(route.unresolved[0].message.starts_with("spec.loadBalancerSourceRanges: \"what\""));
     let good = service(json!({"loadBalancerSourceRanges": ["10.0.0.0/8"]}));
     let route = planned(&good, &at(&[30080]), &["n1"]);
     assert_eq!(route.clients.source_ranges, ["10.0.0.0/8"]);
@@ -187,9 +181,9 @@ fn server_names_share_port_443() {
     let hosts: Vec<_> = route.hosts.iter().map(|host| host.hostname.as_str()).collect();
     assert_eq!(hosts, ["db.example.com", "db2.example.com"]);
     assert!(route.hosts.iter().all(|host| host.tls.as_ref().unwrap().mode == TlsMode::Passthrough));
-    let other = ports(&annotated(service(json!({})), &names));
-    assert!(other.served.is_empty());
-    assert!(other.problems[0].message.contains("server names share port 443/TCP"));
+    let other = planned(&annotated(service(json!({})), &names), &at(&[30080]), &["n1"]);
+    assert_eq!((other.listeners[0].protocol, other.listeners[0].port), (Protocol::Tcp, 80));
+    assert!(other.unresolved[0].message.contains("server names share port 443/TCP"));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Carrying plans out in the tenant cluster: finalizers, shadows, statuses, Events.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::endpoints::{Endpoints, ServiceKey};
 use crate::events::Events;
 use crate::ingress::users::Users;
 use crate::mirror;
-use crate::outbox::{Item, Outbox, Word, pushed};
+use crate::outbox::{Item, Outbox, pushed};
 use crate::plan::{self, CLEANUP, Duty, FINALIZER, Ports, Ways};
 use crate::report::{Note, given_ports, report};
 use crate::settings::{GIVEN_PORTS, Settings};
@@ -32,6 +32,9 @@ use crate::{endpoints, shadow, slots};
 const MANAGER: &str = "fairlead-agent";
 /// A hub that says nothing for this long is worth an Event.
 pub(crate) const SILENCE: Duration = Duration::from_secs(15);
+
+/// How long a shadow outlives its need: until then Envoys know what came in its place.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// What a reconciliation needs.
 pub(crate) struct Context {
@@ -43,6 +46,8 @@ pub(crate) struct Context {
     pub(crate) events: Events,
     pub(crate) stages: Stages,
     pub(crate) default_class: bool,
+    /// Shadows that nobody needs, and since when.
+    pub(crate) unneeded: Mutex<HashMap<ObjectRef<Service>, Instant>>,
     /// What to look at again.
     pub(crate) again: mpsc::UnboundedSender<Item>,
 }
@@ -132,7 +137,7 @@ impl Context {
     async fn publish(&self, service: &Service) -> kube::Result<Action> {
         let start = Instant::now();
         let (settings, complaints) = Settings::parse(service);
-        let ports = plan::ports(service, &settings, &complaints);
+        let ports = plan::ports(service);
         if !ports.served.is_empty() && !plan::has_finalizer(service) {
             self.hold(service).await?;
             self.tell(service, &Note::normal("EnsuringLoadBalancer", "Publishing through the hub"))
@@ -146,6 +151,8 @@ impl Context {
         let item = item(service);
         match route {
             Some(route) => self.outbox.put(item.clone(), pushed(&route)),
+            // A node port is yet to be had: what the hub has stays.
+            None if !ports.served.is_empty() => self.outbox.expect(item.clone()),
             None => self.outbox.retract(&item),
         }
         self.report(service, &ports, &item).await
@@ -168,10 +175,10 @@ impl Context {
                 .await?;
             self.stages.observe("report", start);
         }
-        self.tell_ports(service, word.as_ref()).await?;
         for note in &report.events {
             self.tell(service, note).await;
         }
+        self.tell_ports(service, given_ports(word.as_ref())).await?;
         if word.is_some() || ports.served.is_empty() {
             return Ok(Action::await_change());
         }
@@ -184,8 +191,8 @@ impl Context {
     }
 
     /// Says in an annotation which ports were given, for those who read objects.
-    async fn tell_ports(&self, service: &Service, word: Option<&Word>) -> kube::Result<()> {
-        let Some(given) = given_ports(word) else { return Ok(()) };
+    async fn tell_ports(&self, service: &Service, given: Option<String>) -> kube::Result<()> {
+        let Some(given) = given else { return Ok(()) };
         let shown = service.annotations().get(GIVEN_PORTS).map_or("", String::as_str);
         if shown == given {
             return Ok(());
@@ -201,7 +208,20 @@ impl Context {
     /// How what is served is reached: by the node ports of the Service itself, of its shadow, or of its
     /// slots.
     async fn ways(&self, service: &Service, ports: &Ports, sticky: bool) -> kube::Result<Ways> {
-        let slots = self.slots(service, sticky).await?;
+        let slots = match self.slots(service, sticky).await {
+            Err(kube::Error::Api(status)) if [403, 422].contains(&status.code) => {
+                // Node ports, or leave to have some, are used up: clients keep to a node.
+                let message = format!(
+                    "AffinityToNode: clients keep to a node and not to a pod, since a slot cannot be made: {}",
+                    status.message
+                );
+                self.tell(service, &Note::warning("SyncLoadBalancerFailed", message)).await;
+                Vec::new()
+            }
+            slots => slots?,
+        };
+        // Slots may be an Ingress's alone.
+        let slots = if sticky { slots } else { Vec::new() };
         let own = ports.needs_shadow && slots.is_empty();
         let shadow = self.shadow(service, own).await?.filter(|_| own);
         let of = |shadow: Option<&Service>| -> Vec<i32> {
@@ -214,7 +234,6 @@ impl Context {
             };
             ports.served.iter().map(port).collect()
         };
-        let slots = if sticky { slots } else { Vec::new() };
         let slots = slots.into_iter().map(|(made, nodes)| (of(Some(&made)), nodes)).collect();
         Ok(Ways { node_ports: of(shadow.as_ref()), slots })
     }
@@ -228,7 +247,7 @@ impl Context {
         let mut ports = spec.iter().flat_map(|spec| spec.ports.iter().flatten());
         let lacks = ports.any(|port| port.node_port.unwrap_or(0) == 0);
         if cannot_have_shadows(service) || !(own || (need.shadow && lacks)) {
-            self.drop_shadow(service, &shadow::name(&service.name_any())).await?;
+            self.retire(service, &shadow::name(&service.name_any())).await?;
             return Ok(None);
         }
         let made = self.apply(service, shadow::shadow(service)).await?;
@@ -243,6 +262,7 @@ impl Context {
         let there =
             ObjectRef::new(&wanted.name_any()).within(&service.namespace().unwrap_or_default());
         let start = Instant::now();
+        lock(&self.unneeded).remove(&there);
         let made = match self.services.get(&there) {
             Some(there) if shadow::is_as_wanted(&there, &wanted) => Ok((*there).clone()),
             _ => {
@@ -273,7 +293,7 @@ impl Context {
         let there: Vec<_> = shadow::slots(&self.services, &namespace, &name).collect();
         if !wanted {
             for slot in there {
-                self.drop_shadow(service, &slot.name_any()).await?;
+                self.retire(service, &slot.name_any()).await?;
             }
             return Ok(Vec::new());
         }
@@ -281,6 +301,12 @@ impl Context {
         let of = |label: &str| ListParams::default().labels(&format!("{label}={name}"));
         let slices = api.list(&of(mirror::SERVICE)).await?.items;
         let mut mirrored = api.list(&of(shadow::SHADOW_OF)).await?.items;
+        if !slots::are_possible(&slices) {
+            for slot in there {
+                self.retire(service, &slot.name_any()).await?;
+            }
+            return Ok(Vec::new());
+        }
         // Those of the shadow of all are another matter.
         let number = |slice: &EndpointSlice| {
             let of = slice.labels().get(mirror::SERVICE)?;
@@ -352,13 +378,37 @@ impl Context {
         Ok(())
     }
 
-    async fn drop_shadow(&self, service: &Service, name: &str) -> kube::Result<()> {
+    /// Deletes a shadow that nobody needs any more. Where its Service lives on, what came in its place
+    /// reaches the Envoys first.
+    async fn retire(&self, service: &Service, name: &str) -> kube::Result<()> {
         let reference = ObjectRef::new(name).within(&service.namespace().unwrap_or_default());
         let Some(found) = self.services.get(&reference) else { return Ok(()) };
         if shadow::shadow_of(&found) != Some(&service.name_any()) {
             return Ok(());
         }
+        if !cannot_have_shadows(service)
+            && plan::duty(service, self.default_class) != Duty::Withdraw
+        {
+            let now = Instant::now();
+            let since = *lock(&self.unneeded).entry(reference.clone()).or_insert(now);
+            if now - since < GRACE || self.outbox.down().is_some() {
+                if since == now || now - since >= GRACE {
+                    self.look_again(key(service));
+                }
+                return Ok(());
+            }
+        }
+        lock(&self.unneeded).remove(&reference);
         absent_is_fine(self.api(service).delete(name, &DeleteParams::default()).await.map(drop))
+    }
+
+    /// Has a Service looked at again after the grace time.
+    fn look_again(&self, key: ServiceKey) {
+        let again = self.again.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(GRACE + Duration::from_millis(100)).await;
+            let _ = again.send(Item::Service(key));
+        });
     }
 
     /// Sets the finalizers, before anything is made on the hub.
@@ -413,6 +463,7 @@ impl Context {
         self.shadow(service, false).await?;
         if service.metadata.deletion_timestamp.is_none() {
             self.clear_status(service).await?;
+            self.tell_ports(service, Some(String::new())).await?;
         }
         let left: Vec<_> = service
             .finalizers()

@@ -173,8 +173,10 @@ fn news(
     let fault = ["Conflicted", "PartiallyInvalid", "Draining"]
         .iter()
         .any(|kind| now.kind.strip_prefix(PREFIX) == Some(kind));
+    // So does a refusal, of each port anew.
+    let tells = fault || (!now.holds && now.kind.strip_prefix(PREFIX) == Some("Accepted"));
     let same = |old: &Condition| {
-        old.status == status && old.reason == now.reason && (!fault || old.message == now.message)
+        old.status == status && old.reason == now.reason && (!tells || old.message == now.message)
     };
     if before.is_some_and(same) {
         return None;

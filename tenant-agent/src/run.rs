@@ -42,7 +42,7 @@ use crate::outbox::{Item, Outbox};
 use crate::plan::{self, Duty};
 use crate::reconcile::{self, Context};
 use crate::secrets::Secrets;
-use crate::shadow::SHADOW_OF;
+use crate::shadow::{self, SHADOW_OF};
 
 /// How often Services are looked for that went without a word.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -134,15 +134,9 @@ impl Args {
             observe::<Service>(&client);
         let (class_changed, class_changes) = mpsc::unbounded_channel();
         let (named, told, all) = (users.clone(), again.clone(), class_changed.clone());
+        let forgetful = endpoints.clone();
         let service_events = service_events.inspect_ok(move |event| match event {
-            // A Service has no finalizer for the Ingresses that name it, and no reconciliation either.
-            Event::Delete(service) => {
-                let key = (service.namespace().unwrap_or_default(), service.name_any());
-                let named = lock(&named);
-                for ingress in named.of_service(&key) {
-                    let _ = told.send(Item::Ingress(ingress));
-                }
-            }
+            Event::Delete(service) => gone(service, &forgetful, &named, &told),
             // Some may have gone while nobody watched.
             Event::InitDone => drop(all.send(())),
             _ => {}
@@ -160,6 +154,7 @@ impl Args {
             events: events.clone(),
             stages: stages.clone(),
             default_class: self.default_class,
+            unneeded: Mutex::default(),
             again: again.clone(),
         });
         let controlling = controller.run(reconcile::reconcile, reconcile::retry, context);
@@ -211,6 +206,26 @@ impl Args {
             Some(ended) => ended?,
             None => Ok(()),
         }
+    }
+}
+
+/// A Service is gone. It has no finalizer for the Ingresses that name it, and no reconciliation either.
+fn gone(
+    service: &Service,
+    endpoints: &Mutex<Endpoints>,
+    users: &Mutex<Users>,
+    again: &mpsc::UnboundedSender<Item>,
+) {
+    let key = (service.namespace().unwrap_or_default(), service.name_any());
+    lock(endpoints).watch_closely(&key, false);
+    let mut users = lock(users);
+    users.set_shadow_failure(&key, None);
+    // A shadow that somebody deletes is made anew.
+    let owner = shadow::shadow_of(service).map(|owner| (key.0.clone(), owner.clone()));
+    let ingresses = users.of_service(&key).into_iter().map(Item::Ingress);
+    for item in ingresses.chain(owner.map(Item::Service)) {
+        // Its receiver lives as long as the process.
+        let _ = again.send(item);
     }
 }
 

@@ -30,8 +30,6 @@ pub(crate) struct Settings {
     /// Server names by which a TLS port is shared.
     pub(crate) tls_hosts: Vec<String>,
     health: Health,
-    /// A restriction that cannot be read: nothing is served rather than everything.
-    pub(crate) closed: bool,
 }
 
 /// A health check in the making.
@@ -57,7 +55,7 @@ enum Kind {
 
 /// Every annotation that there is for Services, in the order in which they are applied.
 pub(crate) const KNOWN: &[Known<Settings>] = &[
-    plain("pool", |s, v| set(&mut s.address.pool, Some(v.to_owned()))),
+    plain("pool", |s, v| set(&mut s.address.pool, Some(short(v)?))),
     plain("address", |s, v| set(&mut s.address.ips, addresses(v)?)),
     plain("group", |s, v| set(&mut s.address.group, Some(label(v)?))),
     plain("sharing", |s, v| set(&mut s.address.alone, sharing(v)?)),
@@ -78,13 +76,17 @@ pub(crate) const KNOWN: &[Known<Settings>] = &[
     plain("proxy-protocol", |s, v| set(&mut s.upstream.proxy_protocol, Some(version(v)?))),
     plain("affinity", |s, v| set(&mut s.clients.source_affinity, affinity(v)?)),
     plain("load-balancing", |s, v| match v {
-        "maglev" => set(&mut s.upstream.balancing, Balancing::Maglev),
+        // A hash needs something to hash.
+        "maglev" => {
+            s.clients.source_affinity = true;
+            set(&mut s.upstream.balancing, Balancing::Maglev)
+        }
         _ => set(&mut s.upstream.balancing, balancing(v)?),
     }),
     plain("health-check", |s, v| set(&mut s.health.kind, Some(kind(v)?))),
     plain("health-check-path", |s, v| set(&mut s.health.path, Some(path(v)?))),
-    plain("health-check-host", |s, v| set(&mut s.health.host, Some(v.to_owned()))),
-    plain("health-check-service", |s, v| set(&mut s.health.service, Some(v.to_owned()))),
+    plain("health-check-host", |s, v| set(&mut s.health.host, Some(short(v)?))),
+    plain("health-check-service", |s, v| set(&mut s.health.service, Some(short(v)?))),
     plain("health-check-interval", |s, v| {
         set(&mut s.health.interval_millis, Some(within(v, 1_000, 3_600_000)?))
     }),
@@ -107,7 +109,9 @@ impl Settings {
         let (mut settings, mut complaints) = (Self::of_spec(&spec), Vec::new());
         let empty = std::collections::BTreeMap::new();
         let annotations = service.metadata.annotations.as_ref().unwrap_or(&empty);
-        if let Some(text) = annotations.get(SOURCE_RANGES) {
+        let ranges = spec.load_balancer_source_ranges.clone().filter(|list| !list.is_empty());
+        let old = annotations.get(SOURCE_RANGES).filter(|text| !text.trim().is_empty());
+        if let Some(text) = old.filter(|_| ranges.is_none()) {
             match cidrs(text.trim()) {
                 Ok(ranges) => settings.clients.source_ranges = ranges,
                 Err(why) => complaints.push(settings.complain(SOURCE_RANGES, text, &why, true)),
@@ -116,18 +120,20 @@ impl Settings {
         for Known { name, read, restricts } in KNOWN {
             let full = format!("{PREFIX}{name}");
             let Some(value) = annotations.get(&full) else { continue };
+            if *name == "source-ranges" && ranges.is_some() {
+                continue;
+            }
             if let Err(why) = read(&mut settings, value.trim()) {
                 complaints.push(settings.complain(&full, value, &why, *restricts));
             }
         }
-        let ranges = spec.load_balancer_source_ranges.clone();
-        if let Some(ranges) = ranges.filter(|list| !list.is_empty()) {
+        if let Some(ranges) = ranges {
             match cidrs(&ranges.join(",")) {
                 Ok(ranges) => settings.clients.source_ranges = ranges,
                 Err(why) => {
-                    settings.closed = true;
+                    settings.clients.closed = true;
                     let message = format!(
-                        "spec.loadBalancerSourceRanges: {why}; until then the Service is not published"
+                        "spec.loadBalancerSourceRanges: {why}; until then nobody is let in"
                     );
                     complaints.push(Complaint { reason: "InvalidSourceRanges", message });
                 }
@@ -163,9 +169,9 @@ impl Settings {
     }
 
     fn complain(&mut self, name: &str, value: &str, why: &str, restricts: bool) -> Complaint {
-        self.closed |= restricts;
+        self.clients.closed |= restricts;
         let shown: String = value.chars().take(64).collect();
-        let then = if restricts { "; until then the Service is not published" } else { "" };
+        let then = if restricts { "; until then nobody is let in" } else { "" };
         let message = format!("annotation {name}: {shown:?}: {why}{then}");
         Complaint { reason: "InvalidAnnotation", message }
     }
@@ -218,6 +224,12 @@ fn addresses(text: &str) -> Result<Vec<String>, String> {
         return Err(rule.into());
     }
     Ok(all)
+}
+
+/// What has a bound on the hub.
+fn short(text: &str) -> Result<String, String> {
+    let good = (1..=253).contains(&text.len()) && text.bytes().all(|b| (0x21..0x7f).contains(&b));
+    if good { Ok(text.to_owned()) } else { Err("must have 1 to 253 printable characters".into()) }
 }
 
 fn label(text: &str) -> Result<String, String> {

@@ -73,7 +73,7 @@ fn a_bad_value_names_the_annotation_and_the_way_out() {
             complaints[0].contains(says) && complaints[0].contains("fairlead.dev/"),
             "{complaints:?}"
         );
-        assert!(!settings.closed, "{name} keeps nobody out");
+        assert!(!settings.clients.closed, "{name} keeps nobody out");
     }
 }
 
@@ -85,7 +85,7 @@ fn source_ranges_that_cannot_be_read_close_the_service() {
         service(&[], json!({"loadBalancerSourceRanges": ["what"]})),
     ] {
         let (settings, complaints) = Settings::parse(&one);
-        assert!(settings.closed && complaints[0].message.contains("is not published"));
+        assert!(settings.clients.closed && complaints[0].message.contains("nobody is let in"));
     }
 }
 
@@ -103,9 +103,14 @@ fn the_spec_counts_where_the_api_says_so() {
     assert_eq!(settings.address.families, [IpFamily::V6, IpFamily::V4]);
     assert!(settings.address.prefer_dual_stack && settings.clients.source_affinity);
     assert_eq!(settings.address.ips, ["1.2.3.5"], "the annotation is preferred");
-    assert_eq!(settings.clients.source_ranges, ["10.0.0.0/8"], "the spec beats the annotation");
-    let probe = settings.upstream.health_check.unwrap().probe;
+    let probe = settings.upstream.health_check.clone().unwrap().probe;
     assert_eq!(probe, Probe::Http { path: "/healthz".into(), host: None, port: Some(31_000) });
+    assert_eq!(settings.clients.source_ranges, ["10.0.0.0/8"], "the spec beats the annotation");
+    let broken = [(SOURCE_RANGES, "what"), ("fairlead.dev/source-ranges", "what")];
+    let (settings, _) = Settings::parse(&service(&broken, spec.clone()));
+    assert!(!settings.clients.closed, "what does not count closes nothing");
+    let (settings, complaints) = Settings::parse(&service(&[(SOURCE_RANGES, "")], json!({})));
+    assert!(complaints.is_empty() && settings.clients.source_ranges.is_empty());
     let (settings, _) = Settings::parse(&service(&[("fairlead.dev/health-check", "none")], spec));
     assert_eq!(settings.upstream.health_check, None);
 }

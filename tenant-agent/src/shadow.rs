@@ -67,7 +67,8 @@ pub(crate) fn slots<'a>(
         let reference = ObjectRef::new(&slot_name(name, number)).within(namespace);
         services.get(&reference).filter(|found| shadow_of(found).is_some_and(|of| of == name))
     };
-    (0..slots::MAX).map_while(slot)
+    // One may be missing: somebody deleted it, or its own deletion was the last thing done.
+    (0..slots::MAX).filter_map(slot)
 }
 
 /// The node port that a shadow has for a port.
@@ -81,22 +82,31 @@ pub(crate) fn node_port(shadow: &Service, port: i32, protocol: &str) -> Option<i
 
 /// Whether a shadow is already as it shall be, but for what the apiserver chose.
 pub(crate) fn is_as_wanted(there: &Service, wanted: &Service) -> bool {
-    let (Some(there), Some(wanted)) = (&there.spec, &wanted.spec) else { return false };
-    let ports = |spec: &ServiceSpec| -> Vec<ServicePort> {
-        let plain = |port: &ServicePort| ServicePort { node_port: None, ..port.clone() };
-        spec.ports.iter().flatten().map(plain).collect()
+    let owner = |one: &Service| {
+        let owners = one.metadata.owner_references.as_ref();
+        owners.and_then(|owners| owners.first()).map(|owner| owner.uid.clone())
     };
+    let gone = there.metadata.deletion_timestamp.is_some();
+    let (Some(now), Some(spec)) = (&there.spec, &wanted.spec) else { return false };
     // What was left out is filled in by the apiserver.
-    let same_ports = ports(there).len() == ports(wanted).len()
-        && ports(there).iter().zip(ports(wanted)).all(|(there, wanted)| {
-            (there.port, &there.name, &there.protocol)
-                == (wanted.port, &wanted.name, &wanted.protocol)
-                && (wanted.target_port.is_none() || there.target_port == wanted.target_port)
-        });
-    same_ports
-        && there.external_traffic_policy == wanted.external_traffic_policy
-        && there.selector.as_ref().is_none_or(BTreeMap::is_empty)
-            == wanted.selector.as_ref().is_none_or(BTreeMap::is_empty)
+    let left_out = |wanted: &Option<_>, now: &Option<_>| wanted.is_none() || wanted == now;
+    let same_port = |(now, wanted): (&ServicePort, &ServicePort)| {
+        (now.port, &now.name, &now.protocol) == (wanted.port, &wanted.name, &wanted.protocol)
+            && (wanted.target_port.is_none() || now.target_port == wanted.target_port)
+            && now.app_protocol == wanted.app_protocol
+    };
+    let ports = |spec: &ServiceSpec| spec.ports.clone().unwrap_or_default();
+    let some = |selector: &Option<BTreeMap<_, _>>| selector.clone().unwrap_or_default();
+    !gone
+        && owner(there) == owner(wanted)
+        && ports(now).len() == ports(spec).len()
+        && ports(now).iter().zip(&ports(spec)).all(same_port)
+        && some(&now.selector) == some(&spec.selector)
+        && left_out(&spec.external_traffic_policy, &now.external_traffic_policy)
+        && left_out(&spec.ip_family_policy, &now.ip_family_policy)
+        && (spec.ip_families.is_none() || spec.ip_families == now.ip_families)
+        && now.publish_not_ready_addresses.unwrap_or(false)
+            == spec.publish_not_ready_addresses.unwrap_or(false)
 }
 
 /// The shadow that a Service needs. The apiserver chooses the node ports.
@@ -146,6 +156,29 @@ pub(crate) fn shadow(service: &Service) -> Service {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_changed_is_applied_again_and_what_did_not_is_not() {
+        let service = |selector: &str| -> Service {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "web", "uid": "u1"},
+                "spec": {"selector": {"app": selector}, "ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}]},
+            }))
+            .unwrap()
+        };
+        // As the apiserver has it.
+        let mut there = shadow(&service("v1"));
+        let spec = there.spec.as_mut().unwrap();
+        spec.external_traffic_policy = Some("Cluster".into());
+        spec.ip_families = Some(vec!["IPv4".into()]);
+        spec.ports.as_mut().unwrap()[0].node_port = Some(30_000);
+        assert!(is_as_wanted(&there, &shadow(&service("v1"))));
+        assert!(!is_as_wanted(&there, &shadow(&service("v2"))), "another selector");
+        let mut anew = service("v1");
+        anew.metadata.uid = Some("u2".into());
+        assert!(!is_as_wanted(&there, &shadow(&anew)), "the Service was made anew");
+        assert!(!is_as_wanted(&there, &slot(&service("v1"), 0)));
+    }
 
     #[test]
     fn names_are_labels_and_differ() {

@@ -22,10 +22,19 @@ pub(crate) fn pod(endpoint: &Endpoint) -> Option<Pod> {
     Some((endpoint.node_name.clone()?, id))
 }
 
-/// All pods of slices.
+/// All pods of slices, but for those that are about to go: they make room for their successors.
 pub(crate) fn pods<'a>(slices: impl IntoIterator<Item = &'a EndpointSlice>) -> BTreeSet<Pod> {
     let endpoints = slices.into_iter().flat_map(|slice| slice.endpoints.iter().flatten());
-    endpoints.filter_map(pod).collect()
+    let stays = |endpoint: &&Endpoint| {
+        !endpoint.conditions.as_ref().and_then(|c| c.terminating).unwrap_or(false)
+    };
+    endpoints.filter(stays).filter_map(pod).collect()
+}
+
+/// Whether slots can lead to all endpoints: each is on a node of the cluster.
+pub(crate) fn are_possible(slices: &[EndpointSlice]) -> bool {
+    let mut endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+    endpoints.all(|endpoint| endpoint.node_name.is_some())
 }
 
 /// The slots of these pods. `before`: as they were.

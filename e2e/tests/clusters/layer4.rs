@@ -32,9 +32,18 @@ fn word<'a>(answer: &'a str, key: &str) -> &'a str {
     value.unwrap_or_else(|| panic!("no {key} in {answer:?}"))
 }
 
-/// The pods that answer so many requests.
-fn pods(url: &str, count: usize) -> BTreeSet<String> {
-    (0..count).map(|_| word(&fetch(url).unwrap(), "pod=").to_owned()).collect()
+/// The pods that answer so many requests, each from the client host.
+fn pods(url: &str, count: usize) -> anyhow::Result<BTreeSet<String>> {
+    (0..count).map(|_| Ok(word(&fetch(url)?, "pod=").to_owned())).collect()
+}
+
+/// The pod that answers a client of the fabric with this address; it is there for the request only.
+fn pod_of(client: u8, url: &str) -> Option<String> {
+    let ask = format!(
+        "ip addr add 172.18.0.{client}/32 dev eth0 2>/dev/null; \
+         curl -s --max-time 4 --interface 172.18.0.{client} {url}"
+    );
+    on_host("client", &ask).ok().map(|answer| word(&answer, "pod=").to_owned())
 }
 
 fn tcp(name: &str, port: u16, target: u16) -> String {
@@ -167,22 +176,41 @@ fn affinity_reaches_one_pod_and_moves_when_it_dies() {
         let url = format!("http://{one}:{port}/");
         answers(&url, "pod=");
         eventually("without affinity all pods answer", || {
-            pods(&format!("http://{all}:{}/", port + 10), 30).len() == replicas
+            let url = format!("http://{all}:{}/", port + 10);
+            pods(&url, 30).is_ok_and(|pods| pods.len() == replicas)
         });
-        // Every pod has a port of its own by now.
+        // Each pod of the fullest node has a port of its own.
+        let nodes = kubectl(&cluster, "-n sticky get pods -o jsonpath={.items[*].spec.nodeName}");
+        let fullest =
+            cluster.nodes.iter().map(|node| nodes.split(' ').filter(|n| *n == node.name).count());
+        let fullest = fullest.max().unwrap();
         let slots = "-n sticky get services -l fairlead.dev/slot -o name";
-        until(&cluster, slots, |names| names.lines().count() >= replicas / cluster.nodes.len());
-        eventually("one pod answers", || pods(&url, 20).len() == 1);
-        let before = pods(&url, 100);
+        until(&cluster, slots, |names| names.lines().count() >= fullest);
+        let one_pod = |count| pods(&url, count).is_ok_and(|pods| pods.len() == 1);
+        eventually("one pod answers", || one_pod(30));
+        let before = pods(&url, 100).unwrap();
         assert_eq!(before.len(), 1, "100 requests reach one pod");
         let pod = before.first().unwrap();
+        // Clients are spread, and each keeps its pod.
+        let clients =
+            || -> Vec<Option<String>> { (120..150).map(|client| pod_of(client, &url)).collect() };
+        let first = clients();
+        assert_eq!(first, clients(), "each of 30 clients keeps its pod");
+        let reached: BTreeSet<_> = first.iter().flatten().collect();
+        assert!(reached.len() > 1, "all 30 clients were sent to {reached:?}");
         kubectl(&cluster, &format!("-n sticky delete pod {pod} --wait=false"));
         eventually("another pod answers", || {
             fetch(&url).is_ok_and(|answer| word(&answer, "pod=") != pod)
         });
         kubectl(&cluster, "-n sticky rollout status deployment/echo --timeout=60s");
-        eventually("one pod answers again", || pods(&url, 20).len() == 1);
-        assert_eq!(pods(&url, 100).len(), 1);
+        eventually("one pod answers again", || one_pod(30));
+        assert_eq!(pods(&url, 100).unwrap().len(), 1);
+        // Whoever was with another pod is there still, but for a few.
+        let then = clients();
+        let others = || first.iter().zip(&then).filter(|(was, _)| was.as_ref() != Some(pod));
+        let moved = others().filter(|(was, now)| was != now).count();
+        let total = others().count();
+        assert!(moved * 4 <= total, "{moved} of {total} clients of other pods were moved");
         kubectl(&cluster, "-n sticky delete service one --timeout=30s");
         until(&cluster, slots, str::is_empty);
     }
@@ -270,11 +298,16 @@ fn a_source_range_that_is_denied_is_refused() {
     gone(&url);
     eventually("the other is let in", || on_host("tenant-a-1", &other).is_ok());
     assert_eq!(udp(&format!("{ip}:6500"), 9), None);
-    // One that cannot be read closes it, and the field is named.
+    // One that cannot be read lets nobody in, and the field is named.
     let bad = "fairlead.dev/source-ranges: '10.0.0.0/99'";
     apply(&b, &asking("", bad, &service("ranges", "bad", &tcp("http", 6501, 8080), "")));
     event(&b, "ranges", "bad", "annotation fairlead.dev/source-ranges");
-    assert!(!kubectl(&hub(), "get routes -A -o name").contains("svc.ranges.bad"));
+    let closed = format!("http://{}:6501/", address(&b, "ranges", "bad"));
+    assert!(
+        fetch(&closed).is_err() && on_host("tenant-a-1", &format!("curl -s {closed}")).is_err()
+    );
+    apply(&b, &service("ranges", "bad", &tcp("http", 6501, 8080), ""));
+    answers(&closed, "cluster=tenant-b");
 }
 
 #[test]
@@ -399,7 +432,7 @@ fn a_pool_is_drained_and_no_other_connection_breaks() {
     let world = shared("a_pool_is_drained_and_no_other_connection_breaks");
     let b = tenant("tenant-b");
     world.workload(&b, "drain");
-    let spec = "addresses: [172.18.0.214], sharing: Any, holdSeconds: 5";
+    let spec = "addresses: [172.18.0.214], sharing: Any, holdSeconds: 20";
     pool("old", spec);
     for (name, from, port) in
         [("stays", "old", 6800), ("leaves", "old", 6801), ("other", "public", 6802)]

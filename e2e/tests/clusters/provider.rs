@@ -83,12 +83,11 @@ fn a_manager_that_is_killed_while_it_allocates_loses_and_leaks_nothing() {
     let world = alone("a_manager_that_is_killed_while_it_allocates_loses_and_leaks_nothing");
     let b = tenant("tenant-b");
     world.workload(&b, "flood");
-    let all: String = (0..FLOOD)
-        .map(|number| {
-            let ports = format!("{{name: http, port: {}, targetPort: 8080}}", 11_000 + number);
-            format!("{}---\n", service("flood", &format!("s{number}"), &ports, ""))
-        })
-        .collect();
+    let one = |number| {
+        let ports = format!("{{name: http, port: {}, targetPort: 8080}}", 11_000 + number);
+        service("flood", &format!("s{number}"), &ports, "")
+    };
+    let all = (0..FLOOD).map(one).collect::<Vec<_>>().join("---\n");
     let claims = "get claims -o jsonpath={range.items[*]}{.metadata.name}|{.spec.route};{end}";
     let ours = |said: &str| -> Vec<(String, String)> {
         let pairs = said.split(';').filter_map(|line| line.split_once('|'));
@@ -101,11 +100,13 @@ fn a_manager_that_is_killed_while_it_allocates_loses_and_leaks_nothing() {
         for enough in [50, 150, 300] {
             until(&hub(), claims, |said| ours(said).len() >= enough);
             kill_manager();
-            kills += 1;
+            let held = ours(&kubectl(&hub(), claims)).len();
+            // Only a kill in the middle tells something.
+            kills += u32::from(held < usize::from(FLOOD));
         }
         flood.join().expect("500 Services");
     });
-    assert_eq!(kills, 3);
+    assert!(kills >= 2, "only {kills} of 3 came before the last claim");
     // None is lost: each Route has its claim, and only one.
     let wait = Duration::from_secs(180);
     let held = run::wait_for("500 claims", wait, || {

@@ -102,6 +102,8 @@ impl<T> World<T> {
 
 /// A pool that tests make, and that both tenants may use from now on. `spec`: its fields.
 pub fn pool(name: &str, spec: &str) {
+    // An earlier run on the same clusters may have left it draining.
+    let spec = format!("{spec}, draining: false");
     apply(
         &hub(),
         &format!(

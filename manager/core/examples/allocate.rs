@@ -70,6 +70,10 @@ fn asks(layout: &str, number: usize) -> (RouteId, Wish) {
 /// What is counted: one Service more.
 #[inline(never)]
 fn one_more(hub: &mut Hub, route: &RouteId, wish: &Wish) {
+    give(hub, route, wish);
+}
+
+fn give(hub: &mut Hub, route: &RouteId, wish: &Wish) {
     let asked = allocate(Ask {
         route,
         uid: "uid",
@@ -95,27 +99,10 @@ fn main() {
     let mut hub = hub(&layout);
     let start = Instant::now();
     for (route, wish) in &wanted {
-        all_the_others(&mut hub, route, wish);
+        give(&mut hub, route, wish);
     }
     let elapsed = start.elapsed();
     one_more(&mut hub, &last, &wish);
     black_box(&hub.claims);
     println!("{layout}: {count} claims in {:.1} ms", elapsed.as_secs_f64() * 1_000.0);
-}
-
-/// The same under another name, which is not counted.
-#[inline(never)]
-fn all_the_others(hub: &mut Hub, route: &RouteId, wish: &Wish) {
-    let asked = allocate(Ask {
-        route,
-        uid: "uid",
-        wish,
-        seat: None,
-        group: &[],
-        tenant: &hub.tenant,
-        pools: &hub.pools,
-        claims: &hub.claims,
-    });
-    let Ok(Allocation::Claim(claims)) = asked else { panic!("{asked:?}") };
-    claims.into_iter().for_each(|claim| hub.claims.insert(claim));
 }

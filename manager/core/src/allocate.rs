@@ -44,6 +44,8 @@ pub enum Allocation {
     Open {
         /// The pool.
         pool: Box<str>,
+        /// Of this family; `None`: of any.
+        family: Option<IpFamily>,
     },
 }
 
@@ -107,17 +109,22 @@ impl<'a> Ask<'a> {
     /// A Route of layer 4: an address of each family, the same ports on all of them.
     fn settle(self) -> Result<Allocation, Verdict> {
         let candidates = self.candidates();
-        let mut ports = self.given_ports();
+        let ports = self.given_ports();
         let mut spots: Vec<Spot<'a>> = Vec::with_capacity(2);
         for family in self.families(&candidates)? {
-            match self.spot(family, &ports, &candidates)? {
-                Found::Spot(spot) => spots.push(spot),
-                Found::Wait(reclaim) => return Ok(Allocation::Wait { reclaim }),
-                Found::Open(pool) => return Ok(Allocation::Open { pool: pool.into() }),
+            // The second family of those who only prefer it.
+            let optional = self.wish.prefer_dual_stack && !spots.is_empty();
+            match self.spot(family, &ports, &candidates) {
+                Ok(Found::Spot(spot)) => spots.push(spot),
+                Ok(Found::Wait(reclaim)) => return Ok(Allocation::Wait { reclaim }),
+                Ok(Found::Open(_)) | Err(_) if optional => {}
+                Ok(Found::Open(pool)) => {
+                    return Ok(Allocation::Open { pool: pool.into(), family });
+                }
+                Err(verdict) => return Err(verdict),
             }
         }
-        self.fill_ports(&mut ports, &spots)?;
-        let ports: Vec<u16> = ports.into_iter().flatten().collect();
+        let ports = self.fill_ports(&ports, &spots)?;
         self.conclude(&spots, ports)
     }
 
@@ -161,6 +168,12 @@ impl<'a> Ask<'a> {
         }
         let pool = self.pools.get(spot.pool);
         for (_, key) in fresh {
+            if pool.is_some_and(|pool| pool.draining) {
+                return Err(taken(
+                    key,
+                    "is of a pool that is being drained; the ports held so far stay",
+                ));
+            }
             if self.claims.get(key).is_some() || self.claims.is_promised_away(self.route, key) {
                 return Err(taken(key, "is taken; the ports held so far stay"));
             }
@@ -285,12 +298,12 @@ impl<'a> Ask<'a> {
         Ok(known)
     }
 
-    /// The claims of the Route's own addresses, less what is being given back.
+    /// The claims of the Route's own addresses, less what it let go.
     fn mine(self) -> impl Iterator<Item = &'a Claim> {
         let here = move |claim: &&Claim| {
             !claim.is_target()
                 && is_held_by(&claim.holder, self.route, self.uid)
-                && self.claims.leaving(&claim.key) != Some(Leaving::Releasing)
+                && self.claims.leaving(&claim.key).is_none()
         };
         self.claims.of(self.route).filter(here)
     }

@@ -383,7 +383,8 @@ impl Claims {
         }
         let full = self.full.entry(pool.into()).or_default();
         for address in self.by_pool.get(pool).into_iter().flat_map(HashMap::keys) {
-            let is = self.tallies.get(address).is_some_and(|tally| tally.is_full(capacity));
+            let tally = self.tallies.get(address).filter(|tally| *tally.pool == *pool);
+            let is = tally.is_some_and(|tally| tally.is_full(capacity));
             set(full, number(*address), is);
         }
     }

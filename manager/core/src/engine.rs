@@ -15,13 +15,13 @@ use fairlead_api::{
 use fairlead_xds::{Change, Event, Key, ResourceType};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::claims::{Claim, Claims, Holder};
+use crate::claims::{Claim, Claims, Holder, Leaving};
 use crate::fleet::{EnvoyId, Fleet};
 use crate::health::{Health, Report};
 use crate::hosts::{HostClaim, Hosts};
 use crate::http::web::{Surroundings, Web};
 use crate::http::{Secret, SecretId};
-use crate::model::{Meta, Tenant, Wish};
+use crate::model::{Meta, NOBODY, Tenant, Wish};
 use crate::nodes::Nodes;
 use crate::pool::Pool;
 use crate::publish::{Owner, Published, Publisher};
@@ -70,6 +70,10 @@ pub struct Effects {
 pub struct Engine {
     tenants: BTreeMap<TenantId, Tenant>,
     pools: BTreeMap<String, Pool>,
+    /// Pools that are gone while something of them is given out.
+    retired: BTreeMap<String, Pool>,
+    /// Addresses with claims that are not in their pools any more.
+    strays: BTreeMap<String, BTreeSet<IpAddr>>,
     pool_statuses: BTreeMap<String, AddressPoolStatus>,
     guards: BTreeMap<String, Guard>,
     guards_sent: BTreeMap<String, bool>,
@@ -148,6 +152,8 @@ struct Entry {
     conflicts: Vec<String>,
     /// Host names are being claimed for it.
     claiming_hosts: bool,
+    /// Its ports are being claimed, or given back for it: there is nothing to say of it yet.
+    undecided: bool,
     accepted: Option<Verdict>,
     resolved: Option<Verdict>,
     /// As the hub's object has it.
@@ -246,13 +252,17 @@ impl Engine {
         match pool {
             Some(pool) => {
                 self.claims.set_capacity(name, pool.capacity);
+                self.retired.remove(name);
                 self.pools.insert(name.to_owned(), pool);
             }
             None => {
-                self.pools.remove(name);
+                let used = self.claims.usage(name).1 > 0;
+                let gone = self.pools.remove(name).filter(|_| used);
+                self.retired.extend(gone.map(|pool| (name.to_owned(), pool)));
                 self.pool_statuses.remove(name);
             }
         }
+        self.note_strays(name);
         self.pools_changed = true;
         self.balancers.touch(name);
         self.web.touch_fronts();
@@ -266,9 +276,31 @@ impl Engine {
             if let Some(pool) = self.pools.get_mut(&*name).filter(|pool| pool.service.is_some()) {
                 pool.set_addresses(self.balancers.addresses(&name));
             }
+            self.note_strays(&name);
             self.pools_changed = true;
         }
         self.retry_waiting();
+    }
+
+    /// A pool has other addresses now.
+    fn note_strays(&mut self, name: &str) {
+        self.strays.remove(name);
+        let used: Vec<_> = self.claims.used(name).collect();
+        for address in used {
+            self.note_stray(name, address);
+        }
+    }
+
+    /// A claim came, or went.
+    fn note_stray(&mut self, name: &str, address: IpAddr) {
+        let Some(pool) = self.pools.get(name) else { return };
+        let used = self.claims.on(address).next().is_some();
+        let strays = self.strays.entry(name.to_owned()).or_default();
+        if used && !pool.contains(address) && !address.is_unspecified() {
+            strays.insert(address);
+        } else {
+            strays.remove(&address);
+        }
     }
 
     /// Routes with claims on a pool are looked at again.
@@ -340,6 +372,7 @@ impl Engine {
             wanted: BTreeSet::new(),
             conflicts: Vec::new(),
             claiming_hosts: false,
+            undecided: false,
             accepted: None,
             resolved: None,
             seen: None,
@@ -364,7 +397,7 @@ impl Engine {
         self.stale.extend(self.claims.of(id).map(|claim| claim.key));
         self.stand_up(id, entry.serving.as_ref());
         for cluster in &entry.checked {
-            self.health.set(cluster, None);
+            self.health.set(cluster, None, &[]);
         }
         for key in &entry.wanted {
             self.hosts.unwant(key, entry.meta.created, id);
@@ -394,8 +427,10 @@ impl Engine {
         if leaving.is_none() {
             self.resting.remove(&key);
         }
+        let pool = claim.pool.clone();
         self.claims.insert(claim);
         self.claims.leave(&key, leaving);
+        self.note_stray(&pool, key.address);
         self.pools_changed = true;
     }
 
@@ -418,6 +453,7 @@ impl Engine {
         self.stale.remove(key);
         let Some(claim) = self.claims.remove(key) else { return };
         self.stale.extend(claim.target_key());
+        self.note_stray(&claim.pool, key.address);
         self.balancers.touch(&claim.pool);
         self.pools_changed = true;
         self.touch_holder(&claim);
@@ -506,7 +542,8 @@ impl Engine {
 
     /// A claim could not be deleted; it is tried again with the next step.
     pub fn not_released(&mut self, key: &ClaimKey) {
-        self.claims.leave(key, None);
+        // It rests no longer, and goes with the next look.
+        self.claims.leave(key, Some(Leaving::Resting));
         self.stale.insert(*key);
     }
 
@@ -659,7 +696,7 @@ impl Engine {
             let pool = claims.find_map(|claim| self.pools.get(&*claim.pool));
             pool.map_or(0, |pool| pool.trusted_hops)
         };
-        let bind = |key: ClaimKey| binding(&self.claims, &self.pools, key);
+        let bind = |key: ClaimKey| binding(&self.claims, &self.pools, &self.retired, key);
         let around = Surroundings { nodes: &self.nodes, trusted_hops: &trusted_hops, bind: &bind };
         let touched = self.web.step(&around, &mut self.publisher);
         self.unreported.extend(touched);
@@ -678,11 +715,18 @@ fn is_orphan(claims: &Claims, routes: &BTreeMap<RouteId, Entry>, key: &ClaimKey)
 }
 
 /// Where Envoy listens for a claimed port, and who may be in front of it.
-fn binding(claims: &Claims, pools: &BTreeMap<String, Pool>, key: ClaimKey) -> Binding {
+fn binding(
+    claims: &Claims,
+    pools: &BTreeMap<String, Pool>,
+    retired: &BTreeMap<String, Pool>,
+    key: ClaimKey,
+) -> Binding {
     let claim = claims.get(&key);
-    let proxies = claim.and_then(|claim| pools.get(&*claim.pool)).map(|pool| &pool.proxies);
+    let pool = claim.and_then(|claim| pools.get(&*claim.pool).or(retired.get(&*claim.pool)));
     let at = claim.and_then(Claim::target_key).unwrap_or(key);
-    Binding { address: at.address, port: at.port, proxies: proxies.cloned().unwrap_or_default() }
+    // Who may be in front of a pool that nobody knows, nobody knows.
+    let proxies = pool.map_or_else(|| vec![NOBODY], |pool| pool.proxies.clone());
+    Binding { address: at.address, port: at.port, proxies }
 }
 
 #[cfg(test)]

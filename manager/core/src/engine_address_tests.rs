@@ -414,6 +414,171 @@ fn a_provider_that_takes_its_time_is_waited_for() {
     assert!(world.says("blue/a", "Programmed").starts_with("True"));
 }
 
+#[test]
+fn no_more_addresses_are_opened_than_can_help() {
+    let spec = AddressPoolSpec { max_ports_per_address: Some(2), ..behind_services(4) };
+    let mut world = World::with(spec);
+    world.provider = (1..200).map(|n| [192, 0, 2, n].into()).collect();
+    world.get("blue/many", tcp("blue/many", &[1, 2, 3]));
+    assert!(
+        world.refused("blue/many").starts_with("PoolExhausted"),
+        "{}",
+        world.refused("blue/many")
+    );
+    assert!(world.balancers.is_empty() && world.provider.len() == 199, "none was asked for");
+    assert_eq!(world.get("blue/two", tcp("blue/two", &[1, 2])), ["192.0.2.1:1", "192.0.2.1:2"]);
+    let six = families(&[IpFamily::V6]);
+    world.provider.clear();
+    world.get("blue/six", asking("blue/six", &[80], six));
+    assert!(world.refused("blue/six").starts_with("AddressPending"));
+    assert_eq!(world.balancers["fairlead-public-2"].family, Some(IpFamily::V6));
+}
+
+#[test]
+fn what_no_agent_sends_ends_as_a_condition() {
+    let mut world = World::with(pool("10.9.0.1 fd00::1"));
+    let twice = families(&[IpFamily::V4, IpFamily::V4]);
+    world.get("blue/twice", asking("blue/twice", &[80], twice));
+    assert!(world.refused("blue/twice").starts_with("Invalid spec.address.families"));
+    let mut spec = tcp("blue/tls", &[80, 81]);
+    let tls = fairlead_api::http::UpstreamTls { server_name: Some("A_B".into()), ca: None };
+    spec.backends[0].upstream.tls = Some(tls);
+    world.get("blue/tls", spec);
+    assert!(world.refused("blue/tls").starts_with("Invalid spec.backends: \"tcp-80\""));
+    let mut spec = tcp("blue/check", &[82]);
+    spec.backends[0].upstream.health_check = Some(fairlead_api::http::HealthCheck {
+        probe: fairlead_api::http::Probe::Http {
+            path: "/".into(),
+            host: Some("a\nb".into()),
+            port: None,
+        },
+        interval_millis: 1_000,
+        timeout_millis: 1_000,
+        unhealthy_threshold: 1,
+        healthy_threshold: 1,
+    });
+    assert_eq!(world.get("blue/check", spec), ["10.9.0.1:82"]);
+    assert!(world.says("blue/check", "PartiallyInvalid").contains("healthCheck.host"));
+    assert!(world.engine.routes[&id("blue/check")].checked.is_empty());
+}
+
+#[test]
+fn a_restriction_that_cannot_be_read_closes_and_keeps_the_address() {
+    let mut world = World::with(pool("10.9.0.1"));
+    world.get("blue/a", tcp("blue/a", &[80]));
+    let key = Key::new(ResourceType::Listener, "TCP/10.9.0.1:80");
+    let open = world.served[&key];
+    let mut spec = tcp("blue/a", &[80]);
+    spec.clients.source_ranges = vec!["what".into()];
+    assert_eq!(world.get("blue/a", spec), ["10.9.0.1:80"]);
+    assert_ne!(world.served[&key], open, "nobody is let in");
+    assert!(world.says("blue/a", "PartiallyInvalid").contains("so nobody is let in"));
+    assert!(world.says("blue/a", "Accepted").starts_with("True"));
+}
+
+#[test]
+fn a_restart_in_the_middle_of_a_change_serves_on() {
+    let mut before = World::with(pool("10.9.0.1"));
+    before.get("blue/a", tcp("blue/a", &[80]));
+    let mut after = World::default();
+    let tenant = TenantSpec { pools: vec!["public".into()], ..TenantSpec::default() };
+    after.engine.tenant(&"blue".parse().unwrap(), Some(tenant.into()));
+    after.engine.pool("public", Some(pool("10.9.0.1")));
+    for claim in before.claims.values() {
+        after.engine.claim(claim.clone());
+    }
+    let meta = Meta { generation: 9, ..before.engine.routes[&id("blue/a")].meta.clone() };
+    let seen = before.statuses.get(&id("blue/a")).cloned();
+    after.engine.route(id("blue/a"), meta, tcp("blue/a", &[80, 81]), seen);
+    after.engine.complete();
+    // Another manager leads still: this one claims nothing, and serves what is held.
+    let effects = after.engine.step(&now());
+    assert!(effects.claim.is_empty());
+    let put =
+        |change: &Change| matches!(change, Change::Put(one) if &*one.key.name == "TCP/10.9.0.1:80");
+    assert!(effects.changes.iter().any(put), "{:?}", effects.changes);
+}
+
+#[test]
+fn whoever_moved_by_name_does_not_move_back() {
+    let mut world = World::with(AddressPoolSpec { hold_seconds: 60, ..pool("10.9.0.1-10.9.0.2") });
+    world.get("blue/a", tcp("blue/a", &[0]));
+    world.get("red/b", tcp("red/b", &[20_001]));
+    let by_name = |ip: &str| AddressRequest { ips: vec![ip.into()], ..AddressRequest::default() };
+    assert_eq!(
+        world.get("blue/a", asking("blue/a", &[0], by_name("10.9.0.2"))),
+        ["10.9.0.1:20000", "10.9.0.2:20000"]
+    );
+    world.get("blue/a", tcp("blue/a", &[0]));
+    assert_eq!(world.statuses[&id("blue/a")].addresses, ["10.9.0.2"]);
+    world.seconds = 100;
+    world.settle();
+    assert_eq!(world.held("blue/a"), ["10.9.0.2:20000"]);
+}
+
+#[test]
+fn the_next_address_is_taken_where_no_port_for_any_use_is_left() {
+    let spec = AddressPoolSpec {
+        any_ports: PortRange { first: 2_000, last: 2_002 },
+        reserved_ports: vec![2_001],
+        ..pool("10.9.0.1-10.9.0.2")
+    };
+    let mut world = World::with(spec);
+    world.get("blue/a", tcp("blue/a", &[2_000, 2_002]));
+    assert_eq!(world.get("blue/b", tcp("blue/b", &[0])), ["10.9.0.2:2000"]);
+}
+
+#[test]
+fn a_second_family_that_is_only_preferred_refuses_nothing() {
+    let mut world = World::with(pool("10.9.0.1-10.9.0.2 fd00::1"));
+    world.get("red/x", asking("red/x", &[80], families(&[IpFamily::V6])));
+    let prefers =
+        AddressRequest { prefer_dual_stack: true, ..families(&[IpFamily::V4, IpFamily::V6]) };
+    assert_eq!(world.get("blue/a", asking("blue/a", &[80], prefers)), ["10.9.0.1:80"]);
+}
+
+#[test]
+fn a_pool_that_is_drained_gives_no_port_to_groups_and_incumbents_either() {
+    let mut world = World::with(pool("10.9.0.1"));
+    world.get("blue/a", asking("blue/a", &[80], group("g")));
+    world.engine.pool("public", Some(AddressPoolSpec { draining: true, ..pool("10.9.0.1") }));
+    assert!(world.get("blue/b", asking("blue/b", &[81], group("g"))).is_empty());
+    assert!(world.refused("blue/b").contains("of a pool that is being drained"));
+    assert_eq!(world.get("blue/a", asking("blue/a", &[80, 82], group("g"))), ["10.9.0.1:80"]);
+    assert!(
+        world
+            .refused("blue/a")
+            .contains("port 82/TCP of 10.9.0.1 is of a pool that is being drained")
+    );
+}
+
+#[test]
+fn a_claim_that_could_not_be_deleted_goes_with_the_next_look() {
+    let mut world = World::with(AddressPoolSpec { hold_seconds: 60, ..pool("10.9.0.1") });
+    world.get("blue/a", tcp("blue/a", &[80]));
+    world.delete("blue/a");
+    world.settle();
+    world.seconds = 60;
+    let effects = world.engine.step(&world.now());
+    assert_eq!(effects.release.len(), 1);
+    world.engine.not_released(&effects.release[0].0);
+    world.settle();
+    assert!(world.claims.is_empty(), "it is not held for another minute");
+}
+
+#[test]
+fn a_hold_that_ends_under_a_wish_that_cannot_be_read_does_not_spin() {
+    let mut world = World::with(AddressPoolSpec { hold_seconds: 60, ..pool("10.9.0.1") });
+    world.get("blue/a", tcp("blue/a", &[80, 81]));
+    world.get("blue/a", tcp("blue/a", &[80]));
+    let mut broken = tcp("blue/a", &[80]);
+    broken.rules.clear();
+    world.get("blue/a", broken);
+    world.seconds = 61;
+    world.settle();
+    assert_eq!(world.held("blue/a"), ["10.9.0.1:80"]);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Apply(u8, Vec<u16>, AddressRequest),

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use envoy_types::pb::envoy::config::cluster::v3::cluster::TransportSocketMatch;
 use envoy_types::pb::envoy::config::core::v3::health_check::{
@@ -38,6 +38,9 @@ const MOST_PER_SECOND: u32 = 50;
 /// How often an Envoy tells what it found.
 const REPORT_MILLIS: u32 = 1_000;
 
+/// How long an Envoy may wait before it asks for the first time.
+const JITTER_MILLIS: u32 = 1_000;
+
 /// A port of a node.
 pub type Endpoint = (IpAddr, u16);
 
@@ -55,6 +58,17 @@ pub(crate) struct Wanted {
     /// What connections begin with.
     pub(crate) socket: Option<TransportSocket>,
     pub(crate) endpoints: BTreeSet<Endpoint>,
+}
+
+impl Wanted {
+    /// How many ports of one node are asked, at most.
+    fn ports(&self) -> u32 {
+        let mut ports: BTreeMap<IpAddr, u32> = BTreeMap::new();
+        for (ip, _) in &self.endpoints {
+            *ports.entry(*ip).or_default() += 1;
+        }
+        ports.into_values().max().unwrap_or(0)
+    }
 }
 
 #[derive(Debug)]
@@ -93,8 +107,9 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// A Cluster is to be checked like this; `None`: no more.
-    pub(crate) fn set(&mut self, cluster: &str, wanted: Option<Wanted>) {
+    /// A Cluster is to be checked like this; `None`: no more. `before`: endpoints that were unhealthy when
+    /// this process began.
+    pub(crate) fn set(&mut self, cluster: &str, wanted: Option<Wanted>, before: &[String]) {
         // Envoy would end for want of an endpoint.
         let wanted = wanted.filter(|wanted| !wanted.endpoints.is_empty());
         if self.checks.get(cluster).map(|check| &check.wanted) == wanted.as_ref() {
@@ -104,11 +119,11 @@ impl Health {
         if let Some(old) = &old {
             self.names.remove(&old.name);
             self.unassign(cluster, &old.by);
-            self.count(&old.wanted.tenant, false);
+            self.count(&old.wanted, false);
         }
         let Some(wanted) = wanted else { return };
         let name = name(cluster, &wanted);
-        self.count(&wanted.tenant, true);
+        self.count(&wanted, true);
         let by = self.choose(cluster);
         let mut check =
             Check { wanted, name, by, found: BTreeMap::new(), unhealthy: BTreeSet::new() };
@@ -119,6 +134,9 @@ impl Health {
             check.unhealthy =
                 old.unhealthy.intersection(&check.wanted.endpoints).copied().collect();
         }
+        let known = before.iter().filter_map(|text| text.parse::<SocketAddr>().ok());
+        let known = known.map(|known| (known.ip(), known.port()));
+        check.unhealthy.extend(known.filter(|one| check.wanted.endpoints.contains(one)));
         self.names.insert(check.name.clone(), cluster.to_owned());
         self.assign(cluster, &check.by.clone());
         self.checks.insert(cluster.to_owned(), check);
@@ -135,17 +153,21 @@ impl Health {
         for envoy in by {
             if let Some(clusters) = self.assigned.get_mut(envoy) {
                 clusters.remove(cluster);
+                if clusters.is_empty() {
+                    self.assigned.remove(envoy);
+                }
             }
         }
         self.dirty.extend(by.iter().cloned());
     }
 
-    /// A tenant has one check more, or less. Where that changes how often its nodes may be asked, all of
+    /// A tenant has one check more, or less: one for each port of a node. Where that changes how often its nodes may be asked, all of
     /// its checks are told anew: at powers of two only.
-    fn count(&mut self, tenant: &TenantId, more: bool) {
+    fn count(&mut self, wanted: &Wanted, more: bool) {
+        let (tenant, ports) = (&wanted.tenant, wanted.ports());
         let count = self.counts.entry(tenant.clone()).or_default();
         let before = least_interval(*count);
-        *count = if more { *count + 1 } else { count.saturating_sub(1) };
+        *count = if more { *count + ports } else { count.saturating_sub(ports) };
         let after = least_interval(*count);
         if *count == 0 {
             self.counts.remove(tenant);
@@ -227,7 +249,8 @@ impl Health {
     /// Findings whose time has come count now. The Clusters of which more is known come back.
     pub(crate) fn due(&mut self, now: i64) -> Vec<String> {
         let mut changed = Vec::new();
-        while let Some((_, cluster)) = self.pending.pop_first_if(now) {
+        while self.pending.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, cluster)) = self.pending.pop_first() else { break };
             if let Some(check) = self.checks.get_mut(&cluster)
                 && check.conclude(now)
             {
@@ -263,11 +286,6 @@ impl Health {
         }
         let total: usize = checks.iter().map(|check| check.wanted.endpoints.len()).sum();
         let bad: Vec<_> = checks.iter().flat_map(|check| &check.unhealthy).collect();
-        if self.checkers.is_empty() {
-            let message =
-                "no Envoy can be asked for health checks; all endpoints are taken for healthy";
-            return Some(Verdict::no(Reason::NoEnvoy, message));
-        }
         if let Some(((ip, port), more)) = bad.first().map(|first| (first, bad.len() - 1)) {
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             let message = format!(
@@ -276,8 +294,18 @@ impl Health {
             );
             return Some(Verdict::no(Reason::Unhealthy, message));
         }
+        if checks.iter().any(|check| check.found.len() < check.wanted.endpoints.len()) {
+            return Some(Verdict::no(Reason::Pending, "not every endpoint was asked yet"));
+        }
         let message = format!("{total} of {total} endpoints are healthy");
         Some(Verdict { message, ..Verdict::yes(Reason::Healthy) })
+    }
+
+    /// The endpoints of Clusters that are unhealthy, as text.
+    pub(crate) fn told<'a>(&self, clusters: impl Iterator<Item = &'a String>) -> Vec<String> {
+        let checks = clusters.filter_map(|cluster| self.checks.get(cluster));
+        let all = checks.flat_map(|check| &check.unhealthy);
+        all.map(|(ip, port)| SocketAddr::new(*ip, *port).to_string()).collect()
     }
 
     /// What Envoys are to check now, each that is to be told anew.
@@ -300,17 +328,6 @@ impl Health {
     }
 }
 
-/// Takes the first of a set if its time has come.
-trait PopDue {
-    fn pop_first_if(&mut self, now: i64) -> Option<(i64, String)>;
-}
-
-impl PopDue for BTreeSet<(i64, String)> {
-    fn pop_first_if(&mut self, now: i64) -> Option<(i64, String)> {
-        if self.first()?.0 > now { None } else { self.pop_first() }
-    }
-}
-
 /// How often a tenant's backends are asked at most, in milliseconds: a power of two of seconds, so that it
 /// seldom changes.
 fn least_interval(checks: u32) -> u32 {
@@ -321,7 +338,7 @@ fn least_interval(checks: u32) -> u32 {
 
 /// How long an endpoint may be reported as unhealthy because it was not asked yet.
 fn patience(wanted: &Wanted) -> i64 {
-    i64::from(wanted.check.timeout_millis) + i64::from(REPORT_MILLIS) * 2
+    i64::from(wanted.check.timeout_millis) + i64::from(REPORT_MILLIS) * 2 + i64::from(JITTER_MILLIS)
 }
 
 fn name(cluster: &str, wanted: &Wanted) -> String {
@@ -373,6 +390,8 @@ impl Check {
         let asked = Asked {
             timeout: millis(check.timeout_millis),
             interval: millis(interval),
+            // Not all at once, when an Envoy begins.
+            initial_jitter: millis(JITTER_MILLIS),
             // Clusters of HDS have no traffic.
             no_traffic_interval: millis(interval),
             no_traffic_healthy_interval: millis(interval),

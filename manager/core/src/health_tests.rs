@@ -15,7 +15,9 @@ fn wanted(tenant: &str, endpoints: &[&str]) -> Wanted {
 
 fn with(checkers: &[&str]) -> Health {
     let mut health = Health::default();
-    checkers.iter().for_each(|envoy| health.checker(&(*envoy).into(), true));
+    for envoy in checkers {
+        health.checker(&(*envoy).into(), true);
+    }
     health
 }
 
@@ -35,7 +37,7 @@ fn says(health: &Health) -> String {
 #[test]
 fn an_endpoint_that_does_not_answer_is_left_out_until_it_does() {
     let mut health = with(&["e1"]);
-    health.set("c", Some(wanted("blue", &["10.0.0.1", "10.0.0.2"])));
+    health.set("c", Some(wanted("blue", &["10.0.0.1", "10.0.0.2"])), &[]);
     let told = health.take();
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].1.cluster_health_checks[0].locality_endpoints[0].endpoints.len(), 2);
@@ -56,11 +58,11 @@ fn an_endpoint_that_does_not_answer_is_left_out_until_it_does() {
 #[test]
 fn an_endpoint_that_was_not_asked_yet_is_not_taken_for_unhealthy() {
     let mut health = with(&["e1"]);
-    health.set("c", Some(wanted("blue", &["10.0.0.1", "10.0.0.2"])));
+    health.set("c", Some(wanted("blue", &["10.0.0.1", "10.0.0.2"])), &[]);
     assert_eq!(tell(&mut health, "e1", "10.0.0.1", false, 1_000), Vec::<String>::new());
-    assert_eq!(health.next(), Some(3_500), "its timeout, and two reports");
-    assert_eq!(health.due(3_499), Vec::<String>::new());
-    assert_eq!(health.due(3_500), ["c"]);
+    assert_eq!(health.next(), Some(4_500), "its timeout, two reports, and the jitter");
+    assert_eq!(health.due(4_499), Vec::<String>::new());
+    assert_eq!(health.due(4_500), ["c"]);
     assert_eq!(health.unhealthy("c").len(), 1);
 }
 
@@ -69,7 +71,7 @@ fn two_envoys_check_however_many_there_are_and_one_that_reaches_it_is_enough() {
     let all = ["e1", "e2", "e3", "e4", "e5", "e6"];
     let mut health = with(&all);
     for number in 0..60 {
-        health.set(&format!("c{number}"), Some(wanted("blue", &["10.0.0.1", "10.0.0.2"])));
+        health.set(&format!("c{number}"), Some(wanted("blue", &["10.0.0.1", "10.0.0.2"])), &[]);
     }
     let told = health.take();
     let checks: usize = told.iter().map(|(_, one)| one.cluster_health_checks.len()).sum();
@@ -94,10 +96,10 @@ fn what_a_node_is_asked_is_bounded_whatever_the_tenant_wants() {
     let asked = |checks: u32| {
         let mut health = with(&["e1", "e2", "e3"]);
         for number in 0..checks {
-            health.set(&format!("c{number}"), Some(wanted("blue", &["10.0.0.1"])));
+            health.set(&format!("c{number}"), Some(wanted("blue", &["10.0.0.1"])), &[]);
         }
         // Another tenant is asked as often as before.
-        health.set("other", Some(wanted("red", &["10.0.1.1"])));
+        health.set("other", Some(wanted("red", &["10.0.1.1"])), &[]);
         let mut per_second = 0.0;
         for (_, specifier) in health.take() {
             for check in specifier.cluster_health_checks {
@@ -118,20 +120,55 @@ fn what_a_node_is_asked_is_bounded_whatever_the_tenant_wants() {
 }
 
 #[test]
+fn what_was_unhealthy_before_a_restart_is_so_until_somebody_knows_better() {
+    let mut health = with(&["e1"]);
+    let before = ["10.0.0.1:30000".to_owned(), "10.9.9.9:1".to_owned()];
+    health.set("c", Some(wanted("blue", &["10.0.0.1", "10.0.0.2"])), &before);
+    assert_eq!(health.told([&"c".to_owned()].into_iter()), ["10.0.0.1:30000"]);
+    assert_eq!(tell(&mut health, "e1", "10.0.0.1", true, 0), ["c"]);
+    assert!(health.unhealthy("c").is_empty());
+    assert!(says(&health).starts_with("Pending"), "the other was not asked yet");
+}
+
+#[test]
+fn each_port_of_a_node_counts() {
+    let mut health = with(&["e1", "e2"]);
+    let ip: IpAddr = "10.0.0.1".parse().unwrap();
+    let slots = |count: u16| Wanted {
+        endpoints: (0..count).map(|slot| (ip, 30_000 + slot)).collect(),
+        ..wanted("blue", &[])
+    };
+    health.set("c", Some(slots(16)), &[]);
+    let interval = |health: &mut Health| {
+        health.checker(&"e3".into(), true);
+        let told = health.take();
+        let mut all = told.into_iter().flat_map(|(_, one)| one.cluster_health_checks);
+        all.next().unwrap().health_checks[0].interval.unwrap().seconds
+    };
+    assert_eq!(interval(&mut health), 1, "32 a second");
+    health.set("d", Some(slots(16)), &[]);
+    health.checker(&"e3".into(), false);
+    assert_eq!(interval(&mut health), 2, "64 a second would be too many");
+    health.set("c", None, &[]);
+    health.set("d", None, &[]);
+    assert!(health.counts.is_empty());
+}
+
+#[test]
 fn another_check_has_another_name_and_no_endpoint_no_check() {
     let mut health = with(&["e1"]);
-    health.set("c", Some(wanted("blue", &["10.0.0.1", "10.0.0.2"])));
+    health.set("c", Some(wanted("blue", &["10.0.0.1", "10.0.0.2"])), &[]);
     let first = health.checks["c"].name.clone();
     tell(&mut health, "e1", "10.0.0.1", true, 0);
     tell(&mut health, "e1", "10.0.0.1", false, 0);
-    health.set("c", Some(wanted("blue", &["10.0.0.1", "10.0.0.3"])));
+    health.set("c", Some(wanted("blue", &["10.0.0.1", "10.0.0.3"])), &[]);
     assert_eq!(health.checks["c"].name, first);
     assert_eq!(health.unhealthy("c").len(), 1, "what is known of those that stay, stays");
     let mut grpc = wanted("blue", &["10.0.0.1"]);
     grpc.check.probe = Probe::Grpc { service: None };
-    health.set("c", Some(grpc));
+    health.set("c", Some(grpc), &[]);
     assert_ne!(health.checks["c"].name, first);
-    health.set("c", Some(wanted("blue", &[])));
+    health.set("c", Some(wanted("blue", &[])), &[]);
     assert!(health.checks.is_empty() && health.names.is_empty() && health.counts.is_empty());
     assert!(health.take().iter().all(|(_, one)| one.cluster_health_checks.is_empty()));
 }
@@ -142,7 +179,7 @@ fn ports_of_kube_proxy_are_asked_plainly_and_in_place_of_the_backends() {
     let mut local = wanted("blue", &["10.0.0.1"]);
     local.check.probe = Probe::Http { path: "/healthz".into(), host: None, port: Some(31_000) };
     local.socket = Some(TransportSocket::default());
-    health.set("c", Some(local));
+    health.set("c", Some(local), &[]);
     let told = health.take().remove(0).1.cluster_health_checks.remove(0);
     assert!(told.transport_socket_matches.is_empty());
     let endpoint = &told.locality_endpoints[0].endpoints[0];

@@ -1,7 +1,7 @@
 //! The hub's objects as compact values: parsed once, so that everything after may rely on them.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::{Reason, Verdict};
@@ -10,7 +10,7 @@ use fairlead_api::route::{
     AddressRequest, IpFamily, NodePolicy, Protocol, RouteRule, Slot, Source,
 };
 use fairlead_api::{RouteSpec, TenantSpec};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::http::check;
 
@@ -162,13 +162,33 @@ fn read(spec: RouteSpec) -> Result<Wish, String> {
     } = spec;
     let AddressRequest { pool, ips, group, alone, families, prefer_dual_stack } = address;
     let ips = read_ips(&ips)?;
-    let clients = read_clients(clients)?;
+    if families.len() > 2 || (families.len() == 2 && families[0] == families[1]) {
+        return Err("spec.address.families: each family at most once".into());
+    }
+    let mut invalid = Vec::new();
+    let clients = read_clients(clients, &mut invalid);
     let mut backends: Vec<_> = backends.into_iter().map(backend).collect();
+    for backend in &mut backends {
+        // One that Envoy would refuse would keep all others from being made.
+        let check = backend.upstream.health_check.as_ref();
+        if let Some(why) = check.and_then(|check| check::health_check(check).err()) {
+            invalid.push(format!("backend {:?}: {why}", backend.name));
+            backend.upstream.health_check = None;
+        }
+    }
     let mut names = BTreeSet::new();
     if let Some(twice) = backends.iter().find(|backend| !names.insert(&backend.name)) {
         return Err(format!("spec.backends: {:?} is there twice", twice.name));
     }
     let listeners = read_listeners(listeners, &rules, &backends)?;
+    let http = listeners.iter().any(|listener| listener.protocol.is_http());
+    if let Some((bad, why)) = backends
+        .iter()
+        .filter(|_| !http)
+        .find_map(|one| Some((one, check::upstream(&one.upstream).err()?)))
+    {
+        return Err(format!("spec.backends: {:?}: {why}", bad.name));
+    }
     let mut unusable = Vec::new();
     backends.retain(|Backend { name, upstream, .. }| match check::upstream(upstream) {
         Ok(()) => true,
@@ -177,14 +197,17 @@ fn read(spec: RouteSpec) -> Result<Wish, String> {
             false
         }
     });
-    if listeners.iter().any(|one| one.protocol.is_http()) && !clients.source_ranges.is_empty() {
-        return Err(
-            "spec.clients.sourceRanges: cannot be kept at a port that names share; leave out \
-                    fairlead.dev/tls-hostnames, or the ranges"
+    // A port that names share knows no ranges: it is closed rather than open to everybody.
+    let shut = http && !clients.source_ranges.is_empty();
+    if shut && invalid.is_empty() {
+        invalid.push(
+            "spec.clients.sourceRanges: cannot be kept at a port that names share, so nobody is let in; \
+             leave out fairlead.dev/tls-hostnames, or the ranges"
                 .into(),
         );
     }
-    let (hosts, mut invalid) = check::hosts(hosts, &backends);
+    let (hosts, unusable_rules) = check::hosts(if shut { Vec::new() } else { hosts }, &backends);
+    invalid.extend(unusable_rules);
     invalid.append(&mut unusable);
     // What was asked for and cannot be had, from what was named and is not there.
     let (asked, unresolved): (Vec<_>, Vec<_>) =
@@ -219,19 +242,31 @@ fn read_ips(texts: &[String]) -> Result<Vec<IpAddr>, String> {
     Ok(ips)
 }
 
-/// A restriction that cannot be read lets the Route not be published, rather than open to everybody.
-fn read_clients(clients: fairlead_api::route::Clients) -> Result<Clients, String> {
-    let fairlead_api::route::Clients { source_ranges, idle_millis, source_affinity } = clients;
-    let range = |text: String| {
+/// A restriction that cannot be read lets nobody in, rather than everybody.
+fn read_clients(clients: fairlead_api::route::Clients, invalid: &mut Vec<String>) -> Clients {
+    let fairlead_api::route::Clients { mut closed, source_ranges, idle_millis, source_affinity } =
+        clients;
+    let mut ranges = Vec::with_capacity(source_ranges.len());
+    for text in source_ranges {
         let net: Option<IpNet> = text.parse().ok();
-        let ip = || text.parse::<IpAddr>().ok().map(IpNet::from);
-        net.or_else(ip).map(|net| net.trunc()).ok_or_else(|| {
-            format!("spec.clients.sourceRanges: {text:?} is no CIDR like 10.0.0.0/8")
-        })
-    };
-    let source_ranges = source_ranges.into_iter().map(range).collect::<Result<_, _>>()?;
-    Ok(Clients { source_ranges, idle_millis, source_affinity })
+        match net.or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from)) {
+            Some(net) => ranges.push(net.trunc()),
+            None => {
+                closed = true;
+                invalid.push(format!(
+                    "spec.clients.sourceRanges: {text:?} is no CIDR like 10.0.0.0/8, so nobody is let in"
+                ));
+            }
+        }
+    }
+    if closed {
+        ranges = vec![NOBODY];
+    }
+    Clients { source_ranges: ranges, idle_millis, source_affinity }
 }
+
+/// No client has the unspecified address.
+pub(crate) const NOBODY: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 32));
 
 fn read_listeners(
     listeners: Vec<fairlead_api::route::Listener>,

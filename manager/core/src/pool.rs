@@ -8,6 +8,7 @@ use fairlead_api::route::IpFamily;
 use fairlead_api::{AddressPoolSpec, Exposure, Packing, PortRange, Sharing};
 use ipnet::IpNet;
 
+use crate::model::NOBODY;
 use crate::runs::{address, number};
 
 /// Addresses that may be given out, and who may share one.
@@ -94,7 +95,7 @@ impl Pool {
         }
         if !proxy_protocol_from.is_empty() && proxies.is_empty() {
             // A restriction that cannot be read lets nobody in.
-            proxies.push(IpNet::from(IpAddr::from([0, 0, 0, 0])));
+            proxies.push(NOBODY);
         }
         Self {
             sharing,
@@ -154,7 +155,11 @@ fn range(text: &str) -> Option<(u128, u128)> {
     };
     // The mapped form of IPv4 is a second name of the same address.
     let mapped = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+    let nobodys = |ip: IpAddr| ip.is_unspecified() || ip.is_loopback() || ip.is_multicast();
     let one_family = first.is_ipv4() == last.is_ipv4() && !mapped(first) && !mapped(last);
+    if nobodys(first) || nobodys(last) {
+        return None;
+    }
     let covers_mapped = first.is_ipv6() && number(first) < MAPPED && MAPPED <= number(last);
     (one_family && first <= last && !covers_mapped).then(|| (number(first), number(last)))
 }

@@ -27,6 +27,8 @@ pub struct Findings<'a> {
     pub served: Option<&'a Wish>,
     /// On `Healthy`; none where nothing is checked.
     pub healthy: Option<Verdict>,
+    /// Endpoints that are not.
+    pub unhealthy: Vec<String>,
     /// Its pool, if that is being drained.
     pub draining: Option<Box<str>>,
     /// On `Accepted`.
@@ -51,6 +53,7 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
         served,
         draining,
         healthy,
+        unhealthy,
         accepted,
         resolved,
         programmed,
@@ -106,6 +109,7 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
     RouteStatus {
         observed_generation: Some(generation),
         ports: given(wish, served),
+        unhealthy,
         conditions,
         display: Display {
             source: source.to_string(),

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use fairlead_api::http::{Upstream, UpstreamProtocol, UpstreamTls};
-use fairlead_api::route::{Backend, NodePolicy, Nodes, Slot};
+use fairlead_api::route::{Backend, IpFamily, NodePolicy, Nodes, Slot};
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::networking::v1::{IngressBackend, IngressServiceBackend};
 
 use super::plan::{Found, Part, Planner};
 use crate::endpoints::{Ready, ServiceKey};
-use crate::plan::nodes;
+use crate::plan::{family, nodes};
 use crate::shadow;
 
 impl Planner<'_> {
@@ -72,7 +72,7 @@ impl Planner<'_> {
             return None;
         }
         if sticky {
-            return self.slots(name, &key, found);
+            return self.slots(name, &key, family(&spec), found);
         }
         self.node_port(name_field, name, &key, &service, found)
     }
@@ -113,11 +113,18 @@ impl Planner<'_> {
         let ready = self.around.ready(key);
         let nodes = nodes(&ready, policy.as_deref() == Some("Local"));
         let backend_name = format!("{name}:{}", port.port);
-        Some(self.add(Backend { nodes, ..Backend::new(backend_name, node_port) }, port))
+        let family = service.spec.as_ref().and_then(family);
+        Some(self.add(Backend { nodes, family, ..Backend::new(backend_name, node_port) }, port))
     }
 
     /// One pod at each port of a node.
-    fn slots(&mut self, name: &str, key: &ServiceKey, port: &ServicePort) -> Option<String> {
+    fn slots(
+        &mut self,
+        name: &str,
+        key: &ServiceKey,
+        family: Option<IpFamily>,
+        port: &ServicePort,
+    ) -> Option<String> {
         let made = self.around.slots(key);
         let slot = |(shadow, ready): &(Arc<Service>, Ready)| {
             let node_port = shadow::node_port(shadow, port.port, "TCP")?;
@@ -133,7 +140,7 @@ impl Planner<'_> {
         let nodes = Nodes { policy: NodePolicy::Named, names };
         let slots = slots.collect();
         let name = format!("{name}:{}", port.port);
-        Some(self.add(Backend { nodes, slots, ..Backend::new(name, node_port) }, port))
+        Some(self.add(Backend { nodes, slots, family, ..Backend::new(name, node_port) }, port))
     }
 
     fn add(&mut self, backend: Backend, port: &ServicePort) -> String {

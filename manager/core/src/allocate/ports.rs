@@ -11,15 +11,19 @@ use fairlead_api::route::Protocol;
 use super::{Ask, Spot};
 use crate::claims::{Claim, Holder, unspecified};
 use crate::model::Listener;
+use crate::pool::Pool;
 
 impl Ask<'_> {
-    /// The ports of the listeners, in order: those that they name, or were given.
+    /// The ports of the listeners, in order: those that they name, or were given where the Route is, or
+    /// asks to be.
     pub(super) fn given_ports(self) -> Vec<Option<u16>> {
+        let ips = &self.wish.ips;
         let given = |listener: &Listener| {
             let mut mine = self.mine();
             mine.find(|claim| {
                 *claim.listener == *listener.name
                     && claim.key.protocol == listener.protocol.transport()
+                    && (ips.is_empty() || ips.contains(&claim.key.address))
             })
         };
         let port = |listener: &Listener| match listener.port {
@@ -32,53 +36,76 @@ impl Ask<'_> {
     /// Gives the listeners that take any port one that is free at all addresses.
     pub(super) fn fill_ports(
         self,
-        ports: &mut [Option<u16>],
+        ports: &[Option<u16>],
         spots: &[Spot<'_>],
-    ) -> Result<(), Verdict> {
-        for index in 0..ports.len() {
-            if ports[index].is_some() {
-                continue;
+    ) -> Result<Vec<u16>, Verdict> {
+        let Some(pool) = spots.first().and_then(|spot| self.pools.get(spot.pool)) else {
+            // An incumbent, whatever became of its pool.
+            let known: Option<Vec<u16>> = ports.iter().copied().collect();
+            return known.ok_or_else(|| {
+                Verdict::no(Reason::PoolExhausted, "the pool of its address is gone")
+            });
+        };
+        let addresses: Vec<IpAddr> = spots.iter().map(|spot| spot.address).collect();
+        self.any_ports(ports, &addresses, pool).ok_or_else(|| {
+            let shown: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            let PortRange { first, last } = pool.any_ports;
+            let message = format!(
+                "no port from {first} to {last} of {} is free; name a port, or ask for another address",
+                shown.join(", ")
+            );
+            Verdict::no(Reason::PoolExhausted, message)
+        })
+    }
+
+    /// All ports, those that nobody named with one that is free at all addresses; `None`: there is none.
+    pub(super) fn any_ports(
+        self,
+        ports: &[Option<u16>],
+        addresses: &[IpAddr],
+        pool: &Pool,
+    ) -> Option<Vec<u16>> {
+        let protocol = |index: usize| self.wish.listeners[index].protocol.transport();
+        let mut all = ports.to_vec();
+        for index in 0..all.len() {
+            if all[index].is_none() {
+                let same = all.iter().enumerate().filter(|(n, _)| protocol(*n) == protocol(index));
+                let mine: BTreeSet<u16> = same.filter_map(|(_, port)| *port).collect();
+                all[index] = Some(self.any_port(protocol(index), &mine, addresses, pool)?);
             }
-            let protocol = self.wish.listeners[index].protocol.transport();
-            let listeners = self.wish.listeners.iter().zip(&*ports);
-            let same = listeners.filter(|(listener, _)| listener.protocol.transport() == protocol);
-            let mine: BTreeSet<u16> = same.filter_map(|(_, port)| *port).collect();
-            ports[index] = Some(self.any_port(protocol, &mine, spots)?);
         }
-        Ok(())
+        all.into_iter().collect()
     }
 
     fn any_port(
         self,
         protocol: Protocol,
         mine: &BTreeSet<u16>,
-        spots: &[Spot<'_>],
-    ) -> Result<u16, Verdict> {
-        let pool = spots.first().and_then(|spot| self.pools.get(spot.pool));
-        let Some(pool) = pool else {
-            return Err(Verdict::no(Reason::PoolExhausted, "the pool of its address is gone"));
-        };
+        addresses: &[IpAddr],
+        pool: &Pool,
+    ) -> Option<u16> {
         let PortRange { first, last } = pool.any_ports;
+        let promised = |port: u16| {
+            addresses.iter().any(|ip| {
+                let key = ClaimKey { address: *ip, protocol, port };
+                self.claims.is_promised_away(self.route, &key)
+            })
+        };
         let mut port = first;
         while port <= last {
             // The first that is free at every address, or the next place to look.
-            let next = spots
+            let next = addresses
                 .iter()
-                .try_fold(port, |port, spot| self.claims.free_port(spot.address, protocol, port));
-            let Some(next) = next else { break };
-            if next == port && !mine.contains(&port) && !pool.reserved.contains(&port) {
-                return Ok(port);
+                .try_fold(port, |port, ip| self.claims.free_port(*ip, protocol, port))?;
+            let usable = !mine.contains(&next) && !pool.reserved.contains(&next) && !promised(next);
+            let everywhere =
+                addresses.iter().all(|ip| self.claims.free_port(*ip, protocol, next) == Some(next));
+            if next <= last && usable && everywhere {
+                return Some(next);
             }
-            let after = if next == port { port.checked_add(1) } else { Some(next) };
-            let Some(after) = after else { break };
-            port = after;
+            port = next.checked_add(1)?;
         }
-        let addresses: Vec<_> = spots.iter().map(|spot| spot.address.to_string()).collect();
-        let message = format!(
-            "no port from {first} to {last} of {} is free; name a port, or ask for another address",
-            addresses.join(", ")
-        );
-        Err(Verdict::no(Reason::PoolExhausted, message))
+        None
     }
 
     /// The claims of a Route's new ports; where the pool's addresses are announced by others, with those of
@@ -116,18 +143,30 @@ impl Ask<'_> {
                     return Err(Verdict::no(Reason::PoolExhausted, message));
                 };
                 // Before the port that it is for: a crash between the two leaves nothing unguarded.
-                let alone = false;
+                // Its listener is the port that it is for: no other claim is the same.
                 claims.push(Claim {
                     key: target,
                     target: None,
-                    alone,
-                    listener: Box::default(),
+                    alone: false,
+                    listener: key.object_name().into(),
                     ..claim.clone()
                 });
             }
             claims.push(claim);
         }
         Ok(claims)
+    }
+
+    /// Whether the Route would fit on an address on which nobody is: only then another one is of use.
+    pub(super) fn fits_empty(self, pool: &Pool, ports: &[Option<u16>]) -> bool {
+        let count = u32::try_from(ports.len()).unwrap_or(u32::MAX);
+        let Some(service) = &pool.service else { return false };
+        let targets = |range: PortRange| u32::from(range.last.saturating_sub(range.first)) + 1;
+        // No address of the documentation's range is anybody's.
+        let nowhere = [IpAddr::from([192, 0, 2, 255])];
+        pool.capacity.ports.is_none_or(|most| count <= most)
+            && count <= targets(service.target_ports)
+            && self.any_ports(ports, &nowhere, pool).is_some()
     }
 
     fn target(

@@ -49,6 +49,13 @@ impl Ask<'_> {
             return Verdict::no(Reason::PoolDraining, message);
         }
         let names = names(&mut open.iter().map(|(name, _)| *name));
+        if open.iter().all(|(_, pool)| pool.service.is_none() && pool.size() == 0) {
+            let message = format!(
+                "pool {names} has no address that can be read; a platform administrator looks at its \
+                 PROBLEM in kubectl get pools"
+            );
+            return Verdict::no(Reason::PoolExhausted, message);
+        }
         if let Some(family) =
             family.filter(|f| !open.iter().any(|(_, p)| p.has(*f) || p.service.is_some()))
         {
@@ -70,10 +77,11 @@ impl Ask<'_> {
             return Verdict::no(Reason::PoolExhausted, message);
         }
         let everywhere = |port: u16, protocol| {
-            let mut ranges = open.iter().flat_map(|(_, pool)| pool.ranges(family));
-            ranges.all(|(first, last)| {
-                self.claims.next_with(protocol, port, first).is_none_or(|free| free > last)
-            })
+            let mut ranges = open.iter().flat_map(|(_, pool)| pool.ranges(family)).peekable();
+            ranges.peek().is_some()
+                && ranges.all(|(first, last)| {
+                    self.claims.next_with(protocol, port, first).is_none_or(|free| free > last)
+                })
         };
         if let Some(l) = fixed().find(|l| everywhere(l.port, l.protocol.transport())) {
             let message = format!(

@@ -10,7 +10,6 @@ use fairlead_api::{Packing, Sharing};
 use super::refuse::{group_conflict, taken};
 use super::{Ask, Found, Named, Spot, key};
 use crate::claims::Leaving;
-use crate::model::Listener;
 use crate::pool::Pool;
 use crate::runs::{address, number};
 
@@ -54,6 +53,9 @@ impl<'a> Ask<'a> {
             );
             return Err(group_conflict(self.wish, &ip, &why));
         };
+        if details.draining {
+            return Err(group_conflict(self.wish, &ip, "of a pool that is being drained"));
+        }
         match self.obstacle(ip, details, ports) {
             None => Ok(Found::Spot(Spot { address: ip, pool: name })),
             Some(Obstacle::Own(reclaim)) => Ok(Found::Wait(reclaim)),
@@ -87,13 +89,28 @@ impl<'a> Ask<'a> {
             if let Some(address) = found {
                 return Ok(Found::Spot(Spot { address, pool: name }));
             }
-            if let Some(service) = &pool.service
-                && pool.size() < service.max_addresses.into()
-            {
+            if self.may_open_more(pool, family, ports) {
                 return Ok(Found::Open(name));
             }
         }
         Err(self.exhausted(family, pools))
+    }
+
+    /// Whether one more address of the hub's own load balancer would help: there may be more, this Route would
+    /// fit on it, and there is none on which nobody is.
+    pub(super) fn may_open_more(
+        self,
+        pool: &Pool,
+        family: Option<IpFamily>,
+        ports: &[Option<u16>],
+    ) -> bool {
+        let unused = || {
+            pool.ranges(family).any(|(first, last)| {
+                self.claims.next_empty(first).is_some_and(|empty| empty <= last)
+            })
+        };
+        let most = pool.service.as_ref().map_or(0, |service| u64::from(service.max_addresses));
+        pool.size() < most && self.fits_empty(pool, ports) && !unused()
     }
 
     pub(super) fn is_reserved(self, pool: &Pool) -> bool {
@@ -228,14 +245,7 @@ impl<'a> Ask<'a> {
                 "is on an address that may not be shared with this Route",
             ));
         }
-        let full = |(l, port): (&Listener, &Option<u16>)| {
-            port.is_none()
-                && self
-                    .claims
-                    .free_port(ip, l.protocol.transport(), pool.any_ports.first)
-                    .is_none_or(|free| free > pool.any_ports.last)
-        };
-        if self.wish.listeners.iter().zip(ports).any(full) {
+        if self.any_ports(ports, &[ip], pool).is_none() {
             return Some(Obstacle::Port(one, "is on an address whose ports for any use are taken"));
         }
         let count = u32::try_from(ports.len()).unwrap_or(u32::MAX);

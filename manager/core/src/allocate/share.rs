@@ -3,9 +3,8 @@
 use std::net::IpAddr;
 
 use fairlead_api::Sharing;
-use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::Verdict;
-use fairlead_api::route::Protocol;
+use fairlead_api::route::{IpFamily, Protocol};
 
 use super::refuse::{address_held, group_conflict, taken};
 use super::search::{after, find, within};
@@ -19,6 +18,8 @@ impl<'a> Ask<'a> {
     /// be.
     pub(super) fn sit(self) -> Result<Allocation, Verdict> {
         let candidates = self.candidates()?;
+        // One address: of the first family that is wanted.
+        let family = self.wish.families.first().copied();
         if let Some(ip) = self.wish.ips.first() {
             let (name, pool) = find(*ip, &candidates)?;
             return self.join(*ip, name, pool);
@@ -51,16 +52,15 @@ impl<'a> Ask<'a> {
             if pool.draining || self.is_reserved(pool) {
                 continue;
             }
-            if let Some(allocation) = self.first_to_share(name, pool) {
+            if let Some(allocation) = self.first_to_share(name, pool, family) {
                 return Ok(allocation);
             }
-            if let Some(service) = &pool.service
-                && pool.size() < service.max_addresses.into()
-            {
-                return Ok(Allocation::Open { pool: (*name).into() });
+            let ports: Vec<_> = self.wish.listeners.iter().map(|one| Some(one.port)).collect();
+            if self.may_open_more(pool, family, &ports) {
+                return Ok(Allocation::Open { pool: (*name).into(), family });
             }
         }
-        Err(self.exhausted(None, &candidates))
+        Err(self.exhausted(family, &candidates))
     }
 
     fn may_remain(self, address: IpAddr) -> Result<(), Verdict> {
@@ -81,9 +81,14 @@ impl<'a> Ask<'a> {
     }
 
     /// The first address of a pool that others share already, or that has the ports free.
-    fn first_to_share(self, name: &'a str, pool: &'a Pool) -> Option<Allocation> {
+    fn first_to_share(
+        self,
+        name: &'a str,
+        pool: &'a Pool,
+        family: Option<IpFamily>,
+    ) -> Option<Allocation> {
         let ports: Vec<_> = self.wish.listeners.iter().map(|one| Some(one.port)).collect();
-        for (first, last) in pool.ranges(None) {
+        for (first, last) in pool.ranges(family) {
             let tenant = &self.route.tenant;
             let mut next = within(self.claims.next_shared(tenant, first), last);
             let mut shared = None;
@@ -136,8 +141,12 @@ impl<'a> Ask<'a> {
         if wait || !reclaim.is_empty() {
             return Ok(Allocation::Wait { reclaim });
         }
-        let Some((_, first)) = missing.first() else { return Ok(self.seated(address)) };
-        self.may_open(address, first, missing.len(), pool)?;
+        if self.seat != Some(address) {
+            self.may_sit(address, missing.len(), pool)?;
+        }
+        if missing.is_empty() {
+            return Ok(self.seated(address));
+        }
         let holder = self.sharer(pool, missing[0].0.protocol);
         let mut claims = Vec::with_capacity(missing.len());
         for (listener, key) in missing {
@@ -153,15 +162,12 @@ impl<'a> Ask<'a> {
         Ok(Allocation::Claim(claims))
     }
 
-    /// Whether ports may be claimed at an address that were nobody's.
-    fn may_open(
-        self,
-        address: IpAddr,
-        first: &ClaimKey,
-        count: usize,
-        pool: &Pool,
-    ) -> Result<(), Verdict> {
-        if pool.draining && self.seat != Some(address) {
+    /// Whether a Route that is not there yet may come to an address. `count`: ports that it would claim.
+    fn may_sit(self, address: IpAddr, count: usize, pool: &Pool) -> Result<(), Verdict> {
+        let Some(first) = &self.wish.listeners.first().map(|one| one.key(address)) else {
+            return Ok(());
+        };
+        if pool.draining {
             return Err(taken(first, "is of a pool that is being drained"));
         }
         if self.is_strange(address, pool) {

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use fairlead_api::RouteId;
 use fairlead_api::pool::ServiceTemplate;
-use fairlead_api::route::Protocol;
+use fairlead_api::route::{IpFamily, Protocol};
 
 use crate::claims::Claims;
 use crate::pool::Pool;
@@ -21,6 +21,8 @@ pub struct Balancer {
     pub pool: Box<str>,
     /// What it is like.
     pub template: ServiceTemplate,
+    /// Of which family its address is to be; `None`: whichever the hub has first.
+    pub family: Option<IpFamily>,
     /// Its ports, in order; none: its address was not claimed yet.
     pub ports: Vec<BalancerPort>,
 }
@@ -52,7 +54,7 @@ pub(super) struct Balancers {
     /// As they were last sent to be written.
     sent: BTreeMap<String, Option<Balancer>>,
     /// Routes that wait for one more address.
-    waiting: BTreeMap<Box<str>, BTreeSet<RouteId>>,
+    waiting: BTreeMap<Box<str>, BTreeMap<RouteId, Option<IpFamily>>>,
     /// Pools to look at.
     dirty: BTreeSet<Box<str>>,
 }
@@ -60,8 +62,10 @@ pub(super) struct Balancers {
 impl Balancers {
     /// The addresses of a pool, in the order of its Services' names.
     pub(super) fn addresses(&self, pool: &str) -> Vec<IpAddr> {
-        let of_pool = self.seen.values().filter(|seen| *seen.pool == *pool);
-        of_pool.flat_map(|seen| seen.addresses.iter().copied()).collect()
+        let of_pool = self.seen.iter().filter(|(_, seen)| *seen.pool == *pool);
+        // One that is being deleted gives no address any more.
+        let stays = of_pool.filter(|(name, _)| self.sent.get(*name) != Some(&None));
+        stays.flat_map(|(_, seen)| seen.addresses.iter().copied()).collect()
     }
 
     /// A Service as it is now. The pools whose addresses changed come back.
@@ -94,8 +98,8 @@ impl Balancers {
     }
 
     /// A Route needs one more address of a pool.
-    pub(super) fn want(&mut self, pool: &str, route: &RouteId) {
-        self.waiting.entry(pool.into()).or_default().insert(route.clone());
+    pub(super) fn want(&mut self, pool: &str, family: Option<IpFamily>, route: &RouteId) {
+        self.waiting.entry(pool.into()).or_default().insert(route.clone(), family);
         self.dirty.insert(pool.into());
     }
 
@@ -103,7 +107,7 @@ impl Balancers {
     pub(super) fn satisfied(&mut self, route: &RouteId) {
         let Self { waiting, dirty, .. } = self;
         waiting.retain(|pool, routes| {
-            if routes.remove(route) {
+            if routes.remove(route).is_some() {
                 dirty.insert(pool.clone());
             }
             !routes.is_empty()
@@ -160,9 +164,12 @@ impl Balancers {
             pending |= seen.addresses.is_empty();
             unused += usize::from(!used);
             let kept = template.filter(|_| used || hopes);
+            let family = seen.addresses.first().map(|ip| IpFamily::of(*ip));
+            let asked = self.sent.get(name).and_then(Option::as_ref).and_then(|sent| sent.family);
             let balancer = |template: &ServiceTemplate| Balancer {
                 pool: pool.into(),
                 template: template.clone(),
+                family: asked.or(family),
                 ports: ports.clone(),
             };
             wanted.insert(name.clone(), kept.map(balancer));
@@ -174,8 +181,10 @@ impl Balancers {
         let most = usize::try_from(template.max_addresses).unwrap_or(usize::MAX);
         let mut names = (1..=most).map(|n| format!("fairlead-{pool}-{n}"));
         if let Some(name) = names.find(|name| !self.seen.contains_key(name)) {
+            let first = self.waiting.get(pool).and_then(|routes| routes.values().next());
+            let family = first.copied().flatten();
             let (pool, template) = (pool.into(), template.clone());
-            wanted.insert(name, Some(Balancer { pool, template, ports: Vec::new() }));
+            wanted.insert(name, Some(Balancer { pool, template, family, ports: Vec::new() }));
         }
         wanted
     }

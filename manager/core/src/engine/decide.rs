@@ -29,6 +29,8 @@ impl Engine {
         let Some(tenant) = self.tenants.get(&id.tenant) else {
             let message = format!("the hub has no Tenant {:?}", id.tenant.as_str());
             entry.accepted = Some(Verdict::no(Reason::UnknownTenant, message));
+            entry.undecided = false;
+            self.claims.break_promises(id);
             self.stale.extend(self.claims.of(id).map(|claim| claim.key));
             return self.serve(id, None, effects);
         };
@@ -36,6 +38,8 @@ impl Engine {
             Ok(wish) => wish.clone(),
             Err(verdict) => {
                 entry.accepted = Some(verdict.clone());
+                entry.undecided = false;
+                self.claims.break_promises(id);
                 let serving = entry.serving.clone();
                 return self.serve(id, serving, effects);
             }
@@ -53,8 +57,10 @@ impl Engine {
             claims: &self.claims,
         });
         self.claims.break_promises(id);
-        if !matches!(allocation, Ok(Allocation::Open { .. })) {
-            self.balancers.satisfied(id);
+        self.balancers.satisfied(id);
+        let undecided = matches!(allocation, Ok(Allocation::Claim(_) | Allocation::Wait { .. }));
+        if let Some(entry) = self.routes.get_mut(id) {
+            entry.undecided = undecided;
         }
         match allocation {
             Ok(Allocation::Held { place, surplus }) => {
@@ -67,14 +73,14 @@ impl Engine {
                     self.resting.remove(&key);
                     self.stale.insert(key);
                 }
-                let serving = self.routes.get(id).and_then(|entry| entry.serving.clone());
+                let serving = self.standing(id, &wish);
                 self.waiting.insert(id.clone());
                 self.serve(id, serving, effects);
             }
             // Until they are persisted, what was served before is served.
-            Ok(Allocation::Claim(claims)) => self.claim_all(id, claims, effects),
-            Ok(Allocation::Open { pool }) => {
-                self.balancers.want(&pool, id);
+            Ok(Allocation::Claim(claims)) => self.claim_all(id, &wish, claims, effects),
+            Ok(Allocation::Open { pool, family }) => {
+                self.balancers.want(&pool, family, id);
                 let message = format!(
                     "pool {pool:?} asks the hub's own load balancer for one more address; see the Services \
                      of the manager's namespace"
@@ -95,7 +101,9 @@ impl Engine {
             if holds && age(other) > mine {
                 break;
             }
-            let claims = self.claims.of(other).filter(|claim| !claim.is_target());
+            let stays =
+                |claim: &&Claim| !claim.is_target() && self.claims.leaving(&claim.key).is_none();
+            let claims = self.claims.of(other).filter(stays);
             let mut places: Vec<_> =
                 claims.map(|claim| (claim.key.address, claim.pool.clone())).collect();
             let serving = self.routes.get(other).and_then(|entry| entry.serving.as_ref());
@@ -123,24 +131,44 @@ impl Engine {
                 self.resting.remove(&key);
             }
         }
+        let moved =
+            entry_addresses(self.routes.get(id)).is_some_and(|before| before != serving.addresses);
+        if moved {
+            // They are where it was.
+            let others: Vec<_> = self.groups.others(id).cloned().collect();
+            for other in &others {
+                self.touch(other);
+            }
+        }
         self.serve(id, Some(serving), effects);
     }
 
-    /// It does not get what it wants. What was served is served on, as far as it is held; also after a
-    /// restart, when only the claims and the status tell of it. A part of what was never served is of no
-    /// use, and others may want it.
+    /// What of a Route was served and is held still; also after a restart, when only the claims and the
+    /// status tell of it.
+    fn standing(&self, id: &RouteId, wish: &Arc<Wish>) -> Option<Serving> {
+        let entry = self.routes.get(id)?;
+        let before = entry.serving.clone().or_else(|| served_before(entry, wish))?;
+        reduced(id, &entry.meta.uid, before, &self.claims)
+    }
+
+    /// It does not get what it wants. What was served is served on, as far as it is held. A part of what was
+    /// never served is of no use, and others may want it.
     fn refuse(&mut self, id: &RouteId, wish: &Arc<Wish>, verdict: Verdict, effects: &mut Effects) {
+        let serving = self.standing(id, wish);
         let Some(entry) = self.routes.get_mut(id) else { return };
         entry.accepted = Some(verdict);
-        let before = entry.serving.clone().or_else(|| served_before(entry, wish));
-        let uid = &entry.meta.uid;
-        let serving = before.and_then(|serving| reduced(id, uid, serving, &self.claims));
         self.stale.extend(self.claims.of(id).map(|claim| claim.key));
         self.waiting.insert(id.clone());
         self.serve(id, serving, effects);
     }
 
-    fn claim_all(&mut self, id: &RouteId, claims: Vec<Claim>, effects: &mut Effects) {
+    fn claim_all(
+        &mut self,
+        id: &RouteId,
+        wish: &Arc<Wish>,
+        claims: Vec<Claim>,
+        effects: &mut Effects,
+    ) {
         if self.leads {
             self.tentative.insert(id.clone(), claims.iter().map(|claim| claim.key).collect());
             for claim in &claims {
@@ -148,7 +176,7 @@ impl Engine {
             }
             effects.claim.push((id.clone(), claims));
         }
-        let serving = self.routes.get(id).and_then(|entry| entry.serving.clone());
+        let serving = self.standing(id, wish);
         self.serve(id, serving, effects);
     }
 
@@ -161,7 +189,7 @@ impl Engine {
         let is_http = served.is_some();
         let resources = match &serving {
             Some(Serving { wish, addresses }) if !is_http => {
-                let bind = |key| binding(&self.claims, &self.pools, key);
+                let bind = |key| binding(&self.claims, &self.pools, &self.retired, key);
                 let unhealthy = |cluster: &str| self.health.unhealthy(cluster);
                 let translation = translate(id, wish, addresses, nodes, &bind, &unhealthy);
                 entry.resolved = Some(translation.resolved);
@@ -210,10 +238,15 @@ impl Engine {
         for gone in
             std::mem::replace(&mut entry.checked, now).iter().filter(|c| !wanted.contains_key(*c))
         {
-            self.health.set(gone, None);
+            self.health.set(gone, None, &[]);
         }
+        let before = match &entry.serving {
+            // Only a process that has just begun believes what is written.
+            None => entry.seen.as_ref().map(|seen| seen.unhealthy.clone()).unwrap_or_default(),
+            Some(_) => Vec::new(),
+        };
         for (cluster, one) in wanted {
-            self.health.set(&cluster, Some(one));
+            self.health.set(&cluster, Some(one), &before);
         }
     }
 
@@ -312,7 +345,14 @@ impl Engine {
     pub(super) fn release(&mut self, stale: BTreeSet<ClaimKey>, now: i64, effects: &mut Effects) {
         for key in stale {
             let Some(claim) = self.claims.get(&key) else { continue };
-            if claim.object.is_empty() || (self.is_needed(claim) && self.is_wanted(claim)) {
+            if claim.object.is_empty() {
+                continue;
+            }
+            if self.is_needed(claim) && self.is_wanted(claim) {
+                if self.claims.leaving(&key) == Some(Leaving::Resting) {
+                    self.claims.leave(&key, None);
+                }
+                self.resting.remove(&key);
                 continue;
             }
             let object = claim.object.clone();
@@ -362,10 +402,14 @@ impl Engine {
             return false;
         }
         let Some(entry) = self.routes.get(route) else { return false };
-        if self.tentative.contains_key(route) || entry.wish.is_err() {
+        if self.tentative.contains_key(route) {
             return true;
         }
-        entry.serving.as_ref().is_some_and(|serving| serving.keys().any(|key| key == claim.key))
+        match &entry.serving {
+            Some(serving) => serving.keys().any(|key| key == claim.key),
+            // Right after a restart nobody knows what a wish that cannot be read has held.
+            None => entry.wish.is_err() && self.claims.leaving(&claim.key).is_none(),
+        }
     }
 }
 
@@ -384,6 +428,10 @@ fn conflict(key: &HostKey, by: &HostKey) -> String {
         return format!("host {name:?} is another tenant's; use another, or ask the platform team");
     }
     format!("host {name:?} overlaps a name that is another tenant's; name hosts one by one")
+}
+
+fn entry_addresses(entry: Option<&Entry>) -> Option<Vec<IpAddr>> {
+    Some(entry?.serving.as_ref()?.addresses.clone())
 }
 
 /// What a Route's status says that it was served at, for a Route of which this process knows no more.

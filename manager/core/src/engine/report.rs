@@ -1,12 +1,14 @@
 //! What is told of Routes and pools.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use fairlead_api::condition::{PROGRAMMED, Reason, Verdict};
+use fairlead_api::condition::{HEALTHY, PROGRAMMED, Reason, Verdict};
 use fairlead_api::{AddressPoolStatus, RouteId, RouteStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Effects, Engine, Entry};
+use crate::health::Health;
 use crate::http::web::Web;
 use crate::pool::Pool;
 use crate::status::{Findings, status};
@@ -14,6 +16,9 @@ use crate::status::{Findings, status};
 impl Engine {
     pub(super) fn report(&mut self, id: &RouteId, now: &Time, effects: &mut Effects) {
         let Some(entry) = self.routes.get_mut(id) else { return };
+        if entry.undecided {
+            return;
+        }
         // Before the first verdict there is nothing to say.
         let Some(accepted) = entry.accepted.clone() else { return };
         let old = entry.sent.as_ref().or(entry.seen.as_ref());
@@ -40,7 +45,8 @@ impl Engine {
             addresses: entry.serving.as_ref().map_or(&[], |serving| &serving.addresses),
             served: entry.serving.as_ref().map(|serving| &*serving.wish),
             draining,
-            healthy: self.health.verdict(entry.checked.iter()),
+            healthy: healthy(&self.health, &entry.checked, old),
+            unhealthy: self.health.told(entry.checked.iter()),
             accepted,
             resolved,
             programmed,
@@ -63,17 +69,18 @@ impl Engine {
         if !std::mem::take(&mut self.pools_changed) {
             return;
         }
+        let guards = &self.guards;
+        self.guards_sent.retain(|name, _| guards.contains_key(name));
         for (name, pool) in &self.pools {
-            self.guards_sent.retain(|name, _| self.guards.contains_key(name));
+            let (used, claims) = self.claims.usage(name);
             if let Some(guard) = self.guards.get(name) {
-                let wanted = !guard.leaving || self.claims.usage(name).1 > 0;
+                let wanted = !guard.leaving || claims > 0;
                 if wanted != guard.there && self.guards_sent.get(name) != Some(&wanted) {
                     self.guards_sent.insert(name.clone(), wanted);
                     effects.guards.push((name.clone(), wanted));
                 }
             }
-            let (used, claims) = self.claims.usage(name);
-            let gone = self.claims.used(name).filter(|ip| !pool.contains(*ip)).count() as u64;
+            let gone = self.strays.get(name).map_or(0, |strays| strays.len() as u64);
             let addresses = pool.size();
             let free = addresses.saturating_sub(used.saturating_sub(gone));
             // Kubernetes' integers are signed.
@@ -91,6 +98,25 @@ impl Engine {
             }
         }
     }
+}
+
+/// Verdict on `Healthy`. Until somebody asked, what was known before is said.
+fn healthy(
+    health: &Health,
+    checked: &BTreeSet<String>,
+    old: Option<&RouteStatus>,
+) -> Option<Verdict> {
+    let verdict = health.verdict(checked.iter())?;
+    if verdict.reason != Reason::Pending {
+        return Some(verdict);
+    }
+    let before = old?.conditions.iter().find(|condition| condition.type_ == HEALTHY);
+    let known = before.filter(|condition| condition.reason != Reason::Pending.as_str());
+    Some(known.map_or(verdict, |condition| Verdict {
+        holds: condition.status == "True",
+        reason: if condition.status == "True" { Reason::Healthy } else { Reason::Unhealthy },
+        message: condition.message.clone(),
+    }))
 }
 
 /// What an administrator should know of a pool.

@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 
 use fairlead_api::http::{
-    ANY_HOST, ClientAddresses, Cors, ExternalAuth, Filters, HeaderModifier, Host, HttpMatch,
-    HttpRule, PathMatch, PathMatchType, PathRewrite, RateLimit, RequestRedirect,
+    ANY_HOST, ClientAddresses, Cors, ExternalAuth, Filters, HeaderModifier, HealthCheck, Host,
+    HttpMatch, HttpRule, PathMatch, PathMatchType, PathRewrite, Probe, RateLimit, RequestRedirect,
     SessionPersistence, TlsMode, Upstream, UpstreamTls, UrlRewrite,
 };
 use ipnet::IpNet;
@@ -82,6 +82,46 @@ pub fn upstream(upstream: &Upstream) -> Result<(), String> {
         return Err("upstream.tls.ca: must be the name of a Secret".into());
     }
     Ok(())
+}
+
+/// What Envoy would refuse of a health check: it would refuse all others beside it.
+pub fn health_check(check: &HealthCheck) -> Result<(), String> {
+    let HealthCheck {
+        probe,
+        interval_millis,
+        timeout_millis,
+        unhealthy_threshold,
+        healthy_threshold,
+    } = check;
+    let printable = |text: &str, most: usize| {
+        text.len() <= most && text.bytes().all(|byte| (0x21..0x7f).contains(&byte))
+    };
+    if *interval_millis < 1_000 || *timeout_millis == 0 {
+        return Err(
+            "healthCheck: the interval must be 1s at least, and the timeout more than 0".into()
+        );
+    }
+    if *unhealthy_threshold == 0 || *healthy_threshold == 0 {
+        return Err("healthCheck: thresholds must be 1 at least".into());
+    }
+    match probe {
+        Probe::Tcp {} => Ok(()),
+        Probe::Http { path, host, port: _ } => {
+            if !path.starts_with('/') || !printable(path, 1_024) {
+                return Err("healthCheck.path: must begin with / and be printable".into());
+            }
+            if host.as_deref().is_some_and(|host| host.is_empty() || !printable(host, 253)) {
+                return Err("healthCheck.host: must be a host name".into());
+            }
+            Ok(())
+        }
+        Probe::Grpc { service } => match service.as_deref() {
+            Some(service) if !printable(service, 253) => {
+                Err("healthCheck.service: must be the name of a gRPC service".into())
+            }
+            _ => Ok(()),
+        },
+    }
 }
 
 fn clip(text: &str) -> String {

@@ -94,7 +94,7 @@ pub(crate) fn translate(
 }
 
 fn plain(address: IpAddr, front: &Front, binding: &Binding) -> Resource {
-    let manager = manager(&prefix(address, HTTP_PORT, None), front);
+    let manager = manager(&prefix(address, HTTP_PORT, None), HTTP_PORT, front);
     let chain = FilterChain {
         filters: vec![network_filter("envoy.filters.network.http_connection_manager", &manager)],
         ..FilterChain::default()
@@ -126,7 +126,7 @@ fn chain(
     let matching = FilterChainMatch { server_names, transport_protocol, ..Default::default() };
     let built = match chain {
         Chain::Terminate(id) => {
-            let manager = manager(&prefix(address, HTTPS_PORT, Some(tenant)), front);
+            let manager = manager(&prefix(address, HTTPS_PORT, Some(tenant)), HTTPS_PORT, front);
             let filter = "envoy.filters.network.http_connection_manager";
             FilterChain {
                 filters: vec![network_filter(filter, &manager)],
@@ -196,13 +196,13 @@ fn transport(certificate: &str) -> TransportSocket {
 }
 
 /// `scopes`: what the scopes at this listener begin with.
-fn manager(scopes: &str, front: &Front) -> HttpConnectionManager {
+fn manager(scopes: &str, port: u16, front: &Front) -> HttpConnectionManager {
     let upgrade = UpgradeConfig { upgrade_type: "websocket".into(), ..UpgradeConfig::default() };
     HttpConnectionManager {
         stat_prefix: "http".into(),
         http_filters: filters::all(front.wild.then_some(scopes)),
         route_specifier: Some(RouteSpecifier::ScopedRoutes(scoped_routes())),
-        early_header_mutation_extensions: vec![early(scopes)],
+        early_header_mutation_extensions: vec![early(scopes, port)],
         use_remote_address: flag(true),
         xff_num_trusted_hops: front.trusted_hops,
         strip_port_mode: Some(StripPortMode::StripAnyHostPort(true)),
@@ -255,13 +255,14 @@ fn scoped_routes() -> ScopedRoutes {
 }
 
 /// Before the scope is looked up: its key from the host, and nothing of what the client says it is.
-fn early(scopes: &str) -> TypedExtensionConfig {
+fn early(scopes: &str, port: u16) -> TypedExtensionConfig {
     let mutations = vec![
         removal(SCOPE),
         replacement(SCOPE, format!("{scopes}%REQ(:AUTHORITY)%")),
         removal("x-forwarded-host"),
         replacement("x-forwarded-host", "%REQ(:AUTHORITY)%"),
-        replacement("x-forwarded-port", "%DOWNSTREAM_LOCAL_PORT%"),
+        // The port that clients know: the one that is bound may be another.
+        replacement("x-forwarded-port", port.to_string()),
     ];
     extension("envoy.http.early_header_mutation.header_mutation", &Early { mutations })
 }
