@@ -574,11 +574,12 @@ fn answers_are_redirected_rewritten_and_shared_across_origins() {
 }
 
 #[test]
-fn a_client_keeps_to_its_node_and_a_canary_has_its_share() {
-    let world = shared("a_client_keeps_to_its_node_and_a_canary_has_its_share");
+fn a_client_keeps_to_its_pod_and_a_canary_has_its_share() {
+    let world = shared("a_client_keeps_to_its_pod_and_a_canary_has_its_share");
     for cluster in both() {
         let (ns, name) = namespace(&world, &cluster, "affinity");
-        kubectl(&cluster, &format!("-n {ns} scale deployment/echo --replicas=2"));
+        // Several pods on a node: to keep to the node would not be enough.
+        kubectl(&cluster, &format!("-n {ns} scale deployment/echo --replicas=4"));
         kubectl(&cluster, &format!("-n {ns} rollout status deployment/echo --timeout=60s"));
         let case = |which: &str, service: &str, annotations: &str| {
             let rules = rule(&format!("{which}.{name}"), &[path("/", "Prefix", service, "80")]);
@@ -596,23 +597,23 @@ fn a_client_keeps_to_its_node_and_a_canary_has_its_share() {
             "fairlead.dev/canary-backend: 'api:80', fairlead.dev/canary-weight: '30', fairlead.dev/canary-header: X-Canary",
         );
         let ip = ingress_address(&cluster, &ns, "canary");
-        let node_of = |said: &str| {
-            let word = said.split_whitespace().find(|word| word.starts_with("node="));
-            word.unwrap_or("no node").to_owned()
+        let pod_of = |said: &str| {
+            let word = said.split_whitespace().find(|word| word.starts_with("pod="));
+            word.unwrap_or("no pod").to_owned()
         };
         eventually("it serves", || answer(&ip, &format!("cookie.{name}"), "/").contains("stick="));
-        // The shadow's policy has to reach kube-proxy before a node keeps its own traffic.
+        // The slots have to reach kube-proxy first.
         eventually("by cookie", || {
             let first = answer(&ip, &format!("cookie.{name}"), "/");
             let cookie = first.lines().find_map(|line| line.strip_prefix("set-cookie: "));
             let cookie = cookie.and_then(|cookie| cookie.split(';').next()).unwrap_or_default();
             let ask = format!("-b '{cookie}' -H 'Host: cookie.{name}' http://{ip}/");
-            (0..20).all(|_| node_of(&curl(&ask)) == node_of(&first))
+            (0..20).all(|_| pod_of(&curl(&ask)) == pod_of(&first))
         });
         eventually("by address", || {
-            let ask = || node_of(&answer(&ip, &format!("source.{name}"), "/"));
+            let ask = || pod_of(&answer(&ip, &format!("source.{name}"), "/"));
             let first = ask();
-            first != "no node" && (0..20).all(|_| ask() == first)
+            first != "no pod" && (0..20).all(|_| ask() == first)
         });
         eventually("the canary", || {
             curl(&format!("-H 'X-Canary: always' -H 'Host: canary.{name}' http://{ip}/"))

@@ -255,12 +255,12 @@ fn balancers_in_front_are_believed_from_trusted_ranges_only() {
     apply(&b, &asking("fronted", settings, &web));
     let ip = address(&b, "front", "web");
     // A balancer that says who the client is.
-    let ask = |host: &'static str, says: &str| -> Option<String> {
-        let request = format!("PROXY TCP4 {says} {ip} 40000 6400\r\nGET / HTTP/1.0\r\n\r\n");
+    let send = |host: &'static str, header: &[u8]| -> Option<String> {
+        let request = [header, b"GET / HTTP/1.0\r\n\r\n"].concat();
         net::within(host, || {
             let mut stream = TcpStream::connect(format!("{ip}:6400"))?;
             stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-            stream.write_all(request.as_bytes())?;
+            stream.write_all(&request)?;
             let mut answer = String::new();
             let _ = stream.read_to_string(&mut answer);
             Ok((!answer.is_empty()).then_some(answer))
@@ -268,9 +268,15 @@ fn balancers_in_front_are_believed_from_trusted_ranges_only() {
         .ok()
         .flatten()
     };
+    let ask =
+        |host, says: &str| send(host, format!("PROXY TCP4 {says} {ip} 40000 6400\r\n").as_bytes());
     eventually("the pod sees who the balancer says", || {
         ask("client", "10.1.2.3").is_some_and(|answer| answer.contains("client=10.1.2.3\n"))
     });
+    // The same in version 2: 10.1.2.4 to 172.18.0.213.
+    let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\x01\x02\x04\xac\x12\x00\xd5\x9c\x40\x19\x00";
+    let answer = send("client", v2).unwrap_or_default();
+    assert!(answer.contains("client=10.1.2.4\n"), "{answer:?}");
     assert_eq!(ask("client", "10.1.3.3"), None, "not in the ranges, by its true address");
     assert_eq!(ask("tenant-a-1", "10.1.2.3"), None, "whoever may not say so is closed");
     assert!(fetch(&format!("http://{ip}:6400/")).is_err(), "without a header nobody is served");

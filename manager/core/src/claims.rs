@@ -10,6 +10,12 @@ use fairlead_api::{AddressClaimSpec, RouteId, RouteName, TenantId};
 use crate::pool::Capacity;
 use crate::runs::{Runs, number};
 
+mod free;
+mod leaving;
+mod tally;
+
+use tally::{Entries, Tally};
+
 /// One claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
@@ -156,55 +162,6 @@ pub fn unspecified(address: IpAddr) -> IpAddr {
 
 fn is_target(key: &ClaimKey) -> bool {
     key.address.is_unspecified()
-}
-
-/// What is on one address.
-#[derive(Debug, Default)]
-struct Tally {
-    pool: Box<str>,
-    ports: u32,
-    /// Routes with claims, or with a seat, and how many of them.
-    routes: BTreeMap<RouteId, u32>,
-    /// Tenants with claims; `None`: ports that any share.
-    tenants: BTreeMap<Option<TenantId>, u32>,
-    /// Claims that let nobody else be there.
-    alone: u32,
-}
-
-/// What indexes say of an address.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Entries {
-    pool: Box<str>,
-    occupied: bool,
-    closed: bool,
-    full: bool,
-    sole: Option<TenantId>,
-    load: u32,
-}
-
-impl Tally {
-    fn is_full(&self, capacity: Capacity) -> bool {
-        capacity.ports.is_some_and(|most| self.ports >= most)
-            || capacity.routes.is_some_and(|most| self.routes() >= most)
-    }
-
-    fn routes(&self) -> u32 {
-        u32::try_from(self.routes.len()).unwrap_or(u32::MAX)
-    }
-
-    fn entries(&self, capacity: Capacity) -> Entries {
-        let sole = (self.tenants.len() == 1 && self.alone == 0)
-            .then(|| self.tenants.keys().next().cloned().flatten())
-            .flatten();
-        Entries {
-            pool: self.pool.clone(),
-            occupied: self.ports > 0,
-            closed: self.alone > 0,
-            full: self.ports > 0 && self.is_full(capacity),
-            sole,
-            load: self.routes(),
-        }
-    }
 }
 
 /// What becomes of a claim that its holder let go.
@@ -389,83 +346,6 @@ impl Claims {
         }
     }
 
-    /// Notes what becomes of a claim that its holder let go; `None`: it is held again.
-    pub fn leave(&mut self, key: &ClaimKey, leaving: Option<Leaving>) {
-        if let Some(claim) = self.by_key.remove(key) {
-            self.set_leaving(&claim, leaving);
-            self.by_key.insert(*key, claim);
-        }
-    }
-
-    fn set_leaving(&mut self, claim: &Claim, leaving: Option<Leaving>) {
-        let ClaimKey { address, protocol, port } = claim.key;
-        let of = |tenant: &TenantId| (tenant.clone(), protocol, port, address);
-        let left = claim.tenant().filter(|_| !claim.is_target()).map(of);
-        match leaving {
-            Some(leaving) => {
-                self.leaving.insert(claim.key, leaving);
-                self.left.extend(left);
-            }
-            None => {
-                self.leaving.remove(&claim.key);
-                if let Some(left) = left {
-                    self.left.remove(&left);
-                }
-            }
-        }
-    }
-
-    /// Keeps ports that are being given back for a Route, until it is looked at again.
-    pub fn promise(&mut self, route: &RouteId, keys: &[ClaimKey]) {
-        self.promised.extend(keys.iter().map(|key| (*key, route.clone())));
-        self.promises.entry(route.clone()).or_default().extend(keys);
-    }
-
-    /// A Route chooses anew.
-    pub fn break_promises(&mut self, route: &RouteId) {
-        for key in self.promises.remove(route).into_iter().flatten() {
-            self.promised.remove(&key);
-        }
-    }
-
-    /// Addresses at which ports are kept for a Route.
-    pub fn promised_to(&self, route: &RouteId) -> impl Iterator<Item = IpAddr> {
-        self.promises.get(route).into_iter().flatten().map(|key| key.address)
-    }
-
-    /// Whether a free port is kept for another Route.
-    pub fn is_promised_away(&self, route: &RouteId, key: &ClaimKey) -> bool {
-        self.promised.get(key).is_some_and(|to| to != route)
-    }
-
-    /// Nothing is being deleted any more.
-    pub fn forget_releases(&mut self) {
-        let keys: Vec<_> = self.leaving.keys().copied().collect();
-        for key in keys {
-            self.leave(&key, None);
-        }
-    }
-
-    /// What becomes of a claim that its holder let go; `None`: it is held.
-    pub fn leaving(&self, key: &ClaimKey) -> Option<Leaving> {
-        self.leaving.get(key).copied()
-    }
-
-    /// Addresses at which a port was let go by a tenant, and is nobody else's yet.
-    pub fn left_by(
-        &self,
-        tenant: &TenantId,
-        protocol: Protocol,
-        port: u16,
-    ) -> impl Iterator<Item = IpAddr> {
-        let from = (tenant.clone(), protocol, port, ANY_V4);
-        let same = move |one: &&(TenantId, Protocol, u16, IpAddr)| {
-            (&one.0, one.1, one.2) == (&from.0, from.1, from.2)
-        };
-        let start = (tenant.clone(), protocol, port, ANY_V4);
-        self.left.range(start..).take_while(same).map(|one| one.3)
-    }
-
     /// The claim of a key.
     pub fn get(&self, key: &ClaimKey) -> Option<&Claim> {
         self.by_key.get(key)
@@ -500,89 +380,6 @@ impl Claims {
     /// The addresses of a pool with at least one claim.
     pub fn used(&self, pool: &str) -> impl Iterator<Item = IpAddr> {
         self.by_pool.get(pool).into_iter().flat_map(HashMap::keys).copied()
-    }
-
-    /// The first address from `from` on at which a port is free.
-    pub fn next_with(&self, protocol: Protocol, port: u16, from: u128) -> Option<u128> {
-        match self.taken.get(&(protocol, port)) {
-            Some(taken) => taken.next_free(from),
-            None => Some(from),
-        }
-    }
-
-    /// The first address from `from` on on which nobody is.
-    pub fn next_empty(&self, from: u128) -> Option<u128> {
-        self.occupied.next_free(from)
-    }
-
-    /// The first address from `from` on that nobody has for itself.
-    pub fn next_open(&self, from: u128) -> Option<u128> {
-        self.closed.next_free(from)
-    }
-
-    /// The first address from `from` on on which a tenant is by itself, and others of it may be.
-    pub fn next_sole(&self, tenant: &TenantId, from: u128) -> Option<u128> {
-        self.sole.get(tenant)?.range(from..).next().copied()
-    }
-
-    /// The first address from `from` on with ports that the tenant's host names may share.
-    pub fn next_shared(&self, tenant: &TenantId, from: u128) -> Option<u128> {
-        let of = |who: Option<TenantId>| self.shared.get(&who)?.range(from..).next().copied();
-        let (own, any) = (of(Some(tenant.clone())), of(None));
-        own.into_iter().chain(any).min()
-    }
-
-    /// The first address from `from` on that a pool's capacity leaves room on.
-    pub fn next_roomy(&self, pool: &str, from: u128) -> Option<u128> {
-        match self.full.get(pool) {
-            Some(full) => full.next_free(from),
-            None => Some(from),
-        }
-    }
-
-    /// Addresses of a pool on which somebody is, those with the fewest Routes first.
-    pub fn by_load(&self, pool: &str) -> impl Iterator<Item = u128> {
-        self.loads.get(pool).into_iter().flatten().map(|(_, at)| *at)
-    }
-
-    /// The first port of a range that is free at an address.
-    pub fn free_port(&self, address: IpAddr, protocol: Protocol, from: u16) -> Option<u16> {
-        let free = match self.ports.get(&(address, protocol)) {
-            Some(taken) => taken.next_free(from.into()),
-            None => Some(from.into()),
-        };
-        free.and_then(|port| u16::try_from(port).ok())
-    }
-
-    /// Whether so many ports of a Route have room on an address.
-    pub fn has_room(&self, route: &RouteId, address: IpAddr, ports: u32, most: Capacity) -> bool {
-        let none = Tally::default();
-        let tally = self.tallies.get(&address).unwrap_or(&none);
-        let routes = tally.routes() + u32::from(!tally.routes.contains_key(route));
-        most.ports.is_none_or(|most| tally.ports.saturating_add(ports) <= most)
-            && most.routes.is_none_or(|most| routes <= most)
-    }
-
-    /// Whether nobody but a Route is on an address.
-    pub fn is_alone(&self, route: &RouteId, address: IpAddr) -> bool {
-        self.tallies.get(&address).is_none_or(|tally| {
-            tally.routes.keys().all(|one| one == route)
-                && tally.tenants.keys().all(|one| one.as_ref() == Some(&route.tenant))
-                && tally.routes.get(route).copied().unwrap_or(0) >= tally.ports
-        })
-    }
-
-    /// Whether nobody but a tenant is on an address.
-    pub fn is_within(&self, tenant: &TenantId, address: IpAddr) -> bool {
-        self.tallies
-            .get(&address)
-            .is_none_or(|tally| tally.tenants.keys().all(|one| one.as_ref() == Some(tenant)))
-    }
-
-    /// Whether somebody else has the address for itself.
-    pub fn is_closed_to(&self, route: &RouteId, address: IpAddr) -> bool {
-        self.closed.contains(number(address))
-            && self.on(address).any(|claim| claim.alone && claim.route() != Some(route))
     }
 }
 

@@ -9,15 +9,13 @@ use envoy_types::pb::envoy::service::health::v3::HealthCheckSpecifier;
 use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::condition::{Reason, Verdict};
 use fairlead_api::route::{Source, SourceKind};
-use fairlead_api::{
-    AddressPoolSpec, AddressPoolStatus, NodeSetSpec, RouteId, RouteSpec, RouteStatus, TenantId,
-};
-use fairlead_xds::{Change, Event, Key, ResourceType};
+use fairlead_api::{AddressPoolStatus, NodeSetSpec, RouteId, RouteSpec, RouteStatus, TenantId};
+use fairlead_xds::Change;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::claims::{Claim, Claims, Holder, Leaving};
 use crate::fleet::{EnvoyId, Fleet};
-use crate::health::{Health, Report};
+use crate::health::Health;
 use crate::hosts::{HostClaim, Hosts};
 use crate::http::web::{Surroundings, Web};
 use crate::http::{Secret, SecretId};
@@ -29,7 +27,10 @@ use crate::translate::Binding;
 
 mod balancers;
 mod decide;
+mod envoys;
 mod groups;
+mod pools;
+mod release;
 mod report;
 mod resting;
 
@@ -214,106 +215,6 @@ impl Engine {
         self.tenants.get(id)
     }
 
-    /// What keeps a pool from going, as its object has it. To be told before [`Engine::pool`].
-    pub fn guard(&mut self, name: &str, guard: Option<Guard>) {
-        match guard {
-            Some(guard) => drop(self.guards.insert(name.to_owned(), guard)),
-            None => drop(self.guards.remove(name)),
-        }
-        self.pools_changed = true;
-    }
-
-    /// A pool's finalizer could not be written; it is tried again with the next step.
-    pub fn not_guarded(&mut self, name: &str) {
-        self.guards_sent.remove(name);
-        self.pools_changed = true;
-    }
-
-    /// A pool as it is now; `None`: it is gone.
-    pub fn pool(&mut self, name: &str, spec: Option<AddressPoolSpec>) {
-        let mut pool = spec.map(Pool::parse);
-        let leaving = self.guards.get(name).is_some_and(|guard| guard.leaving);
-        if let Some(pool) = pool.as_mut().filter(|_| leaving) {
-            pool.draining = true;
-        }
-        if let Some(pool) = pool.as_mut().filter(|pool| pool.service.is_some()) {
-            pool.set_addresses(self.balancers.addresses(name));
-        }
-        let old = self.pools.get(name);
-        if old == pool.as_ref() {
-            return;
-        }
-        let same_way = |new: &Pool| {
-            old.is_some_and(|old| (&old.proxies, old.draining) == (&new.proxies, new.draining))
-        };
-        if !pool.as_ref().is_some_and(same_way) {
-            self.touch_pool(name);
-        }
-        match pool {
-            Some(pool) => {
-                self.claims.set_capacity(name, pool.capacity);
-                self.retired.remove(name);
-                self.pools.insert(name.to_owned(), pool);
-            }
-            None => {
-                let used = self.claims.usage(name).1 > 0;
-                let gone = self.pools.remove(name).filter(|_| used);
-                self.retired.extend(gone.map(|pool| (name.to_owned(), pool)));
-                self.pool_statuses.remove(name);
-            }
-        }
-        self.note_strays(name);
-        self.pools_changed = true;
-        self.balancers.touch(name);
-        self.web.touch_fronts();
-        self.retry_waiting();
-    }
-
-    /// A hub's Service of a pool as it is now; `None`: it is gone.
-    pub fn balancer(&mut self, name: &str, balancer: Option<SeenBalancer>) {
-        let pools = self.balancers.see(name, balancer);
-        for name in pools {
-            if let Some(pool) = self.pools.get_mut(&*name).filter(|pool| pool.service.is_some()) {
-                pool.set_addresses(self.balancers.addresses(&name));
-            }
-            self.note_strays(&name);
-            self.pools_changed = true;
-        }
-        self.retry_waiting();
-    }
-
-    /// A pool has other addresses now.
-    fn note_strays(&mut self, name: &str) {
-        self.strays.remove(name);
-        let used: Vec<_> = self.claims.used(name).collect();
-        for address in used {
-            self.note_stray(name, address);
-        }
-    }
-
-    /// A claim came, or went.
-    fn note_stray(&mut self, name: &str, address: IpAddr) {
-        let Some(pool) = self.pools.get(name) else { return };
-        let used = self.claims.on(address).next().is_some();
-        let strays = self.strays.entry(name.to_owned()).or_default();
-        if used && !pool.contains(address) && !address.is_unspecified() {
-            strays.insert(address);
-        } else {
-            strays.remove(&address);
-        }
-    }
-
-    /// Routes with claims on a pool are looked at again.
-    fn touch_pool(&mut self, name: &str) {
-        let used: Vec<_> = self.claims.used(name).collect();
-        let on = used.iter().flat_map(|ip| self.claims.on(*ip).filter_map(Claim::route));
-        let seated = used.iter().flat_map(|ip| self.web.seated(*ip));
-        let routes: BTreeSet<_> = on.chain(seated).cloned().collect();
-        for id in routes {
-            self.touch(&id);
-        }
-    }
-
     /// A tenant's nodes as they are now; `None`: it has told of none.
     pub fn nodes(&mut self, id: &TenantId, spec: Option<NodeSetSpec>) {
         if self.node_sets.get(id) == spec.as_ref() {
@@ -460,24 +361,6 @@ impl Engine {
         self.retry_waiting();
     }
 
-    fn is_needed(&self, claim: &Claim) -> bool {
-        if claim.is_target() {
-            // For as long as the port is that it is for.
-            return self.claims.of_target(&claim.key).is_some()
-                || self.tentative.values().flatten().any(|key| *key == claim.key);
-        }
-        match &claim.holder {
-            Holder::Route { route, uid } => {
-                self.routes.get(route).is_some_and(|entry| entry.meta.uid == *uid)
-            }
-            Holder::Shared { .. } => {
-                // Whoever is claiming now may be about to sit down there.
-                self.tentative.values().flatten().any(|key| *key == claim.key)
-                    || self.web.is_seated(claim.key.address)
-            }
-        }
-    }
-
     /// A host name's claim as the hub has it.
     pub fn host(&mut self, claim: HostClaim) {
         let key = claim.key.clone();
@@ -547,87 +430,11 @@ impl Engine {
         self.stale.insert(*key);
     }
 
-    /// A hub's Service could not be written; it is tried again with the next step.
-    pub fn balancer_not_written(&mut self, name: &str) {
-        self.balancers.not_written(name);
-    }
-
     /// A status could not be written; it is tried again with the next step.
     pub fn not_reported(&mut self, id: &RouteId) {
         if let Some(entry) = self.routes.get_mut(id) {
             entry.sent = None;
             self.unreported.insert(id.clone());
-        }
-    }
-
-    /// A pool's status could not be written; it is tried again with the next step.
-    pub fn pool_not_reported(&mut self, name: &str) {
-        self.pool_statuses.remove(name);
-        self.pools_changed = true;
-    }
-
-    /// An Envoy's pod is ready, or is not.
-    pub fn envoy_ready(&mut self, envoy: &EnvoyId, ready: bool) {
-        if self.fleet.set_ready(envoy, ready) {
-            self.unreported.extend(self.routes.keys().cloned());
-        }
-    }
-
-    /// An Envoy opened a stream.
-    pub fn envoy_connected(&mut self, envoy: &EnvoyId, stream: u64) {
-        self.fleet.connected(envoy, stream);
-    }
-
-    /// An Envoy's stream ended.
-    pub fn envoy_disconnected(&mut self, envoy: &EnvoyId, stream: u64) {
-        self.fleet.disconnected(envoy, stream);
-    }
-
-    /// An Envoy can be asked for health checks now, or no more.
-    pub fn checker(&mut self, envoy: &EnvoyId, there: bool) {
-        self.health.checker(envoy, there);
-        self.unreported.extend(
-            self.routes.iter().filter(|(_, one)| !one.checked.is_empty()).map(|(id, _)| id.clone()),
-        );
-    }
-
-    /// What an Envoy found when it asked.
-    pub fn checked(&mut self, envoy: &EnvoyId, report: Report, now: &Time) {
-        let changed = self.health.report(envoy, report, now.0.as_millisecond());
-        self.touch_checked(&changed);
-    }
-
-    fn touch_checked(&mut self, clusters: &[String]) {
-        for cluster in clusters {
-            // A Cluster of layer 4 is its Route's alone.
-            let key = Key::new(ResourceType::Cluster, cluster.as_str());
-            if let Some(Owner::Route(id)) = self.publisher.owner(&key) {
-                let id = id.clone();
-                self.touch(&id);
-            }
-        }
-    }
-
-    /// What an Envoy made of resources.
-    pub fn envoy_said(&mut self, envoy: &EnvoyId, stream: u64, events: &[Event]) {
-        for event in events {
-            self.fleet.observe(envoy, stream, event);
-            let Some(owner) = self.publisher.owner(&event.key) else { continue };
-            match owner.clone() {
-                Owner::Route(id) => drop(self.unreported.insert(id)),
-                Owner::Site(key) => {
-                    self.web.observe(&key, &event.key, &event.outcome);
-                    self.unreported.extend(self.web.members(&key).cloned());
-                }
-                Owner::Upstream(name) => self.unreported.extend(self.web.users(&name).cloned()),
-                Owner::Front(address) => {
-                    let open = |id: &&RouteId| self.unprogrammed.contains(*id);
-                    self.unreported.extend(self.web.seated(address).filter(open).cloned());
-                }
-                Owner::Secret(id) => {
-                    self.unreported.extend(self.web.observe_secret(&id, &event.outcome));
-                }
-            }
         }
     }
 

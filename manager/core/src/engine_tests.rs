@@ -4,8 +4,8 @@ use fairlead_api::route::{
     AddressRequest, Backend as ApiBackend, IpFamily, Listener as ApiListener, NodePolicy,
     Nodes as ApiNodes, Protocol, RouteRule, SourceKind,
 };
-use fairlead_api::{Node, RouteName, Sharing, TenantSpec};
-use fairlead_xds::{Key, Outcome, ResourceType};
+use fairlead_api::{AddressPoolSpec, Node, RouteName, Sharing, TenantSpec};
+use fairlead_xds::{Event, Key, Outcome, ResourceType};
 use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
 

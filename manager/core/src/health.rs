@@ -79,6 +79,8 @@ struct Check {
     by: BTreeSet<EnvoyId>,
     found: BTreeMap<Endpoint, BTreeMap<EnvoyId, Finding>>,
     unhealthy: BTreeSet<Endpoint>,
+    /// Endpoints of which somebody knows.
+    known: BTreeSet<Endpoint>,
 }
 
 /// What one Envoy found of one endpoint.
@@ -125,14 +127,23 @@ impl Health {
         let name = name(cluster, &wanted);
         self.count(&wanted, true);
         let by = self.choose(cluster);
-        let mut check =
-            Check { wanted, name, by, found: BTreeMap::new(), unhealthy: BTreeSet::new() };
+        let mut check = Check {
+            wanted,
+            name,
+            by,
+            found: BTreeMap::new(),
+            unhealthy: BTreeSet::new(),
+            known: BTreeSet::new(),
+        };
         if let Some(old) = old.filter(|old| old.name == check.name) {
             // The same check of other endpoints: what is known of those that stay, stays.
             check.found = old.found;
             check.found.retain(|endpoint, _| check.wanted.endpoints.contains(endpoint));
-            check.unhealthy =
-                old.unhealthy.intersection(&check.wanted.endpoints).copied().collect();
+            let stays = |old: &BTreeSet<Endpoint>| {
+                old.intersection(&check.wanted.endpoints).copied().collect::<BTreeSet<_>>()
+            };
+            check.unhealthy = stays(&old.unhealthy);
+            check.known = stays(&old.known);
         }
         let known = before.iter().filter_map(|text| text.parse::<SocketAddr>().ok());
         let known = known.map(|known| (known.ip(), known.port()));
@@ -294,7 +305,7 @@ impl Health {
             );
             return Some(Verdict::no(Reason::Unhealthy, message));
         }
-        if checks.iter().any(|check| check.found.len() < check.wanted.endpoints.len()) {
+        if checks.iter().any(|check| check.known.len() < check.wanted.endpoints.len()) {
             return Some(Verdict::no(Reason::Pending, "not every endpoint was asked yet"));
         }
         let message = format!("{total} of {total} endpoints are healthy");
@@ -351,7 +362,7 @@ impl Check {
     /// Draws conclusions from what was found; true: they are others than before.
     fn conclude(&mut self, now: i64) -> bool {
         let patience = patience(&self.wanted);
-        let mut unhealthy = self.unhealthy.clone();
+        let (mut unhealthy, before) = (self.unhealthy.clone(), self.known.len());
         for endpoint in &self.wanted.endpoints {
             let Some(found) = self.found.get(endpoint) else { continue };
             let known = found.values().filter(|one| one.asked || now >= one.since + patience);
@@ -359,6 +370,7 @@ impl Check {
             // One that reaches it is enough: another may be cut off itself. Until somebody knows, what was
             // known before holds.
             if known.peek().is_some() {
+                self.known.insert(*endpoint);
                 if known.all(|one| !one.healthy) {
                     unhealthy.insert(*endpoint);
                 } else {
@@ -367,7 +379,7 @@ impl Check {
             }
         }
         unhealthy.retain(|endpoint| self.wanted.endpoints.contains(endpoint));
-        let changed = unhealthy != self.unhealthy;
+        let changed = unhealthy != self.unhealthy || self.known.len() != before;
         self.unhealthy = unhealthy;
         changed
     }

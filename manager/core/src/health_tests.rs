@@ -41,9 +41,13 @@ fn an_endpoint_that_does_not_answer_is_left_out_until_it_does() {
     let told = health.take();
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].1.cluster_health_checks[0].locality_endpoints[0].endpoints.len(), 2);
+    assert_eq!(says(&health), "Pending not every endpoint was asked yet");
     tell(&mut health, "e1", "10.0.0.2", true, 0);
-    assert_eq!(tell(&mut health, "e1", "10.0.0.1", true, 0), Vec::<String>::new());
+    assert_eq!(says(&health), "Pending not every endpoint was asked yet");
+    // Nothing else changes for Envoy, and yet there is something to tell.
+    assert_eq!(tell(&mut health, "e1", "10.0.0.1", true, 0), ["c"]);
     assert_eq!(says(&health), "Healthy 2 of 2 endpoints are healthy");
+    assert_eq!(tell(&mut health, "e1", "10.0.0.1", true, 0), Vec::<String>::new());
     assert_eq!(tell(&mut health, "e1", "10.0.0.1", false, 10), ["c"]);
     assert_eq!(health.unhealthy("c"), [("10.0.0.1".parse().unwrap(), 30_000)].into());
     assert_eq!(says(&health), "Unhealthy 1 of 2 endpoints are healthy; not 10.0.0.1:30000");
