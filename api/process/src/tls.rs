@@ -16,7 +16,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::{TlsAcceptor, TlsConnector, server::TlsStream};
@@ -31,6 +31,9 @@ use crate::identity::Identity;
 /// Handshakes under way at the same time; further connections wait.
 const HANDSHAKES: usize = 64;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client that is refused may take to read why, and how much it may still send.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_READS: usize = 16;
 const RELOAD: Duration = Duration::from_secs(30);
 
 /// A folder with `ca.crt`, `tls.crt` and `tls.key`.
@@ -158,12 +161,36 @@ async fn handshake(
     trust_domain: &str,
 ) -> Result<Connection> {
     tcp.set_nodelay(true)?;
-    let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await;
-    let stream = shaken.context("no TLS handshake within 10 s")??;
+    let shaking = acceptor.accept(tcp).into_fallible();
+    let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking).await;
+    let stream = match shaken.context("no TLS handshake within 10 s")? {
+        Ok(stream) => stream,
+        Err((error, tcp)) => {
+            linger(tcp).await;
+            return Err(error.into());
+        }
+    };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let certificate = certificate.context("no client certificate")?;
     let identity = Identity::of_certificate(certificate, trust_domain)?;
     Ok(Connection { stream, peer: Peer { address, identity } })
+}
+
+/// Lets a client read why it is refused: with TLS 1.3 it speaks before it knows, and a connection that is
+/// closed with something unread is reset, alert and all.
+async fn linger(mut tcp: TcpStream) {
+    let rest = async {
+        tcp.shutdown().await?;
+        let mut unread = [0; 4_096];
+        for _ in 0..LINGER_READS {
+            if tcp.read(&mut unread).await? == 0 {
+                break;
+            }
+        }
+        io::Result::Ok(())
+    };
+    // Whoever does not close in time is reset.
+    let _ = tokio::time::timeout(LINGER, rest).await;
 }
 
 async fn reload(files: Files, config: Arc<ArcSwap<ServerConfig>>, stop: CancellationToken) {

@@ -101,3 +101,35 @@ async fn only_a_valid_certificate_of_the_hubs_ca_gets_in_and_it_says_who() {
     assert_eq!(*identities.lock().unwrap(), [blue]);
     std::fs::remove_dir_all(at).unwrap();
 }
+
+/// What a client that is refused reads, though it speaks before it knows.
+#[tokio::test]
+async fn whoever_is_refused_can_read_why() {
+    let (root, ca) =
+        (std::env::temp_dir().join(format!("fairlead-why-{}", std::process::id())), ca());
+    let own = folder(&root.join("server"), &ca, "spiffe://fairlead.local/manager", false);
+    let id = "spiffe://fairlead.local/tenant/blue/agent/default";
+    let late = folder(&root.join("late"), &ca, id, true);
+    let (address, _accepted) = server(own).await;
+    for round in 0..20 {
+        let tcp = TcpStream::connect(address).await.unwrap();
+        let connector = TlsConnector::from(late.client().unwrap());
+        let name = ServerName::try_from("fairlead-manager").unwrap();
+        let mut stream = connector.connect(name, tcp).await.unwrap();
+        // As HTTP/2 does: it speaks on while the server has made up its mind. A connection that is reset
+        // then fails with a broken pipe, whatever could have been read.
+        for _ in 0..3 {
+            stream.write_all(&[0; 8_192]).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        let error = loop {
+            match stream.read(&mut [0; 64]).await {
+                Ok(0) => panic!("round {round}: closed without a word"),
+                Ok(_) => {}
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(error.contains("CertificateExpired"), "round {round}: {error}");
+    }
+    std::fs::remove_dir_all(root).unwrap();
+}
