@@ -11,6 +11,7 @@ mod process;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -113,7 +114,10 @@ fn start(cluster: &Cluster, pause: &Path, coredns: &images::Image) -> Result<()>
         .replace("${ADDRESS}", topology::DNS_ADDRESS);
     cluster::apply(&Local, cluster, &dns)?;
     let ready = ["wait", "node", "--all", "--for=condition=Ready", "--timeout=120s"];
-    cluster::kubectl(&Local, cluster, &ready)?;
+    // A kubelet that is slow has not registered its node yet: there is nothing to wait for then.
+    run::wait_for("the nodes", Duration::from_secs(120), || {
+        cluster::kubectl(&Local, cluster, &ready).map(drop)
+    })?;
     let rolled = ["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s"];
     cluster::kubectl(&Local, cluster, &rolled)?;
     say(&format!("{} is ready ({} nodes)", cluster.name, cluster.nodes.len()));
