@@ -190,14 +190,29 @@ impl IpFamily {
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
+
+    /// Whether an address will do where this family is wanted; `None`: any one does.
+    pub fn fits(wanted: Option<Self>, address: IpAddr) -> bool {
+        wanted.is_none_or(|wanted| wanted == Self::of(address))
+    }
+
+    /// The family of its name in Kubernetes; `None`: there is none of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::V4, Self::V6].into_iter().find(|family| family.as_str() == name)
+    }
+
+    /// Its name in Kubernetes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
 }
 
 impl fmt::Display for IpFamily {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
+        f.write_str(self.as_str())
     }
 }
 

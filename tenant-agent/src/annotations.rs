@@ -1,5 +1,7 @@
 //! Annotations under `fairlead.dev/`: how values are read, and what is said of those that cannot be.
 
+use std::collections::BTreeMap;
+
 use fairlead_api::http::Balancing;
 
 /// What all our annotations begin with.
@@ -15,6 +17,15 @@ pub(crate) struct Complaint {
     pub(crate) reason: &'static str,
     /// Names the annotation, and says the way out.
     pub(crate) message: String,
+}
+
+impl Complaint {
+    /// A value that cannot be read. `then`: what becomes of that, after the reason.
+    pub(crate) fn unreadable(name: &str, value: &str, why: &str, then: &str) -> Self {
+        let shown: String = value.chars().take(64).collect();
+        let message = format!("annotation {name}: {shown:?}: {why}{then}");
+        Self { reason: "InvalidAnnotation", message }
+    }
 }
 
 /// An annotation: its name without the prefix, how it is read, and whether it restricts who is let in.
@@ -38,6 +49,20 @@ pub(crate) const fn strict<S>(
     read: fn(&mut S, &str) -> Result<(), String>,
 ) -> Known<S> {
     Known { name, read, restricts: true }
+}
+
+/// What is said of names that nobody reads. `others`: read elsewhere, or written by us.
+pub(crate) fn unknown<S>(
+    annotations: &BTreeMap<String, String>,
+    known: &[Known<S>],
+    others: &[&str],
+) -> impl Iterator<Item = Complaint> {
+    let ours = annotations.keys().filter_map(|name| name.strip_prefix(PREFIX));
+    let read = |name: &str| known.iter().any(|one| one.name == name) || others.contains(&name);
+    ours.filter(move |name| !read(name)).map(|name| {
+        let message = format!("annotation {PREFIX}{name} is unknown, and has no effect");
+        Complaint { reason: "UnknownAnnotation", message }
+    })
 }
 
 /// Sets something to what was read.

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 
 use crate::annotations::{
     Complaint, Known, MAX_CONNECT, PREFIX, balancing, cidrs, list, millis, number, plain, set,
-    strict,
+    strict, unknown,
 };
 
 /// Where we say which ports were given. It is ours to write.
@@ -139,13 +139,7 @@ impl Settings {
                 }
             }
         }
-        let known = |name: &str| KNOWN.iter().any(|one| one.name == name) || OTHERS.contains(&name);
-        for name in annotations.keys().filter_map(|name| name.strip_prefix(PREFIX)) {
-            if !known(name) {
-                let message = format!("annotation {PREFIX}{name} is unknown, and has no effect");
-                complaints.push(Complaint { reason: "UnknownAnnotation", message });
-            }
-        }
+        complaints.extend(unknown(annotations, KNOWN, OTHERS));
         complaints.extend(settings.finish(&spec));
         (settings, complaints)
     }
@@ -153,12 +147,7 @@ impl Settings {
     /// What the spec alone says.
     fn of_spec(spec: &ServiceSpec) -> Self {
         let mut settings = Self::default();
-        let family = |text: &String| match text.as_str() {
-            "IPv4" => Some(IpFamily::V4),
-            "IPv6" => Some(IpFamily::V6),
-            _ => None,
-        };
-        let families = spec.ip_families.iter().flatten().filter_map(family);
+        let families = spec.ip_families.iter().flatten().filter_map(|name| IpFamily::parse(name));
         settings.address.families = families.collect();
         settings.address.prefer_dual_stack =
             spec.ip_family_policy.as_deref() == Some("PreferDualStack");
@@ -170,10 +159,8 @@ impl Settings {
 
     fn complain(&mut self, name: &str, value: &str, why: &str, restricts: bool) -> Complaint {
         self.clients.closed |= restricts;
-        let shown: String = value.chars().take(64).collect();
         let then = if restricts { "; until then nobody is let in" } else { "" };
-        let message = format!("annotation {name}: {shown:?}: {why}{then}");
-        Complaint { reason: "InvalidAnnotation", message }
+        Complaint::unreadable(name, value, why, then)
     }
 
     /// What one setting says of another.
@@ -251,12 +238,7 @@ fn sharing(text: &str) -> Result<bool, String> {
 }
 
 fn families(text: &str) -> Result<Vec<IpFamily>, String> {
-    let one = |text: &String| match text.as_str() {
-        "IPv4" => Some(IpFamily::V4),
-        "IPv6" => Some(IpFamily::V6),
-        _ => None,
-    };
-    let all: Option<Vec<_>> = list(text).iter().map(one).collect();
+    let all: Option<Vec<_>> = list(text).iter().map(|name| IpFamily::parse(name)).collect();
     let all = all.filter(|all| (1..=2).contains(&all.len()) && all.first() != all.get(1));
     all.ok_or_else(|| "must be IPv4, IPv6, or both with a comma between".into())
 }

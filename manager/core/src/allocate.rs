@@ -201,7 +201,7 @@ impl<'a> Ask<'a> {
         ports: &[Option<u16>],
         candidates: &Result<Vec<Named<'a>>, Verdict>,
     ) -> Result<Found<'a>, Verdict> {
-        let of_family = |ip: &IpAddr| family.is_none_or(|family| IpFamily::of(*ip) == family);
+        let of_family = |ip: &IpAddr| IpFamily::fits(family, *ip);
         let asked = self.wish.ips.iter().copied().find(of_family);
         let held = self.mine().find(|claim| match asked {
             Some(ip) => claim.key.address == ip,
@@ -318,12 +318,16 @@ impl<'a> Ask<'a> {
         Holder::Route { route: self.route.clone(), uid: self.uid.into() }
     }
 
+    /// With whom the Route may share an address: by the pool, or by its own wish.
+    fn sharing(self, pool: &Pool) -> Sharing {
+        if self.wish.alone { Sharing::Exclusive } else { pool.sharing }
+    }
+
     /// Somebody is on the address with whom this Route may not be: by the pool, by its own wish, or by
     /// the other's.
     fn is_strange(self, address: IpAddr, pool: &Pool) -> bool {
         self.claims.is_closed_to(self.route, address)
-            || match pool.sharing {
-                _ if self.wish.alone => !self.claims.is_alone(self.route, address),
+            || match self.sharing(pool) {
                 Sharing::Exclusive => !self.claims.is_alone(self.route, address),
                 Sharing::Tenant => !self.claims.is_within(&self.route.tenant, address),
                 Sharing::Any => false,
@@ -335,7 +339,7 @@ fn key(address: IpAddr, listener: &Listener, port: u16) -> ClaimKey {
     ClaimKey { address, protocol: listener.protocol.transport(), port }
 }
 
-pub(crate) fn is_held_by(holder: &Holder, route: &RouteId, uid: &str) -> bool {
+fn is_held_by(holder: &Holder, route: &RouteId, uid: &str) -> bool {
     matches!(holder, Holder::Route { route: r, uid: u } if r == route && **u == *uid)
 }
 

@@ -126,7 +126,7 @@ impl Claim {
 
     /// Whether it is of a port at which Envoy listens for an address that others announce.
     pub fn is_target(&self) -> bool {
-        is_target(&self.key)
+        self.key.address.is_unspecified()
     }
 
     /// The claim of the port at which Envoy listens for this one.
@@ -158,10 +158,6 @@ const ANY_V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
 /// The address at which Envoy listens for one that others announce.
 pub fn unspecified(address: IpAddr) -> IpAddr {
     if address.is_ipv4() { ANY_V4 } else { ANY_V6 }
-}
-
-fn is_target(key: &ClaimKey) -> bool {
-    key.address.is_unspecified()
 }
 
 /// What becomes of a claim that its holder let go.

@@ -126,9 +126,7 @@ impl Pool {
 
     /// Ranges of numbers of addresses, in order; with a family only those.
     pub fn ranges(&self, family: Option<IpFamily>) -> impl Iterator<Item = (u128, u128)> {
-        let fits = move |(first, _): &(u128, u128)| {
-            family.is_none_or(|family| IpFamily::of(address(*first)) == family)
-        };
+        let fits = move |(first, _): &(u128, u128)| IpFamily::fits(family, address(*first));
         self.ranges.iter().copied().filter(fits)
     }
 

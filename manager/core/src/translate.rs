@@ -162,8 +162,7 @@ pub(crate) fn members<'a>(
 
 /// The address of a node at which a backend is reached.
 fn of_family(addresses: &[IpAddr], family: Option<IpFamily>) -> Option<IpAddr> {
-    let fits = |ip: &&IpAddr| family.is_none_or(|family| IpFamily::of(**ip) == family);
-    addresses.iter().find(fits).copied()
+    addresses.iter().copied().find(|ip| IpFamily::fits(family, *ip))
 }
 
 /// How one of a backend's nodes is chosen.

@@ -73,8 +73,7 @@ pub(crate) enum Found {
 pub(crate) struct Plan {
     /// What is pushed; `None` while something that the Ingress names was not read yet.
     pub(crate) route: Option<RouteSpec>,
-    /// The Services that it names; true: it needs a shadow, and traffic stays on the node that it
-    /// reaches.
+    /// The Services that it names, and what they need.
     pub(crate) services: BTreeMap<String, Need>,
     /// The Secrets that it names, and for what.
     pub(crate) secrets: BTreeSet<(String, Part)>,

@@ -11,7 +11,7 @@ use fairlead_api::http::{
 use super::nginx;
 use crate::annotations::{
     Complaint, Known, MAX_CONNECT, PREFIX, balancing, boolean, cidrs, list, millis, number, plain,
-    set, strict,
+    set, strict, unknown,
 };
 
 /// What an Ingress asks for beside its rules.
@@ -142,14 +142,7 @@ impl Settings {
                 ));
             }
         }
-        let known =
-            |name: &str| KNOWN.iter().any(|known| known.name == name) || name == "shadow-of";
-        for name in annotations.keys().filter_map(|name| name.strip_prefix(PREFIX)) {
-            if !known(name) {
-                let message = format!("annotation {PREFIX}{name} is unknown, and has no effect");
-                complaints.push(Complaint { reason: "UnknownAnnotation", message });
-            }
-        }
+        complaints.extend(unknown(annotations, KNOWN, &["shadow-of"]));
         complaints.extend(settings.finish());
         (settings, complaints)
     }
@@ -163,10 +156,8 @@ impl Settings {
         restricts: bool,
     ) -> Complaint {
         self.closed |= restricts;
-        let shown: String = value.chars().take(64).collect();
         let then = if restricts { "; until then all is answered with 503" } else { "" };
-        let message = format!("annotation {name}: {shown:?}: {why}{then}");
-        Complaint { reason: "InvalidAnnotation", message }
+        Complaint::unreadable(name, value, why, then)
     }
 
     /// What one annotation says of another.

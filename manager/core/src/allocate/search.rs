@@ -13,12 +13,8 @@ use crate::claims::Leaving;
 use crate::pool::Pool;
 use crate::runs::{address, number};
 
-/// What is in the way of an address.
-enum Obstacle {
-    /// Ports that the tenant let go, and that nobody else has.
-    Own(Vec<ClaimKey>),
-    Port(ClaimKey, &'static str),
-}
+/// The port for which an address cannot be had, and why.
+type Obstacle = (ClaimKey, &'static str);
 
 impl<'a> Ask<'a> {
     /// An address by name: that or an error.
@@ -32,11 +28,8 @@ impl<'a> Ask<'a> {
         if details.draining {
             return Err(self.exhausted(None, &[(pool, details)]));
         }
-        match self.obstacle(ip, details, ports) {
-            None => Ok(Found::Spot(Spot { address: ip, pool })),
-            Some(Obstacle::Own(reclaim)) => Ok(Found::Wait(reclaim)),
-            Some(Obstacle::Port(key, why)) => Err(taken(&key, why)),
-        }
+        let spot = Spot { address: ip, pool };
+        self.reach(spot, details, ports).map_err(|(key, why)| taken(&key, why))
     }
 
     /// The address of the Route's group: that or an error.
@@ -56,14 +49,10 @@ impl<'a> Ask<'a> {
         if details.draining {
             return Err(group_conflict(self.wish, &ip, "of a pool that is being drained"));
         }
-        match self.obstacle(ip, details, ports) {
-            None => Ok(Found::Spot(Spot { address: ip, pool: name })),
-            Some(Obstacle::Own(reclaim)) => Ok(Found::Wait(reclaim)),
-            Some(Obstacle::Port(key, why)) => {
-                let why = format!("where port {}/{} {why}", key.port, key.protocol);
-                Err(group_conflict(self.wish, &ip, &why))
-            }
-        }
+        self.reach(Spot { address: ip, pool: name }, details, ports).map_err(|(key, why)| {
+            let why = format!("where port {}/{} {why}", key.port, key.protocol);
+            group_conflict(self.wish, &ip, &why)
+        })
     }
 
     /// The first address, in the order of pools and of their packing, that has all ports free.
@@ -104,13 +93,8 @@ impl<'a> Ask<'a> {
         family: Option<IpFamily>,
         ports: &[Option<u16>],
     ) -> bool {
-        let unused = || {
-            pool.ranges(family).any(|(first, last)| {
-                self.claims.next_empty(first).is_some_and(|empty| empty <= last)
-            })
-        };
         let most = pool.service.as_ref().map_or(0, |service| u64::from(service.max_addresses));
-        pool.size() < most && self.fits_empty(pool, ports) && !unused()
+        pool.size() < most && self.fits_empty(pool, ports) && self.empty(pool, family).is_none()
     }
 
     pub(super) fn is_reserved(self, pool: &Pool) -> bool {
@@ -130,14 +114,9 @@ impl<'a> Ask<'a> {
         let protocol = listener.protocol.transport();
         let left = self.claims.left_by(&self.route.tenant, protocol, port);
         let left = self.claims.promised_to(self.route).chain(left);
-        let here = |ip: &IpAddr| {
-            pool.contains(*ip) && family.is_none_or(|family| IpFamily::of(*ip) == family)
-        };
-        left.filter(here).find_map(|ip| match self.obstacle(ip, pool, ports) {
-            None => Some(Found::Spot(Spot { address: ip, pool: name })),
-            Some(Obstacle::Own(reclaim)) => Some(Found::Wait(reclaim)),
-            Some(Obstacle::Port(..)) => None,
-        })
+        let here = |ip: &IpAddr| pool.contains(*ip) && IpFamily::fits(family, *ip);
+        left.filter(here)
+            .find_map(|address| self.reach(Spot { address, pool: name }, pool, ports).ok())
     }
 
     /// The first address of a pool that fits.
@@ -145,7 +124,7 @@ impl<'a> Ask<'a> {
         self,
         family: Option<IpFamily>,
         ports: &[Option<u16>],
-        name: &str,
+        name: &'a str,
         pool: &Pool,
     ) -> Option<IpAddr> {
         pool.ranges(family).find_map(|range| self.first_within(range, ports, name, pool))
@@ -156,7 +135,7 @@ impl<'a> Ask<'a> {
         self,
         (first, last): (u128, u128),
         ports: &[Option<u16>],
-        name: &str,
+        name: &'a str,
         pool: &Pool,
     ) -> Option<IpAddr> {
         let mut at = first;
@@ -173,8 +152,9 @@ impl<'a> Ask<'a> {
                 return None;
             }
             if at == start {
-                if self.obstacle(address(at), pool, ports).is_none() {
-                    return Some(address(at));
+                let spot = Spot { address: address(at), pool: name };
+                if self.is_free(spot, pool, ports) {
+                    return Some(spot.address);
                 }
                 at = at.checked_add(1)?;
             }
@@ -183,8 +163,7 @@ impl<'a> Ask<'a> {
 
     /// The first address from `from` on whose neighbours the pool, and the Route, let it have.
     fn next_allowed(self, pool: &Pool, from: u128) -> Option<u128> {
-        match pool.sharing {
-            _ if self.wish.alone => self.claims.next_empty(from),
+        match self.sharing(pool) {
             Sharing::Exclusive => self.claims.next_empty(from),
             Sharing::Tenant => {
                 let own = self.claims.next_sole(&self.route.tenant, from);
@@ -199,60 +178,73 @@ impl<'a> Ask<'a> {
         self,
         family: Option<IpFamily>,
         ports: &[Option<u16>],
-        name: &str,
+        name: &'a str,
         pool: &Pool,
         first: IpAddr,
     ) -> IpAddr {
-        let empty = pool.ranges(family).find_map(|(start, end)| {
-            self.claims.next_empty(start).filter(|at| *at <= end).map(address)
-        });
         // Nobody is there, so all ports are free.
-        if let Some(empty) = empty {
+        if let Some(empty) = self.empty(pool, family) {
             return empty;
         }
-        let of_family = |ip: &IpAddr| family.is_none_or(|family| IpFamily::of(*ip) == family);
-        let mut used = self.claims.by_load(name).map(address).filter(of_family);
-        used.find(|ip| pool.contains(*ip) && self.obstacle(*ip, pool, ports).is_none())
-            .unwrap_or(first)
+        let fits = |ip: &IpAddr| {
+            IpFamily::fits(family, *ip)
+                && pool.contains(*ip)
+                && self.is_free(Spot { address: *ip, pool: name }, pool, ports)
+        };
+        self.claims.by_load(name).map(address).find(fits).unwrap_or(first)
     }
 
-    /// Why the Route cannot have an address at once.
-    fn obstacle(self, ip: IpAddr, pool: &Pool, ports: &[Option<u16>]) -> Option<Obstacle> {
+    /// The first address of a pool on which nobody is.
+    fn empty(self, pool: &Pool, family: Option<IpFamily>) -> Option<IpAddr> {
+        pool.ranges(family).find_map(|(first, last)| within(self.claims.next_empty(first), last))
+    }
+
+    /// Whether the Route can have an address at once.
+    fn is_free(self, spot: Spot<'a>, pool: &Pool, ports: &[Option<u16>]) -> bool {
+        matches!(self.reach(spot, pool, ports), Ok(Found::Spot(_)))
+    }
+
+    /// An address if the Route can have it, at once or when ports that its tenant let go, and that nobody
+    /// else has, were given back.
+    fn reach(
+        self,
+        spot: Spot<'a>,
+        pool: &Pool,
+        ports: &[Option<u16>],
+    ) -> Result<Found<'a>, Obstacle> {
+        let ip = spot.address;
         let mut reclaim = Vec::new();
         let wanted = self.wish.listeners.iter().zip(ports);
         let keys: Vec<_> = wanted.filter_map(|(l, port)| Some(key(ip, l, (*port)?))).collect();
         for key in &keys {
             if pool.reserved.contains(&key.port) {
-                return Some(Obstacle::Port(*key, "is reserved by the pool"));
+                return Err((*key, "is reserved by the pool"));
             }
             if self.claims.is_promised_away(self.route, key) {
-                return Some(Obstacle::Port(*key, "is taken"));
+                return Err((*key, "is taken"));
             }
             let Some(claim) = self.claims.get(key) else { continue };
             match (self.claims.leaving(key), claim.tenant() == Some(&self.route.tenant)) {
                 (Some(_), true) => reclaim.push(*key),
                 (Some(Leaving::Resting), false) => {
-                    return Some(Obstacle::Port(*key, "is on hold since its last user let it go"));
+                    return Err((*key, "is on hold since its last user let it go"));
                 }
-                _ => return Some(Obstacle::Port(*key, "is taken")),
+                _ => return Err((*key, "is taken")),
             }
         }
-        let any = self.wish.listeners.first().map(|l| key(ip, l, l.port))?;
-        let one = keys.first().copied().unwrap_or(any);
+        let named = self.wish.listeners.first().map(|listener| listener.key(ip));
+        let Some(one) = keys.first().copied().or(named) else { return Ok(Found::Spot(spot)) };
         if self.is_strange(ip, pool) && reclaim.is_empty() {
-            return Some(Obstacle::Port(
-                one,
-                "is on an address that may not be shared with this Route",
-            ));
+            return Err((one, "is on an address that may not be shared with this Route"));
         }
         if self.any_ports(ports, &[ip], pool).is_none() {
-            return Some(Obstacle::Port(one, "is on an address whose ports for any use are taken"));
+            return Err((one, "is on an address whose ports for any use are taken"));
         }
         let count = u32::try_from(ports.len()).unwrap_or(u32::MAX);
         if reclaim.is_empty() && !self.claims.has_room(self.route, ip, count, pool.capacity) {
-            return Some(Obstacle::Port(one, "is on an address that is full"));
+            return Err((one, "is on an address that is full"));
         }
-        (!reclaim.is_empty()).then_some(Obstacle::Own(reclaim))
+        Ok(if reclaim.is_empty() { Found::Spot(spot) } else { Found::Wait(reclaim) })
     }
 }
 

@@ -48,14 +48,14 @@ impl<'a> Ask<'a> {
             };
             return self.join(*ip, name, pool);
         }
+        let ports: Vec<_> = self.wish.listeners.iter().map(|one| Some(one.port)).collect();
         for (name, pool) in &candidates {
             if pool.draining || self.is_reserved(pool) {
                 continue;
             }
-            if let Some(allocation) = self.first_to_share(name, pool, family) {
+            if let Some(allocation) = self.first_to_share(name, pool, family, &ports) {
                 return Ok(allocation);
             }
-            let ports: Vec<_> = self.wish.listeners.iter().map(|one| Some(one.port)).collect();
             if self.may_open_more(pool, family, &ports) {
                 return Ok(Allocation::Open { pool: (*name).into(), family });
             }
@@ -86,8 +86,8 @@ impl<'a> Ask<'a> {
         name: &'a str,
         pool: &'a Pool,
         family: Option<IpFamily>,
+        ports: &[Option<u16>],
     ) -> Option<Allocation> {
-        let ports: Vec<_> = self.wish.listeners.iter().map(|one| Some(one.port)).collect();
         for (first, last) in pool.ranges(family) {
             let tenant = &self.route.tenant;
             let mut next = within(self.claims.next_shared(tenant, first), last);
@@ -99,7 +99,7 @@ impl<'a> Ask<'a> {
                 }
                 next = after(ip).and_then(|at| within(self.claims.next_shared(tenant, at), last));
             }
-            let free = self.first_within((first, last), &ports, name, pool);
+            let free = self.first_within((first, last), ports, name, pool);
             let free = free.and_then(|ip| Some((ip, self.join(ip, name, pool).ok()?)));
             let found = shared.into_iter().chain(free).min_by_key(|(ip, _)| number(*ip));
             if let Some((_, allocation)) = found {
@@ -147,15 +147,9 @@ impl<'a> Ask<'a> {
         if missing.is_empty() {
             return Ok(self.seated(address));
         }
-        let holder = self.sharer(pool, missing[0].0.protocol);
         let mut claims = Vec::with_capacity(missing.len());
         for (listener, key) in missing {
-            let holder = match &holder {
-                Holder::Shared { tenant, .. } => {
-                    Holder::Shared { protocol: listener.protocol, tenant: tenant.clone() }
-                }
-                own @ Holder::Route { .. } => own.clone(),
-            };
+            let holder = self.sharer(pool, listener.protocol);
             let spot = Spot { address, pool: name };
             claims.extend(self.claims_for(spot, &[(listener, key)], holder, &claims)?);
         }
@@ -182,8 +176,7 @@ impl<'a> Ask<'a> {
 
     /// Who holds a port for all that share it.
     fn sharer(self, pool: &Pool, protocol: Protocol) -> Holder {
-        match pool.sharing {
-            _ if self.wish.alone => self.as_holder(),
+        match self.sharing(pool) {
             Sharing::Exclusive => self.as_holder(),
             Sharing::Tenant => Holder::Shared { protocol, tenant: Some(self.route.tenant.clone()) },
             Sharing::Any => Holder::Shared { protocol, tenant: None },

@@ -131,8 +131,8 @@ impl Engine {
                 self.resting.remove(&key);
             }
         }
-        let moved =
-            entry_addresses(self.routes.get(id)).is_some_and(|before| before != serving.addresses);
+        let before = self.routes.get(id).and_then(|entry| entry.serving.as_ref());
+        let moved = before.is_some_and(|before| before.addresses != serving.addresses);
         if moved {
             // They are where it was.
             let others: Vec<_> = self.groups.others(id).cloned().collect();
@@ -357,10 +357,6 @@ fn conflict(key: &HostKey, by: &HostKey) -> String {
         return format!("host {name:?} is another tenant's; use another, or ask the platform team");
     }
     format!("host {name:?} overlaps a name that is another tenant's; name hosts one by one")
-}
-
-fn entry_addresses(entry: Option<&Entry>) -> Option<Vec<IpAddr>> {
-    Some(entry?.serving.as_ref()?.addresses.clone())
 }
 
 /// What a Route's status says that it was served at, for a Route of which this process knows no more.

@@ -92,7 +92,7 @@ impl Engine {
         let Some(pool) = self.pools.get(name) else { return };
         let used = self.claims.on(address).next().is_some();
         let strays = self.strays.entry(name.to_owned()).or_default();
-        if used && !pool.contains(address) && !address.is_unspecified() {
+        if used && !pool.contains(address) {
             strays.insert(address);
         } else {
             strays.remove(&address);
