@@ -18,6 +18,8 @@ pub const DRAINING: &str = "Draining";
 pub const HEALTHY: &str = "Healthy";
 /// On a Tenant: its agent has a stream open.
 pub const CONNECTED: &str = "Connected";
+/// On a Tenant: true where its agent's clock is more than a minute off the hub's.
+pub const CLOCK_SKEWED: &str = "ClockSkewed";
 
 /// Why a condition has its status: the `CamelCase` word in `reason`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,6 +68,14 @@ pub enum Reason {
     NoNodes,
     /// `ResolvedRefs`: a node's address is outside `Tenant.spec.nodeCIDRs` or never allowed.
     NodeNotAllowed,
+    /// `ResolvedRefs`: a node port is outside `Tenant.spec.nodePorts`.
+    NodePortNotAllowed,
+    /// `Accepted`, `Conflicted`: host names are outside `Tenant.spec.domains`.
+    HostnameNotAllowed,
+    /// `Accepted`, `Conflicted`: the tenant holds as much as `Tenant.spec.quotas` allows.
+    QuotaReached,
+    /// `ClockSkewed` of a Tenant: its agent's clock differs from the hub's.
+    ClockSkewed,
     /// `Programmed`: every ready Envoy acknowledged this generation.
     Programmed,
     /// `Programmed`: some ready Envoy has not answered yet.
@@ -76,6 +86,8 @@ pub enum Reason {
     Rejected,
     /// `Programmed`: nothing to program, since the Route is not accepted.
     NotAccepted,
+    /// `Connected` of a Tenant: an agent has a stream open.
+    Connected,
     /// `Connected` of a Tenant: no agent has a stream open.
     NotConnected,
 }
@@ -106,11 +118,16 @@ impl Reason {
             Self::NoReadyEndpoints => "NoReadyEndpoints",
             Self::NoNodes => "NoNodes",
             Self::NodeNotAllowed => "NodeNotAllowed",
+            Self::NodePortNotAllowed => "NodePortNotAllowed",
+            Self::HostnameNotAllowed => "HostnameNotAllowed",
+            Self::QuotaReached => "QuotaReached",
+            Self::ClockSkewed => "ClockSkewed",
             Self::Programmed => "Programmed",
             Self::Pending => "Pending",
             Self::NoEnvoy => "NoEnvoy",
             Self::Rejected => "Rejected",
             Self::NotAccepted => "NotAccepted",
+            Self::Connected => "Connected",
             Self::NotConnected => "NotConnected",
         }
     }
@@ -143,7 +160,7 @@ impl Verdict {
     pub fn condition(
         self,
         kind: &str,
-        generation: i64,
+        generation: impl Into<Option<i64>>,
         old: &[Condition],
         now: &Time,
     ) -> Condition {
@@ -154,7 +171,7 @@ impl Verdict {
             status: status.to_owned(),
             reason: self.reason.as_str().to_owned(),
             message: self.message,
-            observed_generation: Some(generation),
+            observed_generation: generation.into(),
             last_transition_time: same
                 .map_or_else(|| now.clone(), |c| c.last_transition_time.clone()),
         }

@@ -7,6 +7,7 @@
 // The derive of kube names one attribute twice.
 #![allow(clippy::duplicated_attributes)]
 
+pub mod agent;
 pub mod claim;
 pub mod condition;
 pub mod http;
@@ -16,9 +17,10 @@ pub mod pool;
 pub mod route;
 pub mod tenant;
 
+pub use agent::{Agent, AgentSpec, AgentStatus, JoinToken, JoinTokenSpec, JoinTokenStatus};
 pub use claim::{AddressClaim, AddressClaimSpec, HostnameClaim, HostnameClaimSpec};
-pub use names::{NameError, RouteId, RouteName, SecretName, TenantId};
-pub use node_set::{Node, NodeSet, NodeSetSpec};
+pub use names::{AgentId, NameError, RouteId, RouteName, SecretName, TenantId};
+pub use node_set::{Node, NodeSet, NodeSetSpec, NodeSetStatus};
 pub use pool::{
     AddressPool, AddressPoolSpec, AddressPoolStatus, Exposure, Packing, PortRange, Sharing,
 };
@@ -42,7 +44,9 @@ pub fn definitions() -> Vec<(
     vec![
         ("addressclaims.yaml", AddressClaim::crd()),
         ("addresspools.yaml", AddressPool::crd()),
+        ("agents.yaml", Agent::crd()),
         ("hostnameclaims.yaml", HostnameClaim::crd()),
+        ("jointokens.yaml", JoinToken::crd()),
         ("nodesets.yaml", NodeSet::crd()),
         ("routes.yaml", Route::crd()),
         ("tenants.yaml", Tenant::crd()),

@@ -54,6 +54,39 @@ impl fmt::Display for TenantId {
     }
 }
 
+/// An agent's name: that of the token that it joined with, 10 of `a` to `z` and `0` to `9`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AgentId(Box<str>);
+
+impl AgentId {
+    /// How long one is.
+    pub const LENGTH: usize = 10;
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for AgentId {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        if text.len() == Self::LENGTH && text.bytes().all(fits) {
+            return Ok(Self(text.into()));
+        }
+        let rule = "must be 10 of a to z and 0 to 9";
+        Err(NameError { what: "agent", text: clip(text), rule })
+    }
+}
+
+impl fmt::Display for AgentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// The name of a Route object: `<svc|ing>.<namespace>.<name>`.
 ///
 /// A namespace holds no dot, so the three parts can always be read back; with dashes `a-b/c` and

@@ -15,8 +15,10 @@ pub const NODE_SET: &str = "nodes";
     kind = "NodeSet",
     plural = "nodesets",
     namespaced,
+    status = "NodeSetStatus",
     shortname = "flnodes",
     category = "fairlead",
+    printcolumn(name = "Refused", type_ = "string", json_path = ".status.refused[0]"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -27,6 +29,18 @@ pub struct NodeSetSpec {
     /// Sorted by name.
     #[schemars(length(max = 5000))]
     pub nodes: Vec<Node>,
+}
+
+/// What the hub made of it.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeSetStatus {
+    /// Addresses that are this tenant's: no other tenant's Routes lead there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+    /// Nodes that are left out, with the reason; the first hundred.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<String>,
 }
 
 /// One node.

@@ -1,6 +1,6 @@
 //! Fairlead on the clusters, with Helm, exactly as a user would.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, anyhow};
@@ -22,11 +22,10 @@ pub fn up(driver: &dyn Driver) -> Result<Images> {
     driver.up()?;
     let images = images::all()?;
     load(driver, &images)?;
-    let certificates = certificates()?;
-    hub(driver, &images, &certificates)?;
+    hub(driver, &images)?;
     say("the hub runs Fairlead's manager and Envoys");
     for tenant in topology::tenants() {
-        self::tenant(driver, &tenant, &images, &certificates)?;
+        self::tenant(driver, &tenant, &images)?;
         say(&format!("{} runs Fairlead's agent", tenant.name));
     }
     Ok(images)
@@ -46,32 +45,24 @@ pub fn load(driver: &dyn Driver, images: &Images) -> Result<()> {
     Ok(())
 }
 
-/// Certificates from `deploy/certs.sh`, for the hub and for each tenant.
-fn certificates() -> Result<PathBuf> {
-    let folder = paths::cache().join("certificates");
-    certificate(&folder, &[])?;
-    for tenant in topology::tenants() {
-        certificate(&folder, &["tenant", tenant_name(&tenant)])?;
-    }
-    Ok(folder)
-}
-
 /// The name of a cluster's Tenant on the hub: its namespace there is then named like the cluster.
 fn tenant_name(cluster: &Cluster) -> &str {
     cluster.name.trim_start_matches("tenant-")
 }
 
-/// Runs `deploy/certs.sh`.
-pub fn certificate(folder: &Path, arguments: &[&str]) -> Result<()> {
-    let script = paths::repository().join("deploy/certs.sh");
-    run::output(Command::new("bash").arg(script).arg(folder).args(arguments)).map(drop)
+/// `fairlead` for the hub's administrator.
+pub fn fairlead(driver: &dyn Driver, arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new(images::release()?.join("fairlead"));
+    command.arg("--kubeconfig").arg(driver.kubeconfig(&topology::hub()));
+    run::output(command.args(arguments))
 }
 
-fn hub(driver: &dyn Driver, images: &Images, certificates: &Path) -> Result<()> {
+/// Where the fabric's nodes are.
+const NODES: &str = "172.18.0.0/24";
+
+fn hub(driver: &dyn Driver, images: &Images) -> Result<()> {
     let hub = topology::hub();
     namespace(driver, &hub)?;
-    secret(driver, &hub, "fairlead-manager-tls", &certificates.join("manager"))?;
-    secret(driver, &hub, "fairlead-envoy-tls", &certificates.join("envoy"))?;
     // Helm installs CRDs but never upgrades them.
     let crds = paths::repository().join("deploy/crds").display().to_string();
     cluster::kubectl(driver, &hub, &["apply", "--server-side", "--force-conflicts", "-f", &crds])?;
@@ -85,20 +76,25 @@ fn hub(driver: &dyn Driver, images: &Images, certificates: &Path) -> Result<()> 
     cluster::apply(driver, &hub, &manifest).map(drop)
 }
 
-fn tenant(
-    driver: &dyn Driver,
-    tenant: &Cluster,
-    images: &Images,
-    certificates: &Path,
-) -> Result<()> {
-    namespace(driver, tenant)?;
-    let folder = certificates.join(tenant.name);
-    secret(driver, tenant, "fairlead-agent-tls", &folder)?;
-    let values = [
-        format!("hub.address={}:{AGENT_PORT}", driver.hub_address()?),
-        format!("image.tag={}", images.agent.tag()),
-    ];
+fn tenant(driver: &dyn Driver, tenant: &Cluster, images: &Images) -> Result<()> {
+    let address = format!("{}:{AGENT_PORT}", driver.hub_address()?);
+    let mut values =
+        vec![format!("hub.address={address}"), format!("image.tag={}", images.agent.tag())];
+    let name = tenant_name(tenant);
+    let add = ["tenant", "add", name, "--node-cidr", NODES, "--pool", POOL, "--token-only"];
+    if !has_joined(driver, tenant) {
+        let token = fairlead(driver, &[&add[..], &["--hub-address", &address]].concat())?;
+        values.push(format!("joinToken={}", token.trim()));
+    }
     chart(driver, tenant, "fairlead-agent", &values)
+}
+
+/// Whether the cluster's agent has a certificate: it needs no token any more.
+fn has_joined(driver: &dyn Driver, tenant: &Cluster) -> bool {
+    let get = ["-n", NAMESPACE, "get", "secret", "fairlead-agent-identity"];
+    let certificate = ["-o", "jsonpath={.data.tls\\.crt}"];
+    let found = cluster::kubectl(driver, tenant, &[&get[..], &certificate[..]].concat());
+    found.is_ok_and(|text| !text.is_empty())
 }
 
 fn namespace(driver: &dyn Driver, cluster: &Cluster) -> Result<()> {
@@ -130,7 +126,7 @@ pub fn secret(driver: &dyn Driver, cluster: &Cluster, name: &str, folder: &Path)
 
 fn chart(driver: &dyn Driver, cluster: &Cluster, name: &str, values: &[String]) -> Result<()> {
     let folder = paths::repository().join("deploy").join(name).display().to_string();
-    let mut arguments = vec!["upgrade", "--install", name, &folder, "-n", NAMESPACE, "--wait"];
+    let mut arguments = vec!["upgrade", "--install", name, &folder, "-n", NAMESPACE, "--wait", "--create-namespace"];
     arguments.extend(["--timeout", "180s"]);
     for value in values {
         arguments.extend(["--set-string", value]);

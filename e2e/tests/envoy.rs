@@ -173,7 +173,7 @@ impl Hub {
         let node = |name: &str, ip: &str| Node { name: name.into(), addresses: vec![ip.into()] };
         let nodes = vec![node("n1", "10.0.0.1"), node("n2", "10.0.0.2")];
         let nodes = NodeSetSpec { content_hash: String::new(), nodes };
-        self.engine.nodes(&"blue".parse().unwrap(), Some(nodes));
+        self.engine.nodes(&"blue".parse().unwrap(), Some(nodes), None);
         let made = rcgen::generate_simple_self_signed(vec!["example.com".to_owned()]).unwrap();
         let pair = Pair {
             chain: made.cert.pem().into_bytes(),

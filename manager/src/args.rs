@@ -2,8 +2,23 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use fairlead_process::logs::LogArgs;
+use ipnet::IpNet;
+
+use crate::identity::{IssuerKind, PkiSettings};
+
+/// Who signs certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Issuer {
+    /// The manager itself.
+    Builtin,
+    /// The manager, with a CA that somebody else makes and replaces.
+    Files,
+    /// An issuer of cert-manager.
+    CertManager,
+}
 
 /// The hub's manager.
 #[derive(Debug, Clone, clap::Parser)]
@@ -18,9 +33,31 @@ pub struct Args {
     /// Where /metrics, /livez and /readyz are served.
     #[arg(long, env = "FAIRLEAD_PROBE_ADDRESS", default_value = "0.0.0.0:8080")]
     pub probe_address: SocketAddr,
-    /// A folder with ca.crt, tls.crt and tls.key.
-    #[arg(long, env = "FAIRLEAD_TLS", default_value = "/etc/fairlead/tls")]
-    pub tls: PathBuf,
+    /// Who signs certificates.
+    #[arg(long, env = "FAIRLEAD_ISSUER", default_value = "builtin")]
+    pub issuer: Issuer,
+    /// For the issuers `files` (ca.crt, tls.crt, tls.key) and `cert-manager` (ca.crt): where they are.
+    #[arg(long, env = "FAIRLEAD_ISSUER_FOLDER", default_value = "/etc/fairlead/issuer")]
+    pub issuer_folder: PathBuf,
+    /// For the issuer `cert-manager`: the kind, name and group of its issuer, with slashes between.
+    #[arg(long, env = "FAIRLEAD_ISSUER_REF", default_value = "Issuer/fairlead/cert-manager.io")]
+    pub issuer_ref: String,
+    /// How long certificates are valid, in seconds.
+    #[arg(long, env = "FAIRLEAD_CERTIFICATE_SECONDS", default_value_t = 86_400,
+          value_parser = clap::value_parser!(u64).range(20..=31_536_000))]
+    pub certificate_seconds: u64,
+    /// The DNS names of the manager's certificate, with commas between.
+    #[arg(long, env = "FAIRLEAD_SERVER_NAMES", default_value = "fairlead-manager", value_delimiter = ',')]
+    pub server_names: Vec<String>,
+    /// CAs of existing trust domains, for `Tenant.spec.spiffeIDs`; there may be no such file.
+    #[arg(long, env = "FAIRLEAD_EXTERNAL_CA", default_value = "/etc/fairlead/external/ca.crt")]
+    pub external_ca: PathBuf,
+    /// Ranges that no tenant's node may be in, with commas between.
+    #[arg(long, env = "FAIRLEAD_REFUSED_CIDRS", value_delimiter = ',', value_parser = refused)]
+    pub refused_cidrs: Vec<Option<IpNet>>,
+    /// The service account of the Envoys' pods, in the manager's namespace.
+    #[arg(long, env = "FAIRLEAD_ENVOY_ACCOUNT", default_value = "fairlead-envoy")]
+    pub envoy_account: String,
     /// The trust domain of all SPIFFE ids.
     #[arg(long, env = "FAIRLEAD_TRUST_DOMAIN", default_value = "fairlead.local")]
     pub trust_domain: String,
@@ -40,4 +77,37 @@ pub struct Args {
     /// How to log.
     #[command(flatten)]
     pub logs: LogArgs,
+}
+
+impl Args {
+    pub(crate) fn pki(&self) -> anyhow::Result<PkiSettings> {
+        let folder = self.issuer_folder.clone();
+        let issuer = match self.issuer {
+            Issuer::Builtin => IssuerKind::Builtin,
+            Issuer::Files => IssuerKind::Files(folder),
+            Issuer::CertManager => {
+                let parts: Vec<&str> = self.issuer_ref.split('/').collect();
+                let [kind, name, group] = parts.as_slice() else {
+                    anyhow::bail!("--issuer-ref: must be like Issuer/fairlead/cert-manager.io");
+                };
+                let [kind, name, group] = [kind, name, group].map(|part| (*part).to_owned());
+                IssuerKind::CertManager { kind, name, group, folder }
+            }
+        };
+        Ok(PkiSettings {
+            issuer,
+            trust_domain: self.trust_domain.clone(),
+            names: self.server_names.clone(),
+            lifetime: Duration::from_secs(self.certificate_seconds),
+            foreign: self.external_ca.clone(),
+        })
+    }
+}
+
+/// An empty text, as a chart without such ranges has it, is none.
+fn refused(text: &str) -> Result<Option<IpNet>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| format!("{text:?} is no CIDR like 10.0.0.0/8"))
 }

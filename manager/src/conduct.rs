@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::condition::PROGRAMMED;
-use fairlead_api::{AddressPoolStatus, Route, RouteId, RouteStatus, SecretName, TenantId};
+use fairlead_api::{AddressPoolStatus, NodeSetStatus, Route, RouteId, RouteStatus, SecretName, TenantId};
 use fairlead_core::claims::Claim;
 use fairlead_core::engine::Balancer;
 use fairlead_core::hosts::HostClaim;
@@ -27,6 +27,7 @@ use tracing::{info, warn};
 use crate::checkers::{Checked, Checkers};
 use crate::fleet::Said;
 use crate::hub::{Hub, Obstacle, pause_after_failure};
+use crate::identity::AllowList;
 use crate::queue::Queue;
 use crate::records::{Existing, Item, Record, Records};
 use crate::watch::{KINDS, Kind, Observed};
@@ -45,6 +46,7 @@ pub(crate) struct Conductor {
     pub(crate) cache: Arc<Cache>,
     pub(crate) checkers: Arc<Checkers>,
     pub(crate) records: Arc<Records>,
+    pub(crate) allowed: Arc<AllowList>,
     pub(crate) leadership: Leadership,
     pub(crate) stages: Stages,
     /// Dropped once everything was read.
@@ -65,6 +67,7 @@ enum Object {
     Claims(RouteId),
     Claim(ClaimKey),
     Host(HostKey),
+    Nodes(TenantId),
     Pool(String),
     Guard(String),
     Balancer(String),
@@ -77,6 +80,7 @@ enum Write {
     Release(Box<str>),
     ClaimHost(HostClaim),
     ReleaseHost(Box<str>),
+    Nodes(NodeSetStatus),
     Pool(AddressPoolStatus),
     Guard(bool),
     Balancer(Option<Balancer>),
@@ -103,6 +107,7 @@ impl Conductor {
         cache: Arc<Cache>,
         checkers: Arc<Checkers>,
         records: Arc<Records>,
+        allowed: Arc<AllowList>,
         leadership: Leadership,
         stages: Stages,
         unready: Guard,
@@ -113,6 +118,7 @@ impl Conductor {
             cache,
             checkers,
             records,
+            allowed,
             leadership,
             stages,
             unready: Some(unready),
@@ -175,16 +181,29 @@ impl Conductor {
                 let existing = tenant.as_ref().map(|(uid, spec)| Existing {
                     uid: uid.clone(),
                     max_routes: spec.quotas.routes,
+                    changes_per_second: spec.quotas.changes_per_second,
+                    domains: spec.domains.clone(),
                 });
+                self.records.change_leaving(&id, false);
                 self.records.change_tenant(&id, existing);
+                let ids = tenant.as_ref().map(|(_, spec)| spec.spiffe_ids.as_slice());
+                self.allowed.tenant(&id, ids);
                 engine.tenant(&id, tenant.map(|(_, spec)| spec.into()));
+            }
+            // For all that is decided it is gone already.
+            Observed::Leaving(id) => {
+                self.records.change_leaving(&id, true);
+                self.records.change_tenant(&id, None);
+                self.allowed.tenant(&id, None);
+                engine.tenant(&id, None);
             }
             Observed::Pool(name, pool) => {
                 let (spec, guard) = pool.unzip();
                 engine.guard(&name, guard);
                 engine.pool(&name, spec);
             }
-            Observed::Nodes(id, spec) => {
+            Observed::Nodes(id, nodes) => {
+                let (spec, seen) = nodes.unzip();
                 self.records.change(&id, |records| match &spec {
                     Some(spec) => {
                         let record =
@@ -197,7 +216,7 @@ impl Conductor {
                         records.items.remove(&Item::Nodes);
                     }
                 });
-                engine.nodes(&id, spec);
+                engine.nodes(&id, spec, seen.flatten());
             }
             Observed::Route(id, Some(route)) => self.route(id, *route),
             Observed::Route(id, None) => {
@@ -212,7 +231,16 @@ impl Conductor {
             Observed::HostGone(key, object) => engine.host_released(&key, &object),
             Observed::Secret(tenant, name, secret) => self.secret(&tenant, name, secret),
             Observed::Balancer(name, seen) => engine.balancer(&name, seen),
-            Observed::Envoy(name, ready) => engine.envoy_ready(&name.into(), ready),
+            Observed::Envoy(name, envoy) => {
+                self.allowed.envoy(&name, envoy.is_some());
+                let (ready, hosts) = envoy.unwrap_or_default();
+                engine.envoy_host(&name, hosts);
+                engine.envoy_ready(&name.into(), ready);
+            }
+            Observed::Agent(tenant, id, agent) => {
+                let agent = agent.as_ref().map(|(spec, status)| (spec, status.as_ref()));
+                self.allowed.agent(&tenant, &id, agent);
+            }
             Observed::Complete(kind) => {
                 self.complete.insert(kind);
                 if self.complete.len() == KINDS && self.unready.is_some() {
@@ -292,6 +320,7 @@ impl Conductor {
             claim_hosts,
             release_hosts,
             statuses,
+            node_sets,
             pools,
             guards,
             balancers,
@@ -310,6 +339,7 @@ impl Conductor {
             // Envoys and agents are answered only now: an empty answer would take things away.
             self.cache.complete();
             self.records.complete();
+            self.allowed.complete();
             info!("all objects were read");
         }
         for (id, claims) in claim {
@@ -327,6 +357,9 @@ impl Conductor {
         for (id, status) in statuses {
             self.note_progress(&id, &status);
             self.writes.push(Object::Status(id), Write::Status(status));
+        }
+        for (tenant, status) in node_sets {
+            self.writes.push(Object::Nodes(tenant), Write::Nodes(status));
         }
         for (name, status) in pools {
             self.writes.push(Object::Pool(name), Write::Pool(status));
@@ -400,6 +433,7 @@ impl Conductor {
             (Object::Claim(key), Done::Failed) => self.engine.not_released(key),
             (Object::Guard(name), Done::Failed) => self.engine.not_guarded(name),
             (Object::Balancer(name), Done::Failed) => self.engine.balancer_not_written(name),
+            (Object::Nodes(id), Done::Failed) => self.engine.nodes_not_reported(id),
             (Object::Pool(name), Done::Failed) => self.engine.pool_not_reported(name),
             _ => {}
         }
@@ -444,6 +478,7 @@ async fn carry_out(hub: &Hub, object: &Object, write: Write) -> Done {
         (Object::Balancer(name), Write::Balancer(balancer)) => {
             hub.balance(name, balancer.as_ref()).await
         }
+        (Object::Nodes(id), Write::Nodes(status)) => hub.report_nodes(id, &status).await,
         (Object::Pool(name), Write::Pool(status)) => hub.report_pool(name, &status).await,
         // Objects and writes are paired in `step`.
         _ => Ok(()),

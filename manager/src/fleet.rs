@@ -53,12 +53,14 @@ impl Drop for Stream {
 #[allow(clippy::result_large_err)] // tonic's own error type
 pub(crate) fn admitted(transport: &Extensions, node_id: &str) -> Result<EnvoyId, Status> {
     let peer = transport.get::<Peer>();
-    let Some(Peer { identity: Identity::Envoy, .. }) = peer else {
+    let Some(Peer { identity: Some(Identity::Envoy { pod }), .. }) = peer else {
         warn!(?peer, "xDS refused: no Envoy's certificate");
         return Err(Status::permission_denied("only Envoys of the fleet are served here"));
     };
-    if node_id.is_empty() || node_id.len() > 253 {
-        return Err(Status::invalid_argument("the node id must be the name of the Envoy's pod"));
+    if node_id != &**pod {
+        let node_id: String = node_id.chars().take(100).collect();
+        warn!(%pod, node_id, "xDS refused: the node id is not the certificate's");
+        return Err(Status::permission_denied("the node id must be the certificate's pod"));
     }
     Ok(Arc::from(node_id))
 }

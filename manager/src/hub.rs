@@ -8,7 +8,7 @@ use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::node_set::NODE_SET;
 use fairlead_api::pool::FINALIZER;
 use fairlead_api::{
-    AddressClaim, AddressPool, AddressPoolStatus, HostnameClaim, NodeSet, NodeSetSpec, Route,
+    AddressClaim, AddressPool, AddressPoolStatus, HostnameClaim, NodeSet, NodeSetSpec, NodeSetStatus, Route,
     RouteId, RouteSpec, RouteStatus, SecretName, Tenant, TenantId, TenantStatus,
 };
 use fairlead_core::claims::Claim;
@@ -240,6 +240,17 @@ impl Hub {
         absent_is_fine(api.patch_status(name, &PatchParams::default(), &patch).await.map(drop))
     }
 
+    /// Writes what became of a tenant's nodes.
+    pub(crate) async fn report_nodes(
+        &self,
+        id: &TenantId,
+        status: &NodeSetStatus,
+    ) -> kube::Result<()> {
+        let api: Api<NodeSet> = self.of(id);
+        let patch = Patch::Merge(json!({ "status": status }));
+        absent_is_fine(api.patch_status(NODE_SET, &PatchParams::default(), &patch).await.map(drop))
+    }
+
     /// Writes a tenant's status.
     pub(crate) async fn report_tenant(
         &self,
@@ -254,18 +265,29 @@ impl Hub {
     }
 
     /// Makes a tenant's namespace. It belongs to the Tenant, and goes with it.
-    pub(crate) async fn ensure_namespace(&self, id: &TenantId, uid: &str) -> kube::Result<()> {
+    /// Its annotation with the tenant's domains is what the ValidatingAdmissionPolicy goes by.
+    pub(crate) async fn ensure_namespace(
+        &self,
+        id: &TenantId,
+        uid: &str,
+        domains: &[String],
+    ) -> kube::Result<()> {
         let api: Api<Namespace> = Api::all(self.client.clone());
         let name = id.namespace();
         let owner = json!({
             "apiVersion": Tenant::api_version(&()), "kind": "Tenant", "name": id.as_str(), "uid": uid,
         });
+        let annotations = match domains {
+            [] => json!({}),
+            domains => json!({"fairlead.dev/domains": domains.join(",")}),
+        };
         let namespace = json!({
             "apiVersion": "v1",
             "kind": "Namespace",
             "metadata": {
                 "name": name,
                 "labels": {"fairlead.dev/tenant": id.as_str()},
+                "annotations": annotations,
                 "ownerReferences": [owner],
             },
         });

@@ -1,9 +1,10 @@
 //! What the hub has of each tenant, as its agents are told: read by many sessions, written by one.
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use fairlead_api::{Route, RouteName, SecretName, TenantId};
+use fairlead_process::locks::lock;
 use fairlead_xds::ChangeLog;
 use tokio::sync::{Notify, watch};
 
@@ -84,6 +85,10 @@ pub(crate) struct Existing {
     pub(crate) uid: String,
     /// How many Routes it may have.
     pub(crate) max_routes: u32,
+    /// How many changes a second its agent may push.
+    pub(crate) changes_per_second: u32,
+    /// Host names that it may publish.
+    pub(crate) domains: Vec<String>,
 }
 
 /// All tenants' records.
@@ -92,6 +97,7 @@ pub(crate) struct Records {
     /// Tells of Tenants that come, change or go.
     pub(crate) tenants_changed: Notify,
     tenants: RwLock<HashMap<TenantId, Tenant>>,
+    leaving: Mutex<BTreeSet<TenantId>>,
     complete: std::sync::atomic::AtomicBool,
 }
 
@@ -132,11 +138,26 @@ impl Records {
         self.tenants_changed.notify_one();
     }
 
-    /// The tenants that the hub has, with the uids of their objects.
-    pub(crate) fn tenants(&self) -> Vec<(TenantId, String)> {
+    /// Whether a Tenant is being deleted.
+    pub(crate) fn change_leaving(&self, id: &TenantId, leaving: bool) {
+        let mut all = lock(&self.leaving);
+        if leaving {
+            all.insert(id.clone());
+        } else {
+            all.remove(id);
+        }
+    }
+
+    /// Tenants that are being deleted.
+    pub(crate) fn leaving(&self) -> Vec<TenantId> {
+        lock(&self.leaving).iter().cloned().collect()
+    }
+
+    /// The tenants that the hub has.
+    pub(crate) fn tenants(&self) -> Vec<(TenantId, Existing)> {
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
         let existing = |(id, tenant): (&TenantId, &Tenant)| {
-            Some((id.clone(), tenant.tenant.as_ref()?.uid.clone()))
+            Some((id.clone(), tenant.tenant.clone()?))
         };
         tenants.iter().filter_map(existing).collect()
     }

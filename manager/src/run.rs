@@ -5,26 +5,31 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use envoy_types::pb::envoy::service::health::v3::health_discovery_service_server::HealthDiscoveryServiceServer;
-use fairlead_process::tls::Files;
+use fairlead_process::tls::ServerTls;
 use fairlead_process::{lease, logs, metrics, probes, shutdown, tls};
-use fairlead_proto::MAX_MESSAGE_BYTES;
 use fairlead_proto::v1::hub_server::HubServer;
+use fairlead_proto::v1::identity_server::IdentityServer;
+use fairlead_proto::{MAX_IDENTITY_BYTES, MAX_MESSAGE_BYTES};
 use fairlead_xds::Cache;
 use kube::Client;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::transport::Server;
+use tower::layer::util::{Identity, Stack};
 use tracing::info;
 
 use crate::Args;
 use crate::agent_api::{AgentApi, Sessions};
 use crate::checkers::{self, Checkers};
 use crate::conduct::Conductor;
+use crate::events::Events;
 use crate::fleet::Fleet;
 use crate::hub::Hub;
+use crate::identity::{self, AllowList, Gate, Pki, TrustSessions};
 use crate::records::Records;
 use crate::tenants::Tenants;
 use crate::watch;
@@ -40,7 +45,6 @@ impl Args {
         logs::init(&self.logs)?;
         let stop = shutdown::on_signal()?;
         let client = Client::try_default().await.context("no access to the hub's apiserver")?;
-        let files = Files::new(&self.tls);
         let (mut registry, stages) = metrics::registry();
         let readiness = probes::Readiness::default();
         let unread = readiness.wait_for("the hub's objects");
@@ -57,28 +61,50 @@ impl Args {
             Arc::new(Sessions::default()),
             Hub::new(client.clone(), &self.namespace, &self.envoy_selector),
         );
-        register(&mut registry, &sessions);
+        let pki = Pki::start(client.clone(), &self.namespace, self.pki()?).await?;
+        let (note_use, used) = mpsc::unbounded_channel();
+        let allowed = Arc::new(AllowList::new(&self.trust_domain, pki.foreign(), note_use)?);
+        let gate = Gate { refused: Counter::default() };
+        register(&mut registry, &sessions, &allowed, &gate);
 
         let (observe, observed) = mpsc::channel(OBSERVED);
         let (say, said) = mpsc::unbounded_channel();
         let (find, checked) = mpsc::unbounded_channel();
         let checkers = Arc::new(Checkers::new(find));
         watch::all(&client, &self.namespace, &self.envoy_selector, &observe);
-        let conductor = Conductor::new(
+        let mut conductor = Conductor::new(
             hub.clone(),
             cache.clone(),
             checkers.clone(),
             records.clone(),
+            allowed.clone(),
             leadership.clone(),
             stages.clone(),
             unread,
         );
+        conductor.engine.forbid(self.refused_cidrs.iter().flatten().copied().collect());
         let tenants = Tenants {
+            client: client.clone(),
             hub: hub.clone(),
             records: records.clone(),
             sessions: sessions.clone(),
-            leadership,
+            allowed: allowed.clone(),
+            leadership: leadership.clone(),
         };
+        let store = identity::Store::new(client.clone(), &self.namespace);
+        let (events, trust_sessions) =
+            (Events::new(client, &self.name), Arc::new(TrustSessions::default()));
+        let account = format!("{}:{}", self.namespace, self.envoy_account);
+        let identities = identity::Service::new(
+            pki.clone(),
+            store.clone(),
+            events.clone(),
+            trust_sessions.clone(),
+            &account,
+        )?;
+        let identities = IdentityServer::new(identities)
+            .max_decoding_message_size(MAX_IDENTITY_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
 
         let api = AgentApi { hub, records, sessions, stages, stop: stop.clone() };
         let agents = HubServer::new(api)
@@ -88,11 +114,12 @@ impl Args {
         let listen = |address| async move {
             TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))
         };
-        let trust = || self.trust_domain.clone();
-        let from_agents =
-            tls::accept(listen(self.agent_address).await?, files.clone(), trust(), stop.clone())?;
-        let from_envoys =
-            tls::accept(listen(self.xds_address).await?, files, trust(), stop.clone())?;
+        let begin = allowed.read.clone();
+        let accept = |listener, tls: &ServerTls| {
+            tls::accept(listener, tls.clone(), allowed.clone(), begin.clone(), stop.clone())
+        };
+        let from_agents = accept(listen(self.agent_address).await?, &pki.agents);
+        let from_envoys = accept(listen(self.xds_address).await?, &pki.envoys);
         info!(agents = %self.agent_address, xds = %self.xds_address, "serving");
 
         // Each runs until `stop`; one that ends before ends the process.
@@ -105,10 +132,20 @@ impl Args {
             tenants.run().await;
             Ok("tenants")
         });
-        let stopped = stop.clone();
+        let standing_now = leadership.clone();
+        tasks.spawn(async move {
+            pki.run(standing_now, trust_sessions).await;
+            Ok("certificates")
+        });
+        tasks.spawn(async move {
+            identity::upkeep(used, store, events, leadership).await;
+            Ok("upkeep")
+        });
+        let (stopped, guard) = (stop.clone(), gate.clone());
         tasks.spawn(async move {
             let ended = stopped.cancelled_owned();
-            server().add_service(agents).serve_with_incoming_shutdown(from_agents, ended).await?;
+            let server = server(guard).add_service(agents).add_service(identities);
+            server.serve_with_incoming_shutdown(from_agents, ended).await?;
             Ok("agent API")
         });
         let stopped = stop.clone();
@@ -116,7 +153,7 @@ impl Args {
             let ended = stopped.cancelled_owned();
             let health = HealthDiscoveryServiceServer::new(checkers::Service(checkers))
                 .max_decoding_message_size(MAX_REPORT_BYTES);
-            let server = server().add_service(envoys).add_service(health);
+            let server = server(gate).add_service(envoys).add_service(health);
             server.serve_with_incoming_shutdown(from_envoys, ended).await?;
             Ok("xDS")
         });
@@ -141,14 +178,34 @@ impl Args {
     }
 }
 
-fn server() -> Server {
+/// A connection lives an hour at most: it is asked to end after 50 min (10 % more or less), and is closed
+/// five minutes later.
+const CONNECTION_AGE: Duration = Duration::from_secs(50 * 60);
+const CONNECTION_GRACE: Duration = Duration::from_secs(5 * 60);
+/// What a client may have under way that was not read: bounds what it costs.
+const STREAMS: u32 = 8;
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 2 << 20;
+const HEADER_BYTES: u32 = 16 << 10;
+
+fn server(gate: Gate) -> Server<Stack<Gate, Identity>> {
     Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(15)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-        .max_concurrent_streams(16)
+        .max_connection_age(CONNECTION_AGE)
+        .max_connection_age_grace(CONNECTION_GRACE)
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(HEADER_BYTES)
+        .layer(gate)
 }
 
-fn register(registry: &mut Registry, sessions: &Sessions) {
+fn register(registry: &mut Registry, sessions: &Sessions, allowed: &AllowList, gate: &Gate) {
+    let help = "Connections that were not let in";
+    registry.register("connections_refused", help, allowed.refused.clone());
+    let help = "Calls of methods that are not the caller's";
+    registry.register("calls_refused", help, gate.refused.clone());
     registry.register("agents_connected", "Agents with a stream open", sessions.count.clone());
     let version: ConstGauge<i64> = ConstGauge::new(1);
     let labels = [("version".into(), env!("CARGO_PKG_VERSION").into())].into_iter();

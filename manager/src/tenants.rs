@@ -4,15 +4,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fairlead_api::condition::{CONNECTED, Reason};
+use fairlead_api::condition::{CLOCK_SKEWED, CONNECTED, Reason, Verdict};
 use fairlead_api::{TenantId, TenantStatus};
 use fairlead_process::lease::Leadership;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use tracing::warn;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::Client;
+use tracing::{info, warn};
 
-use crate::agent_api::Sessions;
+use crate::agent_api::{MAX_SKEW, Sessions};
 use crate::hub::Hub;
-use crate::records::Records;
+use crate::identity::AllowList;
+use crate::records::{Existing, Records};
+use crate::removal::{self, Step};
 
 /// How often statuses are looked at.
 const EVERY: Duration = Duration::from_secs(2);
@@ -22,17 +25,19 @@ const ENSURE_EVERY: Duration = Duration::from_secs(20);
 const SEEN_EVERY: i64 = 30;
 
 pub(crate) struct Tenants {
+    pub(crate) client: Client,
     pub(crate) hub: Hub,
     pub(crate) records: Arc<Records>,
     pub(crate) sessions: Arc<Sessions>,
+    pub(crate) allowed: Arc<AllowList>,
     pub(crate) leadership: Leadership,
 }
 
 impl Tenants {
     /// Runs for ever: makes namespaces as Tenants appear, and keeps statuses.
     pub(crate) async fn run(self) {
-        // The uid of the Tenant that a namespace was made for, and the status written last.
-        let mut made: HashMap<TenantId, (String, Instant)> = HashMap::new();
+        // The Tenant that a namespace was made for, and the status written last.
+        let mut made: HashMap<TenantId, (Existing, Instant)> = HashMap::new();
         let mut written: HashMap<TenantId, TenantStatus> = HashMap::new();
         loop {
             tokio::select! {
@@ -44,8 +49,12 @@ impl Tenants {
                 written.clear();
                 continue;
             }
-            for (tenant, uid) in self.records.tenants() {
-                self.make(&tenant, uid, &mut made).await;
+            for tenant in self.records.leaving() {
+                made.remove(&tenant);
+                self.remove(&tenant).await;
+            }
+            for (tenant, existing) in self.records.tenants() {
+                self.make(&tenant, existing, &mut made).await;
                 self.report(tenant, &mut written).await;
             }
         }
@@ -54,17 +63,31 @@ impl Tenants {
     async fn make(
         &self,
         tenant: &TenantId,
-        uid: String,
-        made: &mut HashMap<TenantId, (String, Instant)>,
+        existing: Existing,
+        made: &mut HashMap<TenantId, (Existing, Instant)>,
     ) {
         // Looked at again now and then: somebody may have deleted it.
-        let fresh = |(old, at): &(String, Instant)| *old == uid && at.elapsed() < ENSURE_EVERY;
-        if made.get(tenant).is_some_and(fresh) {
+        let same = |(old, _): &(Existing, Instant)| *old == existing;
+        let last = made.get(tenant).filter(|last| same(last));
+        if last.is_some_and(|(_, at)| at.elapsed() < ENSURE_EVERY) {
             return;
         }
-        match self.hub.ensure_namespace(tenant, &uid).await {
-            Ok(()) => drop(made.insert(tenant.clone(), (uid, Instant::now()))),
+        let guarded = removal::guard(&self.client, tenant, true).await;
+        let Existing { uid, domains, .. } = &existing;
+        match guarded.and(self.hub.ensure_namespace(tenant, uid, domains).await) {
+            Ok(()) => drop(made.insert(tenant.clone(), (existing, Instant::now()))),
             Err(error) => warn!(%tenant, %error, "namespace not made, trying again"),
+        }
+    }
+
+    async fn remove(&self, tenant: &TenantId) {
+        match removal::advance(&self.client, tenant).await {
+            Ok(Step::Done) => {
+                self.records.change_leaving(tenant, false);
+                info!(%tenant, "tenant removed");
+            }
+            Ok(step) => info!(%tenant, ?step, "removing a tenant"),
+            Err(error) => warn!(%tenant, %error, "tenant not removed, trying again"),
         }
     }
 
@@ -84,29 +107,34 @@ impl Tenants {
         let counts = self.records.read(tenant, |records| (records.nodes, records.routes()));
         let (nodes, routes) = counts.unwrap_or_default();
         let agent = self.sessions.get(tenant);
-        let status = if agent.is_some() { "True" } else { "False" };
-        let before = old.and_then(|old| old.conditions.iter().find(|c| c.status == status));
-        let condition = Condition {
-            type_: CONNECTED.into(),
-            status: status.into(),
-            reason: if agent.is_some() {
-                CONNECTED.into()
-            } else {
-                Reason::NotConnected.as_str().into()
-            },
-            message: if agent.is_some() { String::new() } else { "no agent is connected".into() },
-            last_transition_time: before
-                .map_or_else(|| now.clone(), |c| c.last_transition_time.clone()),
-            observed_generation: None,
+        let before = old.map_or(&[][..], |old| old.conditions.as_slice());
+        let connected = match &agent {
+            Some(_) => Verdict::yes(Reason::Connected),
+            None => Verdict::no(Reason::NotConnected, "no agent is connected"),
         };
+        let mut conditions = vec![connected.condition(CONNECTED, None, before, &now)];
+        let skew = agent.as_ref().map(|agent| agent.skew).filter(|skew| skew.abs() > MAX_SKEW);
+        if let Some(skew) = skew {
+            let side = if skew > 0 { "ahead of" } else { "behind" };
+            let message = format!(
+                "the agent's clock is {} s {side} the hub's; set the one that is wrong, or certificates will seem \
+                 expired",
+                skew.abs()
+            );
+            let verdict = Verdict { message, ..Verdict::yes(Reason::ClockSkewed) };
+            conditions.push(verdict.condition(CLOCK_SKEWED, None, before, &now));
+        }
         let seen = old.and_then(|old| old.last_seen.clone());
         let stale =
             seen.as_ref().is_none_or(|at| now.0.as_second() - at.0.as_second() >= SEEN_EVERY);
+        let end = self.allowed.certificate_end(tenant);
+        let end = end.and_then(|end| jiff::Timestamp::from_second(end).ok());
         TenantStatus {
-            conditions: vec![condition],
+            conditions,
             last_seen: if agent.is_some() && stale { Some(now) } else { seen },
             agent_version: agent.as_ref().map(|agent| agent.agent_version.clone()),
             cluster_version: agent.map(|agent| agent.cluster_version),
+            certificate_not_after: end.map(Time),
             nodes,
             routes: u32::try_from(routes).unwrap_or(u32::MAX),
         }

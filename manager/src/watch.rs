@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
+use std::net::IpAddr;
 
 use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::node_set::NODE_SET;
 use fairlead_api::pool::FINALIZER;
 use fairlead_api::{
-    AddressClaim, AddressPool, AddressPoolSpec, HostnameClaim, NodeSet, NodeSetSpec, Route,
+    AddressClaim, AddressPool, AddressPoolSpec, Agent, AgentId, AgentSpec, AgentStatus, HostnameClaim, NodeSet, NodeSetSpec, NodeSetStatus, Route,
     RouteId, RouteName, SecretName, Tenant, TenantId, TenantSpec,
 };
 use fairlead_core::claims::Claim;
@@ -30,12 +31,14 @@ use crate::hub::{HASH, SECRET_LABEL};
 /// What changed on the hub.
 #[derive(Debug)]
 pub(crate) enum Observed {
-    /// A Tenant, with its uid.
+    /// A Tenant, with its uid; one that is being deleted is told of by [`Observed::Leaving`] instead.
     Tenant(TenantId, Option<(String, TenantSpec)>),
+    /// A Tenant is being deleted.
+    Leaving(TenantId),
     /// An `AddressPool`, with what keeps it from going.
     Pool(String, Option<(AddressPoolSpec, Guard)>),
     /// A tenant's `NodeSet`.
-    Nodes(TenantId, Option<NodeSetSpec>),
+    Nodes(TenantId, Option<(NodeSetSpec, Option<NodeSetStatus>)>),
     /// A Route.
     Route(RouteId, Option<Box<Route>>),
     /// An `AddressClaim`.
@@ -50,8 +53,10 @@ pub(crate) enum Observed {
     Secret(TenantId, SecretName, Option<(Box<str>, Secret)>),
     /// A hub's Service of a pool.
     Balancer(String, Option<SeenBalancer>),
-    /// The pod of an Envoy, and whether it is ready.
-    Envoy(String, bool),
+    /// The pod of an Envoy, whether it is ready, and its node's addresses; `None`: it is gone.
+    Envoy(String, Option<(bool, Vec<IpAddr>)>),
+    /// An agent.
+    Agent(TenantId, AgentId, Option<(AgentSpec, Option<AgentStatus>)>),
     /// A kind was read once.
     Complete(Kind),
 }
@@ -68,10 +73,11 @@ pub(crate) enum Kind {
     Secret,
     Balancer,
     Envoy,
+    Agent,
 }
 
 /// How many kinds there are.
-pub(crate) const KINDS: usize = 9;
+pub(crate) const KINDS: usize = 10;
 
 /// Watches everything, for ever.
 pub(crate) fn all(client: &Client, namespace: &str, envoys: &str, to: &mpsc::Sender<Observed>) {
@@ -88,6 +94,7 @@ pub(crate) fn all(client: &Client, namespace: &str, envoys: &str, to: &mpsc::Sen
     spawn(services, everything().labels(BALANCER), Kind::Balancer, to, balancer);
     let pods = Api::<Pod>::namespaced(client.clone(), namespace);
     spawn(pods, everything().labels(envoys), Kind::Envoy, to, envoy);
+    spawn(Api::<Agent>::all(client.clone()), everything(), Kind::Agent, to, agent);
 }
 
 /// What there is to tell of an object that is there, or of one that is gone.
@@ -186,6 +193,9 @@ fn id<K: Resource<DynamicType = ()>>(object: &K) -> Id {
 
 fn tenant(object: &Tenant, there: bool) -> Option<Observed> {
     let id = object.name_any().parse().ok()?;
+    if there && object.metadata.deletion_timestamp.is_some() {
+        return Some(Observed::Leaving(id));
+    }
     let content = || (object.uid().unwrap_or_default(), object.spec.clone());
     Some(Observed::Tenant(id, there.then(content)))
 }
@@ -203,7 +213,7 @@ fn nodes(object: &NodeSet, there: bool) -> Option<Observed> {
         return None;
     }
     let tenant = TenantId::of_namespace(&object.namespace()?)?;
-    Some(Observed::Nodes(tenant, there.then(|| object.spec.clone())))
+    Some(Observed::Nodes(tenant, there.then(|| (object.spec.clone(), object.status.clone()))))
 }
 
 fn route(object: &Route, there: bool) -> Option<Observed> {
@@ -260,5 +270,15 @@ fn balancer(object: &Service, there: bool) -> Option<Observed> {
 fn envoy(object: &Pod, there: bool) -> Option<Observed> {
     let conditions = object.status.as_ref().and_then(|status| status.conditions.as_ref());
     let ready = conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-    Some(Observed::Envoy(object.name_any(), there && ready))
+    let status = object.status.iter();
+    let hosts = status.flat_map(|status| status.host_ips.iter().flatten()).map(|one| &one.ip);
+    let hosts = hosts.filter_map(|ip| ip.parse().ok()).collect();
+    Some(Observed::Envoy(object.name_any(), there.then_some((ready, hosts))))
+}
+
+fn agent(object: &Agent, there: bool) -> Option<Observed> {
+    let tenant = TenantId::of_namespace(&object.namespace()?)?;
+    let id = object.name_any().parse().ok()?;
+    let content = || (object.spec.clone(), object.status.clone());
+    Some(Observed::Agent(tenant, id, there.then(content)))
 }

@@ -1,4 +1,4 @@
-//! The contract between a tenant's agent and the hub's manager; `fairlead/v1/hub.proto` explains it.
+//! The contract between a tenant's agent and the hub's manager; `fairlead/v1/hub.proto` and `identity.proto` explain it.
 
 /// Messages and services of `fairlead.v1`.
 pub mod v1 {
@@ -8,6 +8,10 @@ pub mod v1 {
 
 /// No message on the stream is larger, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
+/// No request for a certificate is larger, in bytes.
+pub const MAX_IDENTITY_BYTES: usize = 16 << 10;
+/// The audience of the tokens that Envoys show.
+pub const ENVOY_AUDIENCE: &str = "fairlead-manager";
 /// Items in one chunk of an inventory, and keys in one `Want`: well below `MAX_MESSAGE_BYTES`.
 pub const MAX_ITEMS: usize = 1_000;
 

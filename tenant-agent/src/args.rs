@@ -15,9 +15,15 @@ pub struct Args {
     /// The name that the hub's certificate must be for.
     #[arg(long, env = "FAIRLEAD_HUB_NAME", default_value = "fairlead-manager")]
     pub hub_name: String,
-    /// A folder with ca.crt, tls.crt and tls.key; the certificate says which tenant this is.
-    #[arg(long, env = "FAIRLEAD_TLS", default_value = "/etc/fairlead/tls")]
-    pub tls: PathBuf,
+    /// The join token, needed until this agent has joined.
+    #[arg(long, env = "FAIRLEAD_JOIN_TOKEN", hide_env_values = true)]
+    pub join_token: Option<String>,
+    /// The Secret, in the agent's namespace, in which it keeps its keys and certificate.
+    #[arg(long, env = "FAIRLEAD_IDENTITY_SECRET", default_value = "fairlead-agent-identity")]
+    pub identity_secret: String,
+    /// A folder with ca.crt, tls.crt and tls.key that somebody else renews; then nothing is joined.
+    #[arg(long, env = "FAIRLEAD_TLS")]
+    pub tls: Option<PathBuf>,
     /// Publish Services of type `LoadBalancer` without a class, too.
     #[arg(long, env = "FAIRLEAD_DEFAULT_CLASS")]
     pub default_class: bool,

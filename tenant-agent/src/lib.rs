@@ -2,7 +2,7 @@
 //!
 //! `plan`, `shadow`, `nodes` and `report` decide, as functions of values; `reconcile` carries the
 //! decisions out in the cluster; `outbox` holds what the hub shall have and what it said, and `link`
-//! keeps a stream to the hub that brings the two together.
+//! keeps a stream to the hub that brings the two together; `identity` is who this agent is there.
 //!
 //! Invariants: the hub is never told that something is gone because it was not read yet; a Service
 //! keeps our finalizer until the hub has let go of it; a Service that cannot be published harms no
@@ -12,6 +12,7 @@ mod annotations;
 mod args;
 mod endpoints;
 mod events;
+mod identity;
 mod ingress;
 mod link;
 mod mirror;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use fairlead_process::metrics::Stages;
 use fairlead_process::retry::between;
-use fairlead_process::tls::{self, Files};
+use fairlead_process::tls;
 use fairlead_proto::v1::agent_message::Message as To;
 use fairlead_proto::v1::hub_client::HubClient;
 use fairlead_proto::v1::hub_message::Message as From;
@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{info, warn};
 
+use crate::identity::Source;
 use crate::outbox::{Item, Outbox, Word};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -26,7 +27,7 @@ const OUTBOUND: usize = 64;
 pub(crate) struct Link {
     pub(crate) hub: String,
     pub(crate) hub_name: String,
-    pub(crate) files: Files,
+    pub(crate) credentials: Source,
     pub(crate) hello: v1::Hello,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) stages: Stages,
@@ -36,7 +37,7 @@ pub(crate) struct Link {
 
 impl Link {
     /// Keeps a stream open for ever.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
         loop {
             let start = Instant::now();
@@ -54,8 +55,9 @@ impl Link {
         }
     }
 
-    async fn stream(&self) -> Result<()> {
-        let channel = tls::connect(&self.hub, &self.hub_name, &self.files).await?;
+    async fn stream(&mut self) -> Result<()> {
+        let credentials = self.credentials.now().await?;
+        let channel = tls::connect(&self.hub, &self.hub_name, &credentials).await?;
         let mut client = HubClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -91,7 +93,7 @@ impl Link {
     }
 
     fn greet(&self, send: &mpsc::Sender<v1::AgentMessage>) -> Result<()> {
-        let hello = v1::AgentMessage { message: Some(To::Hello(self.hello.clone())) };
+        let hello = v1::AgentMessage { message: Some(To::Hello(v1::Hello { time: Some(std::time::SystemTime::now().into()), ..self.hello.clone() })) };
         send.try_send(hello).context("the queue is new")
     }
 
@@ -141,7 +143,7 @@ async fn say(send: &mpsc::Sender<v1::AgentMessage>, message: To) -> Result<()> {
 }
 
 /// A status in a few words: its code, what the hub says, and what lies beneath.
-fn brief(status: tonic::Status) -> anyhow::Error {
+pub(crate) fn brief(status: tonic::Status) -> anyhow::Error {
     let mut text = format!("{:?}: {}", status.code(), status.message());
     let mut cause = std::error::Error::source(&status);
     while let Some(error) = cause {
@@ -155,14 +157,16 @@ fn brief(status: tonic::Status) -> anyhow::Error {
 }
 
 /// The way out, for what rustls and TLS alerts say in a word.
-fn explained(error: &str) -> String {
+pub(crate) fn explained(error: &str) -> String {
     let hints = [
-        ("CertificateExpired", "this agent's certificate has expired; renew tls.crt in its Secret"),
-        ("UnknownIssuer", "ca.crt in this agent's Secret is not the CA of the hub's certificate"),
-        ("BadSignature", "ca.crt in this agent's Secret is not the CA of the hub's certificate"),
-        ("UnknownCA", "tls.crt in this agent's Secret is not signed by the hub's CA"),
-        ("DecryptError", "tls.crt in this agent's Secret is not signed by the hub's CA"),
-        ("BadCertificate", "the hub does not accept tls.crt in this agent's Secret"),
+        ("CertificateExpired", "the hub says that this agent's certificate has expired"),
+        ("certificate expired", "the hub's certificate has expired, by this node's clock; is that right?"),
+        ("certificate not valid yet", "the hub's certificate is not valid yet, by this node's clock; is that right?"),
+        ("UnknownIssuer", "this is not the hub that the join token, or ca.crt, is for"),
+        ("BadSignature", "this is not the hub that the join token, or ca.crt, is for"),
+        ("UnknownCA", "this agent's certificate is not from this hub"),
+        ("DecryptError", "this agent's certificate is not from this hub"),
+        ("BadCertificate", "the hub does not accept this agent's certificate"),
         ("NotValidForName", "the hub's certificate is for another name; see the chart's hub.name"),
     ];
     match hints.iter().find(|(word, _)| error.contains(word)) {

@@ -9,7 +9,6 @@ use anyhow::{Context as _, Result, bail};
 use fairlead_process::lease::{self, Epoch};
 use fairlead_process::locks::lock;
 use fairlead_process::metrics::{self, Stages};
-use fairlead_process::tls::Files;
 use fairlead_process::{logs, probes, shutdown};
 use fairlead_proto::v1;
 use fairlead_proto::v1::put::Object;
@@ -25,7 +24,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{Controller, WatchStreamExt};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +33,7 @@ use tracing::{info, warn};
 use crate::Args;
 use crate::endpoints::{Endpoints, ServiceKey};
 use crate::events::Events;
+use crate::identity::{Hub, Keeper, Keys, Source};
 use crate::ingress::users::Users;
 use crate::ingress::{self};
 use crate::link::Link;
@@ -52,8 +52,6 @@ impl Args {
     pub async fn run(self) -> Result<()> {
         logs::init(&self.logs)?;
         let stop = shutdown::on_signal()?;
-        let files = Files::new(&self.tls);
-        files.client()?;
         let client =
             Client::try_default().await.context("no access to this cluster's apiserver")?;
         let (registry, stages) = metrics::registry();
@@ -85,7 +83,7 @@ impl Args {
             }
         };
         tokio::select! {
-            ended = self.lead(client, files, stages, epoch, &stop) => ended?,
+            ended = self.lead(client, stages, epoch, &stop) => ended?,
             // The next one begins as a replica like any other.
             () = lost => {
                 if !stop.is_cancelled() {
@@ -103,12 +101,12 @@ impl Args {
     async fn lead(
         &self,
         client: Client,
-        files: Files,
         stages: Stages,
         epoch: Epoch,
         stop: &CancellationToken,
     ) -> Result<()> {
         let cluster_version = client.apiserver_version().await?.git_version;
+        let keys = Keys::new(client.clone(), &self.namespace, &self.identity_secret);
         let outbox = Arc::new(Outbox::default());
         let endpoints = Arc::new(Mutex::new(Endpoints::default()));
         let (again, to_look_at) = mpsc::unbounded_channel();
@@ -194,10 +192,12 @@ impl Args {
             cluster_version,
             instance: self.name.clone(),
             epoch,
+            time: None,
         };
         tasks.spawn(sweep(services, services_read, outbox.clone()));
         let (hub, hub_name) = (self.hub.clone(), self.hub_name.clone());
-        let link = Link { hub, hub_name, files, hello, outbox, stages, news: again };
+        let credentials = self.identity(keys, &outbox, &mut tasks);
+        let link = Link { hub, hub_name, credentials, hello, outbox, stages, news: again };
         tasks.spawn(async move {
             link.run().await;
             Ok(())
@@ -206,6 +206,33 @@ impl Args {
             Some(ended) => ended?,
             None => Ok(()),
         }
+    }
+}
+
+impl Args {
+    /// Where this agent's credentials come from; begins to keep them, where nobody else does.
+    fn identity(
+        &self,
+        store: Keys,
+        outbox: &Arc<Outbox>,
+        tasks: &mut JoinSet<Result<()>>,
+    ) -> Source {
+        if let Some(folder) = &self.tls {
+            return Source::Folder(folder.clone());
+        }
+        let (credentials, kept) = watch::channel(None);
+        let keeper = Keeper {
+            hub: Hub { address: self.hub.clone(), name: self.hub_name.clone() },
+            token: self.join_token.clone(),
+            store,
+            outbox: outbox.clone(),
+            credentials,
+        };
+        tasks.spawn(async move {
+            keeper.run().await;
+            Ok(())
+        });
+        Source::Kept(kept)
     }
 }
 

@@ -9,6 +9,7 @@ use fairlead_api::{AddressClaimSpec, RouteId, RouteName, TenantId};
 
 use crate::pool::Capacity;
 use crate::runs::{Runs, number};
+use crate::usage::Usage;
 
 mod free;
 mod leaving;
@@ -198,6 +199,7 @@ pub struct Claims {
     /// Ports that are being given back so that a Route of the same tenant can have them.
     promised: HashMap<ClaimKey, RouteId>,
     promises: HashMap<RouteId, BTreeSet<ClaimKey>>,
+    by_tenant: HashMap<TenantId, Usage>,
 }
 
 impl Claims {
@@ -218,6 +220,11 @@ impl Claims {
     fn note(&mut self, claim: &Claim) {
         let key = claim.key;
         let at = number(key.address);
+        if let Some(route) = claim.route() {
+            let usage = self.by_tenant.entry(route.tenant.clone()).or_default();
+            usage.ports += 1;
+            usage.come(key.address);
+        }
         self.by_address.entry(key.address).or_default().insert(key);
         self.taken.entry((key.protocol, key.port)).or_default().insert(at);
         *self.by_pool.entry(claim.pool.clone()).or_default().entry(key.address).or_default() += 1;
@@ -256,6 +263,10 @@ impl Claims {
 
     fn unnote(&mut self, claim: &Claim) {
         let key = &claim.key;
+        if let Some(usage) = claim.route().and_then(|one| self.by_tenant.get_mut(&one.tenant)) {
+            usage.ports -= 1;
+            usage.go(key.address);
+        }
         drop_from(&mut self.by_address, &key.address, key);
         clear(&mut self.taken, &(key.protocol, key.port), number(key.address));
         if let Some(addresses) = self.by_pool.get_mut(&claim.pool) {
@@ -284,11 +295,15 @@ impl Claims {
 
     /// A Route that holds no claim of its own is served at an address.
     pub fn sit(&mut self, route: &RouteId, address: IpAddr) {
+        self.by_tenant.entry(route.tenant.clone()).or_default().come(address);
         self.change(address, |tally| *tally.routes.entry(route.clone()).or_default() += 1);
     }
 
     /// It is served there no more.
     pub fn rise(&mut self, route: &RouteId, address: IpAddr) {
+        if let Some(usage) = self.by_tenant.get_mut(&route.tenant) {
+            usage.go(address);
+        }
         self.change(address, |tally| reduce(&mut tally.routes, route));
     }
 
@@ -340,6 +355,11 @@ impl Claims {
             let is = tally.is_some_and(|tally| tally.is_full(capacity));
             set(full, number(*address), is);
         }
+    }
+
+    /// What a tenant holds.
+    pub fn usage_of(&self, tenant: &TenantId) -> Option<&Usage> {
+        self.by_tenant.get(tenant)
     }
 
     /// The claim of a key.

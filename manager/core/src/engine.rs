@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::service::health::v3::HealthCheckSpecifier;
 use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::condition::{Reason, Verdict};
 use fairlead_api::route::{Source, SourceKind};
-use fairlead_api::{AddressPoolStatus, NodeSetSpec, RouteId, RouteSpec, RouteStatus, TenantId};
+use fairlead_api::{AddressPoolStatus, NodeSetSpec, NodeSetStatus, RouteId, RouteSpec, RouteStatus, TenantId};
 use fairlead_xds::Change;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -21,14 +21,17 @@ use crate::http::web::{Surroundings, Web};
 use crate::http::{Secret, SecretId};
 use crate::model::{Meta, NOBODY, Tenant, Wish};
 use crate::nodes::Nodes;
+use crate::owners::Owners;
 use crate::pool::Pool;
 use crate::publish::{Owner, Published, Publisher};
 use crate::translate::Binding;
+use crate::usage::Endpoints;
 
 mod balancers;
 mod decide;
 mod envoys;
 mod groups;
+mod isolation;
 mod pools;
 mod release;
 mod report;
@@ -37,6 +40,7 @@ mod resting;
 use balancers::Balancers;
 pub use balancers::{Balancer, BalancerPort, SeenBalancer};
 use groups::Groups;
+use isolation::Forbidden;
 use resting::Resting;
 
 /// What a shell has to carry out.
@@ -54,6 +58,8 @@ pub struct Effects {
     pub release_hosts: Vec<(HostKey, Box<str>)>,
     /// Statuses to write.
     pub statuses: Vec<(RouteId, RouteStatus)>,
+    /// Statuses of tenants' nodes to write.
+    pub node_sets: Vec<(TenantId, NodeSetStatus)>,
     /// Statuses of pools to write.
     pub pools: Vec<(String, AddressPoolStatus)>,
     /// Pools that shall have the finalizer, or shall have it no more.
@@ -80,6 +86,12 @@ pub struct Engine {
     guards_sent: BTreeMap<String, bool>,
     node_sets: BTreeMap<TenantId, NodeSetSpec>,
     nodes: BTreeMap<TenantId, Nodes>,
+    /// What is written of nodes on the hub.
+    node_statuses: BTreeMap<TenantId, Option<NodeSetStatus>>,
+    nodes_changed: BTreeSet<TenantId>,
+    owners: Owners,
+    forbidden: Forbidden,
+    endpoints: Endpoints,
     routes: BTreeMap<RouteId, Entry>,
     claims: Claims,
     /// Claims that are kept for their tenants for a while, and until when.
@@ -149,8 +161,8 @@ struct Entry {
     checked: BTreeSet<String>,
     /// Host names that it wants.
     wanted: BTreeSet<HostKey>,
-    /// Host names that are another tenant's, each with what to do about it.
-    conflicts: Vec<String>,
+    /// Host names that it cannot have, each with what to do about it.
+    conflicts: Vec<(Reason, String)>,
     /// Host names are being claimed for it.
     claiming_hosts: bool,
     /// Its ports are being claimed, or given back for it: there is nothing to say of it yet.
@@ -193,6 +205,7 @@ impl Engine {
             self.routes.iter().map(|(id, entry)| (entry.meta.created, id.clone())).collect();
         self.stale = self.claims.iter().map(|claim| claim.key).collect();
         self.stale_hosts = self.hosts.keys().cloned().collect();
+        self.nodes_changed = self.nodes.keys().cloned().collect();
         self.pools_changed = true;
         self.pools.keys().for_each(|name| self.balancers.touch(name));
     }
@@ -213,28 +226,6 @@ impl Engine {
     /// Whether the hub has this tenant, and what it may have.
     pub fn find_tenant(&self, id: &TenantId) -> Option<&Tenant> {
         self.tenants.get(id)
-    }
-
-    /// A tenant's nodes as they are now; `None`: it has told of none.
-    pub fn nodes(&mut self, id: &TenantId, spec: Option<NodeSetSpec>) {
-        if self.node_sets.get(id) == spec.as_ref() {
-            return;
-        }
-        match spec {
-            Some(spec) => drop(self.node_sets.insert(id.clone(), spec)),
-            None => drop(self.node_sets.remove(id)),
-        }
-        self.sort_nodes(id);
-        self.touch_tenant(id);
-    }
-
-    fn sort_nodes(&mut self, id: &TenantId) {
-        let tenant = self.tenants.get(id);
-        let allowed = tenant.and_then(|tenant| tenant.node_cidrs.as_deref());
-        match self.node_sets.get(id) {
-            Some(spec) => drop(self.nodes.insert(id.clone(), Nodes::parse(spec.clone(), allowed))),
-            None => drop(self.nodes.remove(id)),
-        }
     }
 
     fn touch_tenant(&mut self, tenant: &TenantId) {
@@ -294,6 +285,7 @@ impl Engine {
             self.touch(id);
         }
         self.balancers.satisfied(id);
+        self.endpoints.set(id, 0);
         self.claims.break_promises(id);
         self.stale.extend(self.claims.of(id).map(|claim| claim.key));
         self.stand_up(id, entry.serving.as_ref());
@@ -488,6 +480,7 @@ impl Engine {
                 self.report(&id, now, &mut effects);
             }
             self.report_pools(&mut effects);
+            self.report_nodes(&mut effects);
         }
         effects
     }

@@ -9,7 +9,7 @@ use fairlead_api::route::Backend as ApiBackend;
 use super::*;
 use crate::http::Pair;
 
-fn ing(text: &str) -> RouteId {
+pub(super) fn ing(text: &str) -> RouteId {
     let (tenant, name) = text.split_once('/').unwrap();
     let name = RouteName::new(SourceKind::Ingress, "shop", name).unwrap();
     RouteId { tenant: tenant.parse().unwrap(), name }
@@ -17,7 +17,7 @@ fn ing(text: &str) -> RouteId {
 
 /// An Ingress: `shop.example.com/cart>cart:80 *.example.com/>web:80`; `+tls` after a host's name asks
 /// for its certificate.
-fn ingress(rules: &str) -> RouteSpec {
+pub(super) fn ingress(rules: &str) -> RouteSpec {
     let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
     let mut backends = BTreeMap::new();
     for (index, rule) in rules.split_whitespace().enumerate() {
@@ -68,7 +68,7 @@ impl World {
         self.settle();
     }
 
-    fn apply_at(&mut self, id: RouteId, spec: RouteSpec) {
+    pub(super) fn apply_at(&mut self, id: RouteId, spec: RouteSpec) {
         self.generation += 1;
         let old = self.engine.routes.get(&id).map(|entry| entry.meta.clone());
         let (uid, created) = old

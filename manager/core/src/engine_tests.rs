@@ -20,6 +20,7 @@ struct World {
     pools: BTreeMap<String, AddressPoolStatus>,
     claims: BTreeMap<ClaimKey, Claim>,
     hosts: BTreeMap<HostKey, HostClaim>,
+    node_sets: BTreeMap<TenantId, NodeSetStatus>,
     /// The Envoy refuses all routes that are new to it.
     refuse_new: bool,
     /// What the Envoy took.
@@ -75,7 +76,8 @@ impl World {
         for name in ["blue", "red"] {
             let tenant = TenantSpec { pools: vec!["public".into()], ..TenantSpec::default() };
             world.engine.tenant(&name.parse().unwrap(), Some(tenant.into()));
-            world.nodes(name, &["10.0.0.1", "10.0.0.2"]);
+            let net = u8::from(name == "red");
+            world.nodes(name, &[&format!("10.0.{net}.1"), &format!("10.0.{net}.2")]);
         }
         world.pool(addresses, sharing);
         world.engine.envoy_ready(&"envoy-1".into(), true);
@@ -99,7 +101,9 @@ impl World {
             |(n, ip): (usize, &&str)| Node { name: format!("n{n}"), addresses: vec![(*ip).into()] };
         let nodes = addresses.iter().enumerate().map(node).collect();
         let spec = NodeSetSpec { content_hash: String::new(), nodes };
-        self.engine.nodes(&tenant.parse().unwrap(), Some(spec));
+        let tenant: TenantId = tenant.parse().unwrap();
+        let seen = self.node_sets.get(&tenant).cloned();
+        self.engine.nodes(&tenant, Some(spec), seen);
     }
 
     fn apply(&mut self, route: &str, spec: RouteSpec) {
@@ -161,6 +165,7 @@ impl World {
             claim_hosts,
             release_hosts,
             statuses,
+            node_sets,
             pools,
             guards: _,
             balancers,
@@ -220,6 +225,7 @@ impl World {
         }
         self.engine.envoy_said(&"envoy-1".into(), 1, &events);
         self.statuses.extend(statuses);
+        self.node_sets.extend(node_sets);
         self.pools.extend(pools);
     }
 
@@ -594,7 +600,8 @@ fn a_restart_serves_on_what_was_served_before_a_refused_change() {
     let tenant = TenantSpec { pools: vec!["public".into()], ..TenantSpec::default() };
     for name in ["blue", "red"] {
         after.engine.tenant(&name.parse().unwrap(), Some(tenant.clone().into()));
-        after.nodes(name, &["10.0.0.1", "10.0.0.2"]);
+        let net = u8::from(name == "red");
+        after.nodes(name, &[&format!("10.0.{net}.1"), &format!("10.0.{net}.2")]);
     }
     after.pool("10.9.0.1", Sharing::Any);
     for (route, ports) in [("blue/web", &[80, 81][..]), ("red/web", &[81])] {
@@ -737,5 +744,7 @@ proptest! {
 mod addresses;
 #[path = "engine_http_tests.rs"]
 mod http;
+#[path = "engine_isolation_tests.rs"]
+mod isolation;
 #[path = "engine_race_tests.rs"]
 mod race;

@@ -57,6 +57,8 @@ pub struct Hosts {
     children: HashMap<Box<str>, BTreeSet<HostKey>>,
     releasing: HashSet<HostKey>,
     wanted: BTreeMap<HostKey, BTreeSet<(i64, RouteId)>>,
+    /// How many names each tenant holds.
+    held: HashMap<TenantId, usize>,
 }
 
 /// `example.com` of `shop.example.com` and of `*.example.com`.
@@ -95,7 +97,25 @@ impl Hosts {
         if !parent.is_empty() {
             self.children.entry(parent.into()).or_default().insert(claim.key.clone());
         }
-        self.claims.insert(claim.key.clone(), claim);
+        *self.held.entry(claim.tenant.clone()).or_default() += 1;
+        let before = self.claims.insert(claim.key.clone(), claim);
+        if let Some(claim) = before {
+            self.count_out(&claim.tenant);
+        }
+    }
+
+    fn count_out(&mut self, tenant: &TenantId) {
+        if let Some(count) = self.held.get_mut(tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.held.remove(tenant);
+            }
+        }
+    }
+
+    /// How many names a tenant holds.
+    pub fn held_by(&self, tenant: &TenantId) -> usize {
+        self.held.get(tenant).copied().unwrap_or(0)
     }
 
     /// Forgets a claim, if it is this object's.
@@ -103,7 +123,9 @@ impl Hosts {
         if self.claims.get(key).is_none_or(|claim| *claim.object != *object) {
             return false;
         }
-        self.claims.remove(key);
+        if let Some(claim) = self.claims.remove(key) {
+            self.count_out(&claim.tenant);
+        }
         self.releasing.remove(key);
         if let Some(keys) = self.children.get_mut(parent(&key.hostname)) {
             keys.remove(key);

@@ -17,11 +17,13 @@ pub mod hosts;
 pub mod http;
 pub mod model;
 pub mod nodes;
+pub mod owners;
 mod pb;
 pub mod pool;
 mod publish;
 pub mod runs;
 pub mod status;
 pub mod translate;
+pub mod usage;
 
 pub use engine::{Effects, Engine};

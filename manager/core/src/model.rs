@@ -9,7 +9,8 @@ use fairlead_api::http::{Host, Unresolved, Upstream};
 use fairlead_api::route::{
     AddressRequest, IpFamily, NodePolicy, Protocol, RouteRule, Slot, Source,
 };
-use fairlead_api::{RouteSpec, TenantSpec};
+use fairlead_api::tenant::Quotas;
+use fairlead_api::{PortRange, RouteSpec, TenantSpec};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::http::check;
@@ -26,16 +27,33 @@ pub struct Tenant {
     pub pools: Vec<String>,
     /// Where its nodes may be; `None`: anywhere. A range that cannot be read allows nothing.
     pub node_cidrs: Option<Vec<IpNet>>,
-    /// How many Routes it may have.
-    pub max_routes: u32,
+    /// Ports of its nodes that traffic may be sent to.
+    pub node_ports: PortRange,
+    /// Host names that it may publish; empty: any.
+    pub domains: Vec<Box<str>>,
+    /// Bounds on what it may hold.
+    pub quotas: Quotas,
+}
+
+impl Tenant {
+    /// Whether it may publish a host name, or a wildcard.
+    pub fn may_publish(&self, hostname: &str) -> bool {
+        let below = |domain: &str| match domain.strip_prefix('*') {
+            // `*.example.com`: what ends in `.example.com`, itself included.
+            Some(suffix) => hostname.len() > suffix.len() && hostname.ends_with(suffix),
+            None => hostname == domain,
+        };
+        self.domains.is_empty() || self.domains.iter().any(|domain| below(domain))
+    }
 }
 
 impl From<TenantSpec> for Tenant {
     fn from(spec: TenantSpec) -> Self {
-        let TenantSpec { pools, node_cidrs, quotas } = spec;
+        let TenantSpec { pools, node_cidrs, domains, node_ports, spiffe_ids: _, quotas } = spec;
         let readable = || node_cidrs.iter().filter_map(|text| text.parse().ok()).collect();
         let node_cidrs = (!node_cidrs.is_empty()).then(readable);
-        Self { pools, node_cidrs, max_routes: quotas.routes }
+        let domains = domains.into_iter().map(Into::into).collect();
+        Self { pools, node_cidrs, node_ports, domains, quotas }
     }
 }
 

@@ -38,7 +38,7 @@ pub struct Findings<'a> {
     /// On `Programmed`.
     pub programmed: Verdict,
     /// Host names that are another tenant's.
-    pub conflicts: &'a [String],
+    pub conflicts: &'a [(Reason, String)],
     /// Rules that an older Route's keep from being met.
     pub shadowed: Vec<&'a str>,
 }
@@ -68,10 +68,11 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
     ];
     let invalid = wish.map_or(&[][..], |wish| &wish.invalid);
     let partly = invalid.iter().map(String::as_str).chain(shadowed).collect::<Vec<_>>();
-    let conflicts: Vec<_> = conflicts.iter().map(String::as_str).collect();
+    let why = conflicts.first().map_or(Reason::HostnameConflict, |(reason, _)| *reason);
+    let conflicts: Vec<_> = conflicts.iter().map(|(_, what)| what.as_str()).collect();
     // These hold when something is wrong.
     let faults = [
-        (CONFLICTED, Reason::HostnameConflict, conflicts),
+        (CONFLICTED, why, conflicts),
         (PARTIALLY_INVALID, Reason::UnsupportedValue, partly),
     ];
     let old = old.map_or(&[][..], |status| status.conditions.as_slice());
@@ -137,7 +138,7 @@ fn given(wish: Option<&Wish>, served: Option<&Wish>) -> Vec<GivenPort> {
 }
 
 /// The first of several messages; a condition's message is for a person.
-fn some(messages: &[&str]) -> String {
+pub(crate) fn some(messages: &[&str]) -> String {
     let shown = messages.iter().take(5).copied().collect::<Vec<_>>().join("; ");
     match messages.len().saturating_sub(5) {
         0 => shown,

@@ -126,6 +126,13 @@ pub(crate) fn resolve(wish: &Wish, nodes: Option<&Nodes>) -> Verdict {
     if let Some((name, why)) = nodes.refused.iter().find(|(name, _)| uses(wish, name)) {
         return Verdict::no(Reason::NodeNotAllowed, format!("node {name:?} is left out: {why}"));
     }
+    if let Some(backend) = wish.backends.iter().find(|one| !nodes.allows(one.node_port)) {
+        let message = format!(
+            "backend {:?}: node port {} is outside Tenant.spec.nodePorts ({} to {})",
+            backend.name, backend.node_port, nodes.ports.first, nodes.ports.last
+        );
+        return Verdict::no(Reason::NodePortNotAllowed, message);
+    }
     match wish.backends.iter().find(|backend| members(backend, nodes).next().is_none()) {
         None => Verdict::yes(Reason::ResolvedRefs),
         Some(backend) => {
@@ -157,6 +164,7 @@ pub(crate) fn members<'a>(
         there.map(move |(_, addresses)| (addresses, *port))
     };
     let all = first.chain(backend.slots.iter().flat_map(slot));
+    let all = all.filter(|(_, port)| nodes.allows(*port));
     all.filter_map(|(addresses, port)| Some((of_family(addresses, backend.family)?, port)))
 }
 

@@ -22,7 +22,7 @@ use fairlead_core::Engine;
 use fairlead_core::hosts::HostClaim;
 use fairlead_core::http::{Pair, Secret, SecretId};
 use fairlead_core::model::{Meta, Wish};
-use fairlead_core::nodes::Nodes;
+use fairlead_core::nodes::{Bounds, Nodes};
 use fairlead_core::translate::{Binding, Translation, translate};
 use fairlead_xds::{Change, Resource, ResourceType};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -53,7 +53,7 @@ fn nodes(names: &[&str]) -> Nodes {
         addresses: vec![format!("10.0.0.{}", name.len())],
     };
     let spec = NodeSetSpec { content_hash: String::new(), nodes: names.iter().map(node).collect() };
-    Nodes::parse(spec, None)
+    Nodes::parse(&spec, &Bounds::NONE)
 }
 
 /// Envoy binds what is claimed.

@@ -5,4 +5,4 @@ mod convert;
 mod service;
 mod session;
 
-pub(crate) use service::{AgentApi, Sessions};
+pub(crate) use service::{AgentApi, MAX_SKEW, Sessions};

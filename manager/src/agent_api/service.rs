@@ -25,7 +25,8 @@ use tracing::{info, warn};
 use super::session::{Action, Session, Upload};
 use crate::hub::{Hub, pause_after_failure};
 use crate::queue::Queue;
-use crate::records::{Item, Record, Records};
+use crate::limits::{Bucket, Rate};
+use crate::records::{Existing, Item, Record, Records};
 
 /// Uploads of one agent under way at the same time.
 const UPLOADS: usize = 16;
@@ -37,6 +38,10 @@ const OUTBOUND: usize = 64;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// A stream that has not said Hello by then is closed.
 const HELLO: Duration = Duration::from_secs(10);
+/// A clock that differs by more is told of, in seconds.
+pub(crate) const MAX_SKEW: i64 = 60;
+/// How many seconds' worth of changes may come at once.
+const BURST: f64 = 4.0;
 
 /// Which agent of each tenant is connected.
 #[derive(Debug, Default)]
@@ -52,6 +57,8 @@ pub(crate) struct Connected {
     epoch: u64,
     pub(crate) agent_version: String,
     pub(crate) cluster_version: String,
+    /// How far its clock is ahead of the hub's, in seconds.
+    pub(crate) skew: i64,
     end: CancellationToken,
 }
 
@@ -110,14 +117,14 @@ impl HubService for AgentApi {
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
-        let Some(Peer { identity: Identity::Agent { tenant }, address }) = peer else {
+        let Some(Peer { identity: Some(Identity::Agent { tenant, .. }), address, .. }) = peer else {
             warn!(?peer, "agent refused: no agent's certificate");
             return Err(Status::unauthenticated("a certificate of a tenant's agent is needed"));
         };
         if !self.records.is_complete() {
             return Err(Status::unavailable("the manager is starting"));
         }
-        let max_routes = self.max_routes(&tenant)?;
+        let Existing { max_routes, changes_per_second, .. } = self.existing(&tenant)?;
         let mut inbound = request.into_inner();
         let hello = tokio::time::timeout(HELLO, inbound.message()).await;
         let hello = hello.map_err(|_| Status::deadline_exceeded("no Hello"))??;
@@ -125,11 +132,16 @@ impl HubService for AgentApi {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
         let end = self.stop.child_token();
-        let v1::Hello { agent_version, cluster_version, instance, epoch } = hello;
+        let v1::Hello { agent_version, cluster_version, instance, epoch, time } = hello;
         let clip = |text: String| text.chars().take(64).collect::<String>();
         let (agent_version, cluster_version) = (clip(agent_version), clip(cluster_version));
         let instance = clip(instance);
-        let connected = Connected { epoch, agent_version, cluster_version, end: end.clone() };
+        let now = jiff::Timestamp::now().as_second();
+        let skew = time.map_or(0, |time| time.seconds.saturating_sub(now));
+        if skew.abs() > MAX_SKEW {
+            warn!(%tenant, skew, "the agent's clock differs from the hub's, in seconds");
+        }
+        let connected = Connected { epoch, agent_version, cluster_version, skew, end: end.clone() };
         self.sessions.enter(&tenant, connected)?;
         info!(%tenant, %address, instance, epoch, "agent connected");
 
@@ -141,6 +153,7 @@ impl HubService for AgentApi {
             send: send.clone(),
             uploads: Queue::new(UPLOADS),
             cursor: 0,
+            pace: Pace::new(changes_per_second),
         };
         let api = self.clone();
         tokio::spawn(async move {
@@ -161,10 +174,9 @@ impl HubService for AgentApi {
 
 impl AgentApi {
     #[allow(clippy::result_large_err)] // tonic's own error type
-    fn max_routes(&self, tenant: &TenantId) -> Result<u32, Status> {
-        let max_routes =
-            self.records.read(tenant, |records| records.tenant.as_ref().map(|t| t.max_routes));
-        max_routes.flatten().ok_or_else(|| {
+    fn existing(&self, tenant: &TenantId) -> Result<Existing, Status> {
+        let existing = self.records.read(tenant, |records| records.tenant.clone());
+        existing.flatten().ok_or_else(|| {
             let message = format!(
                 "the hub has no tenant {:?}; a platform administrator creates the Tenant",
                 tenant.as_str()
@@ -182,6 +194,35 @@ struct Stream {
     send: mpsc::Sender<Result<v1::HubMessage, Status>>,
     uploads: Queue<Item, Upload>,
     cursor: u64,
+    pace: Pace,
+}
+
+/// How fast an agent is read.
+struct Pace {
+    rate: Rate,
+    bucket: Bucket,
+    /// Nothing is read before.
+    next: Instant,
+}
+
+impl Pace {
+    fn new(changes_per_second: u32) -> Self {
+        let per_second = f64::from(changes_per_second.max(1));
+        let rate = Rate { burst: per_second * BURST, per_second };
+        let now = Instant::now();
+        Self { rate, bucket: Bucket::full(rate, now), next: now }
+    }
+
+    /// A change was read.
+    fn note(&mut self, now: Instant) {
+        if let Err(seconds) = self.bucket.take(self.rate, now) {
+            self.next = now + Duration::from_secs_f64(seconds);
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.next <= Instant::now()
+    }
 }
 
 impl Stream {
@@ -199,18 +240,26 @@ impl Stream {
             while let Some((item, upload)) = self.uploads.next() {
                 under_way.push(self.store(item, upload).boxed());
             }
+            let (due, next) = (self.pace.is_due(), self.pace.next);
             let actions = tokio::select! {
-                message = inbound.message(), if self.uploads.len() < WAITING => {
+                message = inbound.message(), if due && self.uploads.len() < WAITING => {
                     let Some(message) = message?.and_then(|message| message.message) else {
                         return Ok(());
                     };
+                    if matches!(message, From::Put(_) | From::Delete(_)) {
+                        self.pace.note(Instant::now());
+                    }
                     self.take(message)?
                 }
+                () = tokio::time::sleep_until(next.into()), if !due => Vec::new(),
                 woken = changed.changed() => {
                     if woken.is_err() {
                         return Ok(());
                     }
-                    if self.api.max_routes(&self.tenant)? != max_routes {
+                    let now = self.api.existing(&self.tenant)?;
+                    if now.max_routes != max_routes
+                        || Pace::new(now.changes_per_second).rate != self.pace.rate
+                    {
                         return Err(Status::aborted("the tenant's quota changed; connect again"));
                     }
                     self.news()

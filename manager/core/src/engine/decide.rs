@@ -18,6 +18,7 @@ use crate::http::web::Served;
 use crate::model::{Listener, Wish};
 use crate::nodes::Nodes;
 use crate::publish::Owner;
+use crate::status::some;
 use crate::translate::{backend_name, members, resolve, translate, transport_socket};
 
 impl Engine {
@@ -58,6 +59,7 @@ impl Engine {
         });
         self.claims.break_promises(id);
         self.balancers.satisfied(id);
+        let allocation = allocation.and_then(|found| self.within_quotas(id, &wish, found));
         let undecided = matches!(allocation, Ok(Allocation::Claim(_) | Allocation::Wait { .. }));
         if let Some(entry) = self.routes.get_mut(id) {
             entry.undecided = undecided;
@@ -183,6 +185,8 @@ impl Engine {
     /// Translates what a Route serves and publishes what differs.
     fn serve(&mut self, id: &RouteId, serving: Option<Serving>, effects: &mut Effects) {
         let served = self.served(id, serving.as_ref(), effects);
+        let count = serving.as_ref().map_or(0, |serving| self.count_endpoints(id, &serving.wish));
+        self.endpoints.set(id, count);
         self.check_health(id, serving.as_ref());
         let Some(entry) = self.routes.get_mut(id) else { return };
         let nodes = self.nodes.get(&id.tenant);
@@ -284,7 +288,11 @@ impl Engine {
         let mut wanted = keys.clone();
         if let (Ok(wish), true) = (&entry.wish, self.tenants.contains_key(&id.tenant)) {
             // What a Route without an address holds by name, it keeps until it has one.
+            let tenant = self.tenants.get(&id.tenant);
+            let may = |name: &str| tenant.is_some_and(|tenant| tenant.may_publish(name));
+            wanted.retain(|key| may(&key.hostname));
             let named = wish.hosts.iter().filter(|host| host.hostname != ANY_HOST);
+            let named = named.filter(|host| may(&host.hostname));
             wanted.extend(
                 named
                     .map(|host| HostKey { hostname: host.hostname.as_str().into(), address: None }),
@@ -305,8 +313,8 @@ impl Engine {
         if !conflicts.is_empty() {
             self.waiting.insert(id.clone());
             if conflicts.len() == keys.len() && entry.accepted.as_ref().is_some_and(|v| v.holds) {
-                let verdict = Verdict::no(Reason::HostnameConflict, conflicts.join("; "));
-                entry.accepted = Some(verdict);
+                let what: Vec<_> = conflicts.iter().map(|(_, what)| what.as_str()).collect();
+                entry.accepted = Some(Verdict::no(conflicts[0].0, some(&what)));
             }
         }
         entry.claiming_hosts = hosts.len() + conflicts.len() < keys.len();
@@ -323,9 +331,13 @@ impl Engine {
         id: &RouteId,
         keys: &BTreeSet<HostKey>,
         effects: &mut Effects,
-    ) -> (BTreeSet<Box<str>>, Vec<String>) {
+    ) -> (BTreeSet<Box<str>>, Vec<(Reason, String)>) {
         let (mut hosts, mut conflicts) = (BTreeSet::new(), Vec::new());
         for key in keys {
+            if let Some(refused) = self.host_refused(&id.tenant, key) {
+                conflicts.push(refused);
+                continue;
+            }
             match self.hosts.standing(key, &id.tenant) {
                 Standing::Held => drop(hosts.insert(key.hostname.clone())),
                 Standing::Free if self.leads => {
@@ -335,7 +347,9 @@ impl Engine {
                     effects.claim_hosts.push(claim);
                 }
                 Standing::Wait | Standing::Free => {}
-                Standing::Taken(by) => conflicts.push(conflict(key, &by)),
+                Standing::Taken(by) => {
+                    conflicts.push((Reason::HostnameConflict, conflict(key, &by)));
+                }
             }
         }
         (hosts, conflicts)

@@ -59,6 +59,7 @@ impl Engine {
             }
         }
         self.note_strays(name);
+        self.sort_all_nodes();
         self.pools_changed = true;
         self.balancers.touch(name);
         self.web.touch_fronts();

@@ -212,7 +212,7 @@ fn manager(scopes: &str, port: u16, front: &Front) -> HttpConnectionManager {
         common_http_protocol_options: Some(HttpProtocolOptions {
             idle_timeout: duration(IDLE),
             max_headers_count: number(MAX_HEADERS),
-            headers_with_underscores_action: HeadersWithUnderscoresAction::Allow.into(),
+            headers_with_underscores_action: HeadersWithUnderscoresAction::DropHeader.into(),
             ..HttpProtocolOptions::default()
         }),
         http2_protocol_options: Some(Http2ProtocolOptions {

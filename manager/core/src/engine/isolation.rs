@@ -1,0 +1,248 @@
+//! What keeps tenants apart: whose each node address is, which are nobody's, and how much each may hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use fairlead_api::claim::HostKey;
+use fairlead_api::condition::{Reason, Verdict};
+use fairlead_api::http::ANY_HOST;
+use fairlead_api::{NodeSetSpec, NodeSetStatus, RouteId, TenantId};
+use ipnet::IpNet;
+
+use super::{Effects, Engine};
+use crate::allocate::Allocation;
+use crate::claims::Claim;
+use crate::model::{Tenant, Wish};
+use crate::nodes::{Bounds, Nodes};
+use crate::pool::Pool;
+use crate::translate::members;
+use crate::usage::Usage;
+
+/// Refused nodes that a status names.
+const NAMED: usize = 100;
+
+/// Addresses that are no tenant's.
+#[derive(Debug, Default)]
+pub(super) struct Forbidden {
+    /// As the platform team says.
+    ranges: Vec<IpNet>,
+    /// Where Envoys run.
+    hosts: BTreeMap<Box<str>, Vec<IpAddr>>,
+}
+
+impl Forbidden {
+    fn why(&self, pools: &BTreeMap<String, Pool>, ip: IpAddr) -> Option<&'static str> {
+        if self.ranges.iter().any(|range| range.contains(&ip)) {
+            return Some("in a range that the hub refuses (the manager's refusedCIDRs)");
+        }
+        if self.hosts.values().flatten().any(|host| *host == ip) {
+            return Some("a node of the hub");
+        }
+        pools.values().any(|pool| pool.contains(ip)).then_some("an address of a pool of the hub")
+    }
+}
+
+impl Engine {
+    /// Ranges that are no tenant's, besides those that are nobody's anyway.
+    pub fn forbid(&mut self, ranges: Vec<IpNet>) {
+        self.forbidden.ranges = ranges;
+        self.sort_all_nodes();
+    }
+
+    /// The addresses of the node that an Envoy runs on; none: it is gone.
+    pub fn envoy_host(&mut self, envoy: &str, addresses: Vec<IpAddr>) {
+        let before = if addresses.is_empty() {
+            self.forbidden.hosts.remove(envoy)
+        } else {
+            self.forbidden.hosts.insert(envoy.into(), addresses.clone())
+        };
+        // Nodes come into view once, and then stay.
+        if before.unwrap_or_default() != addresses {
+            self.sort_all_nodes();
+        }
+    }
+
+    /// A tenant's nodes as they are now; `None`: it has told of none. `seen` is what is written of them.
+    pub fn nodes(
+        &mut self,
+        id: &TenantId,
+        spec: Option<NodeSetSpec>,
+        seen: Option<NodeSetStatus>,
+    ) {
+        self.node_statuses.insert(id.clone(), seen);
+        if self.node_sets.get(id) == spec.as_ref() {
+            return;
+        }
+        match spec {
+            Some(spec) => drop(self.node_sets.insert(id.clone(), spec)),
+            None => drop(self.node_sets.remove(id)),
+        }
+        self.sort_nodes(id);
+    }
+
+    /// Which of a tenant's nodes may be used; and of those tenants that this changes something for.
+    pub(super) fn sort_nodes(&mut self, id: &TenantId) {
+        for other in self.note_owners(id) {
+            self.sort_nodes_alone(&other);
+        }
+        self.sort_nodes_alone(id);
+    }
+
+    pub(super) fn sort_all_nodes(&mut self) {
+        let all: Vec<_> = self.node_sets.keys().cloned().collect();
+        for id in all {
+            self.sort_nodes(&id);
+        }
+    }
+
+    fn note_owners(&mut self, id: &TenantId) -> BTreeSet<TenantId> {
+        let permitted = self.parse_nodes(id, &|_| false);
+        let now = permitted.iter().flat_map(Nodes::all).collect();
+        let written = self.node_statuses.get(id).and_then(Option::as_ref);
+        let written = written.iter().flat_map(|status| &status.addresses);
+        let written = written.filter_map(|text| text.parse().ok()).collect();
+        self.owners.set(id, now, &written)
+    }
+
+    fn parse_nodes(&self, id: &TenantId, taken: &dyn Fn(IpAddr) -> bool) -> Option<Nodes> {
+        let (spec, tenant) = (self.node_sets.get(id)?, self.tenants.get(id)?);
+        let Tenant { node_cidrs, node_ports, .. } = tenant;
+        let forbidden = |ip| self.forbidden.why(&self.pools, ip);
+        let bounds = Bounds {
+            ranges: node_cidrs.as_deref(),
+            ports: *node_ports,
+            forbidden: &forbidden,
+            taken,
+        };
+        Some(Nodes::parse(spec, &bounds))
+    }
+
+    fn sort_nodes_alone(&mut self, id: &TenantId) {
+        let taken = |ip| self.owners.owner(ip).is_some_and(|owner| owner != id);
+        let now = self.parse_nodes(id, &taken);
+        if self.nodes.get(id) == now.as_ref() {
+            return;
+        }
+        match now {
+            Some(nodes) => drop(self.nodes.insert(id.clone(), nodes)),
+            None => drop(self.nodes.remove(id)),
+        }
+        self.nodes_changed.insert(id.clone());
+        self.touch_tenant(id);
+    }
+
+    /// What is written of nodes could not be; it is tried again with the next step.
+    pub fn nodes_not_reported(&mut self, id: &TenantId) {
+        self.node_statuses.insert(id.clone(), None);
+        self.nodes_changed.insert(id.clone());
+    }
+
+    pub(super) fn report_nodes(&mut self, effects: &mut Effects) {
+        for id in std::mem::take(&mut self.nodes_changed) {
+            let Some(nodes) = self.nodes.get(&id) else { continue };
+            let own: BTreeSet<IpAddr> = nodes.all().collect();
+            let refused = nodes.refused.iter().take(NAMED);
+            let status = NodeSetStatus {
+                addresses: own.iter().map(ToString::to_string).collect(),
+                refused: refused.map(|(name, why)| format!("{name}: {why}")).collect(),
+            };
+            let before = self.node_statuses.get(&id).and_then(Option::as_ref);
+            if before != Some(&status) {
+                self.node_statuses.insert(id.clone(), Some(status.clone()));
+                effects.node_sets.push((id, status));
+            }
+        }
+    }
+
+    /// What the allocator found, if the tenant may have that as well.
+    pub(super) fn within_quotas(
+        &self,
+        id: &RouteId,
+        wish: &Wish,
+        found: Allocation,
+    ) -> Result<Allocation, Verdict> {
+        let over = match &found {
+            // Before anything is claimed: what is refused after is given back, and claimed again.
+            Allocation::Claim(claims) => {
+                self.over_quota(id, claims).or_else(|| self.too_many_endpoints(id, wish))
+            }
+            // A seat among others costs no claim, and counts all the same.
+            Allocation::Held { place, .. } => {
+                let seats = place.addresses.iter().copied().collect();
+                let full = self.too_many_addresses(&id.tenant, &seats);
+                full.or_else(|| self.too_many_endpoints(id, wish))
+            }
+            Allocation::Wait { .. } | Allocation::Open { .. } => None,
+        };
+        over.map_or(Ok(found), Err)
+    }
+
+    fn over_quota(&self, id: &RouteId, claims: &[Claim]) -> Option<Verdict> {
+        let tenant = self.tenants.get(&id.tenant)?;
+        let usage = self.claims.usage_of(&id.tenant);
+        let new = || claims.iter().filter(|one| !one.is_target() && self.claims.get(&one.key).is_none());
+        let ports = new().filter(|claim| claim.route().is_some()).count();
+        let held = usage.map_or(0, |usage| usage.ports) as usize;
+        let quotas = &tenant.quotas;
+        if ports > 0 && held + ports > quotas.ports as usize {
+            return Some(reached("ports", quotas.ports));
+        }
+        let addresses = new().map(|claim| claim.key.address).collect();
+        self.too_many_addresses(&id.tenant, &addresses)
+    }
+
+    /// Why a tenant may not be on these addresses as well.
+    fn too_many_addresses(
+        &self,
+        tenant: &TenantId,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Option<Verdict> {
+        let most = self.tenants.get(tenant)?.quotas.addresses;
+        let usage = self.claims.usage_of(tenant);
+        let new = addresses.iter().filter(|ip| usage.is_none_or(|usage| !usage.is_on(**ip))).count();
+        let held = usage.map_or(0, Usage::addresses);
+        (new > 0 && held + new > most as usize).then(|| reached("addresses", most))
+    }
+
+    /// Why a Route may not have so many endpoints.
+    fn too_many_endpoints(&self, id: &RouteId, wish: &Wish) -> Option<Verdict> {
+        let most = self.tenants.get(&id.tenant)?.quotas.endpoints;
+        let after = self.endpoints.after(id, self.count_endpoints(id, wish))?;
+        (after > most as usize).then(|| reached("endpoints", most))
+    }
+
+    pub(super) fn count_endpoints(&self, id: &RouteId, wish: &Wish) -> usize {
+        let Some(nodes) = self.nodes.get(&id.tenant) else { return 0 };
+        wish.backends.iter().map(|backend| members(backend, nodes).count()).sum()
+    }
+
+    /// Why a tenant may not claim a host name: it is outside of its domains, or it has too many.
+    pub(super) fn host_refused(&self, tenant: &TenantId, key: &HostKey) -> Option<(Reason, String)> {
+        let Tenant { domains, quotas, .. } = self.tenants.get(tenant)?;
+        if !self.tenants.get(tenant)?.may_publish(&key.hostname) {
+            let name = match &*key.hostname {
+                ANY_HOST => "a rule without a host is for any name, which".to_owned(),
+                name => format!("host {name:?}"),
+            };
+            let allowed = domains.iter().take(5).map(|domain| &**domain).collect::<Vec<_>>();
+            let message = format!(
+                "{name} is outside Tenant.spec.domains ({}); use another, or ask the platform team",
+                allowed.join(", ")
+            );
+            return Some((Reason::HostnameNotAllowed, message));
+        }
+        let claims = self.hosts.get(key).is_none_or(|claim| claim.tenant != *tenant);
+        let full = claims && self.hosts.held_by(tenant) >= quotas.hostnames as usize;
+        full.then(|| {
+            let Verdict { reason, message, .. } = reached("hostnames", quotas.hostnames);
+            (reason, format!("host {:?}: {message}", key.hostname))
+        })
+    }
+}
+
+fn reached(what: &str, most: u32) -> Verdict {
+    let message = format!(
+        "the tenant has its {most} {what} already (Tenant.spec.quotas.{what}); remove some, or ask the platform team"
+    );
+    Verdict::no(Reason::QuotaReached, message)
+}

@@ -1,0 +1,216 @@
+//! Tenants that do not trust each other: what each attack comes to.
+
+use fairlead_api::PortRange;
+use fairlead_api::condition::{ACCEPTED, CONFLICTED, RESOLVED_REFS};
+use fairlead_api::tenant::Quotas;
+
+use super::http::{ing, ingress};
+use super::*;
+
+fn tenant(id: &str) -> TenantId {
+    id.parse().unwrap()
+}
+
+fn permissions() -> TenantSpec {
+    TenantSpec { pools: vec!["public".into()], ..TenantSpec::default() }
+}
+
+impl World {
+    fn tenant_may(&mut self, id: &str, spec: TenantSpec) {
+        self.engine.tenant(&tenant(id), Some(spec.into()));
+        self.settle();
+    }
+
+    /// A condition as `status reason: message`.
+    fn verdict(&self, id: &RouteId, kind: &str) -> String {
+        let conditions = &self.statuses[id].conditions;
+        let found = conditions.iter().find(|condition| condition.type_ == kind);
+        found.map_or_else(String::new, |c| format!("{} {}: {}", c.status, c.reason, c.message))
+    }
+
+    fn publish(&mut self, route: &str, ports: &[u16]) -> String {
+        self.apply(route, tcp(route, ports));
+        self.settle();
+        self.verdict(&id(route), ACCEPTED)
+    }
+}
+
+#[test]
+fn a_host_outside_of_the_tenants_domains_is_left_out_and_the_others_are_served() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    let domains = vec!["*.blue.example".into(), "shop.example".into()];
+    world.tenant_may("blue", TenantSpec { domains, ..permissions() });
+    let rules = "a.blue.example/>web:80 *.blue.example/>web:80 shop.example/>web:80 bank.example/>web:80 \
+                 xblue.example/>web:80";
+    world.apply_at(ing("blue/web"), ingress(rules));
+    world.settle();
+    let hosts: Vec<_> = world.hosts.keys().map(|key| &*key.hostname).collect();
+    assert_eq!(hosts, ["*.blue.example", "a.blue.example", "shop.example"]);
+    let told = world.verdict(&ing("blue/web"), CONFLICTED);
+    assert!(told.starts_with("True HostnameNotAllowed"), "{told}");
+    for name in ["\"bank.example\"", "\"xblue.example\"", "*.blue.example, shop.example"] {
+        assert!(told.contains(name), "{name}: {told}");
+    }
+    assert!(world.verdict(&ing("blue/web"), ACCEPTED).starts_with("True"));
+}
+
+#[test]
+fn a_host_that_a_tenant_may_have_no_more_is_given_back() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.apply_at(ing("blue/web"), ingress("shop.example/>web:80"));
+    world.settle();
+    let domains = vec!["*.blue.example".into()];
+    world.tenant_may("blue", TenantSpec { domains, ..permissions() });
+    assert!(world.hosts.is_empty());
+    let told = world.verdict(&ing("blue/web"), ACCEPTED);
+    assert!(told.starts_with("False HostnameNotAllowed"), "{told}");
+    world.apply_at(ing("red/web"), ingress("shop.example/>web:80"));
+    world.settle();
+    assert!(world.verdict(&ing("red/web"), ACCEPTED).starts_with("True"));
+}
+
+/// Rules without a host would answer for every name that nobody has.
+#[test]
+fn a_tenant_with_domains_has_no_rule_for_any_host() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    let domains = vec!["*.blue.example".into()];
+    world.tenant_may("blue", TenantSpec { domains, ..permissions() });
+    world.apply_at(ing("blue/web"), ingress("*/>web:80"));
+    world.settle();
+    let told = world.verdict(&ing("blue/web"), ACCEPTED);
+    assert!(told.starts_with("False HostnameNotAllowed") && told.contains("without a host"), "{told}");
+}
+
+#[test]
+fn two_tenants_that_race_for_1000_names_get_each_one_winner() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    for number in 0..1_000 {
+        let rules = format!("n{number}.example/>web:80");
+        // Both before anything is decided, in changing order.
+        let mut both = ["blue", "red"];
+        both.rotate_left(number % 2);
+        for tenant in both {
+            world.apply_at(ing(&format!("{tenant}/i{number}")), ingress(&rules));
+        }
+    }
+    world.settle();
+    assert_eq!(world.hosts.len(), 1_000);
+    for number in 0..1_000 {
+        let told: Vec<_> = ["blue", "red"]
+            .map(|tenant| world.verdict(&ing(&format!("{tenant}/i{number}")), ACCEPTED))
+            .into_iter()
+            .filter(|told| told.starts_with("True"))
+            .collect();
+        assert_eq!(told.len(), 1, "n{number}");
+    }
+    let losers = world.statuses.values().filter(|status| {
+        status.conditions.iter().any(|c| c.type_ == CONFLICTED && c.status == "True")
+    });
+    assert_eq!(losers.count(), 1_000);
+}
+
+#[test]
+fn a_node_address_is_one_tenants_also_after_a_restart_and_until_it_lets_go() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    assert!(world.publish("blue/web", &[80]).starts_with("True"));
+    // Red says that blue's node is its own.
+    world.nodes("red", &["10.0.0.1"]);
+    world.publish("red/web", &[81]);
+    let told = world.verdict(&id("red/web"), RESOLVED_REFS);
+    assert!(told.starts_with("False NodeNotAllowed") && told.contains("another tenant's"), "{told}");
+    assert_eq!(world.node_sets[&tenant("blue")].addresses, ["10.0.0.1", "10.0.0.2"]);
+    let refused = &world.node_sets[&tenant("red")];
+    assert!(refused.addresses.is_empty() && refused.refused[0].starts_with("n0: 10.0.0.1"), "{refused:?}");
+
+    // A manager that begins anew, and reads red first.
+    let mut after = World { node_sets: world.node_sets.clone(), ..World::default() };
+    for name in ["red", "blue"] {
+        after.engine.tenant(&tenant(name), Some(permissions().into()));
+        after.nodes(name, &["10.0.0.1"]);
+    }
+    after.engine.lead(true);
+    after.engine.complete();
+    after.settle();
+    assert_eq!(after.engine.nodes[&tenant("blue")].addresses.len(), 1);
+    assert!(after.engine.nodes[&tenant("red")].addresses.is_empty());
+
+    world.nodes("blue", &["10.0.0.2"]);
+    world.settle();
+    assert!(world.verdict(&id("red/web"), RESOLVED_REFS).starts_with("True"));
+}
+
+#[test]
+fn the_hubs_own_addresses_are_no_tenants_nodes() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.publish("blue/web", &[80]);
+    for (address, why) in [
+        ("10.9.0.1", "a pool"),
+        ("10.8.0.1", "a node of the hub"),
+        ("10.7.0.1", "refusedCIDRs"),
+        ("127.0.0.1", "loopback"),
+        ("169.254.169.254", "link-local"),
+        ("::ffff:10.0.0.1", "loopback"),
+    ] {
+        world.engine.forbid(vec!["10.7.0.0/16".parse().unwrap()]);
+        world.engine.envoy_host("envoy-1", vec!["10.8.0.1".parse().unwrap()]);
+        world.nodes("blue", &[address]);
+        world.settle();
+        let told = world.verdict(&id("blue/web"), RESOLVED_REFS);
+        assert!(told.starts_with("False NodeNotAllowed") && told.contains(why), "{address}: {told}");
+        assert!(world.engine.nodes[&tenant("blue")].addresses.is_empty(), "{address}");
+    }
+}
+
+#[test]
+fn a_node_port_outside_of_the_range_gets_no_traffic() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    let node_ports = PortRange { first: 30_000, last: 30_079 };
+    world.tenant_may("blue", TenantSpec { node_ports, ..permissions() });
+    world.publish("blue/good", &[79]);
+    world.publish("blue/bad", &[80]);
+    assert!(world.verdict(&id("blue/good"), RESOLVED_REFS).starts_with("True"));
+    let told = world.verdict(&id("blue/bad"), RESOLVED_REFS);
+    assert!(told.starts_with("False NodePortNotAllowed") && told.contains("30080"), "{told}");
+    let nodes = &world.engine.nodes[&tenant("blue")];
+    let wish = world.engine.routes[&id("blue/bad")].wish.clone().unwrap();
+    assert_eq!(crate::translate::members(&wish.backends[0], nodes).count(), 0);
+}
+
+#[test]
+fn each_quota_is_told_when_it_is_reached_and_what_is_held_stays() {
+    for (quotas, word) in [
+        (Quotas { ports: 2, ..Quotas::default() }, "2 ports"),
+        (Quotas { addresses: 1, ..Quotas::default() }, "1 addresses"),
+        (Quotas { endpoints: 4, ..Quotas::default() }, "4 endpoints"),
+    ] {
+        let mut world = World::new("10.9.0.1-10.9.0.3", Sharing::Exclusive);
+        assert!(world.publish("blue/one", &[80]).starts_with("True"), "{word}");
+        world.tenant_may("blue", TenantSpec { quotas: quotas.clone(), ..permissions() });
+        let second = world.publish("blue/two", &[80]);
+        if word == "1 addresses" {
+            assert!(second.starts_with("False QuotaReached") && second.contains(word), "{second}");
+        } else {
+            assert!(second.starts_with("True"), "{word}: {second}");
+        }
+        let third = world.publish("blue/three", &[80]);
+        assert!(third.starts_with("False QuotaReached") && third.contains(word), "{word}: {third}");
+        assert!(world.verdict(&id("blue/one"), ACCEPTED).starts_with("True"), "{word}");
+        assert!(world.publish("red/web", &[80]).starts_with("True"), "others are unaffected");
+        // Raised, it is served at once.
+        world.tenant_may("blue", permissions());
+        let total = world.statuses.values().filter(|s| !s.addresses.is_empty()).count();
+        assert_eq!(total, 3, "{word}: the pool has three");
+    }
+}
+
+#[test]
+fn host_names_have_a_quota() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    let quotas = Quotas { hostnames: 1, ..Quotas::default() };
+    world.tenant_may("blue", TenantSpec { quotas, ..permissions() });
+    world.apply_at(ing("blue/web"), ingress("a.example/>web:80 b.example/>web:80"));
+    world.settle();
+    assert_eq!(world.hosts.len(), 1);
+    let told = world.verdict(&ing("blue/web"), CONFLICTED);
+    assert!(told.starts_with("True QuotaReached") && told.contains("1 hostnames"), "{told}");
+}

@@ -1,0 +1,382 @@
+//! This process' certificates: the authority as it is now, the manager's own certificate from it, and the
+//! steps by which the leader replaces the authority.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use arc_swap::ArcSwap;
+use fairlead_identity::authority::{Issued, Situation, Subject};
+use fairlead_identity::{Authority, Step};
+use fairlead_process::identity::Identity;
+use fairlead_process::lease::Leadership;
+use fairlead_process::locks::lock;
+use fairlead_process::tls::{Clients, Credentials, ServerTls};
+use futures::StreamExt;
+use kube::Client;
+use kube::runtime::{WatchStreamExt, watcher};
+use rcgen::string::Ia5String;
+use rcgen::{CertificateParams, KeyPair, PublicKeyData, SanType, SubjectPublicKeyInfo};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::allow::foreign_roots;
+use super::issuer::{self, CertManager, IssuerKind};
+use super::store::{self, Store, StoredAuthority};
+
+/// How long an authority lives; it is replaced at half of that.
+const CA_LIFETIME: i64 = 365 * 86_400;
+/// How often files and the steps of a replacement are looked at.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Settings.
+#[derive(Debug, Clone)]
+pub(crate) struct PkiSettings {
+    pub(crate) issuer: IssuerKind,
+    pub(crate) trust_domain: String,
+    /// The DNS names of this manager's certificate.
+    pub(crate) names: Vec<String>,
+    /// How long certificates are valid.
+    pub(crate) lifetime: Duration,
+    /// Certificates of existing trust domains.
+    pub(crate) foreign: PathBuf,
+}
+
+/// What is trusted now.
+#[derive(Debug, Clone)]
+pub(crate) struct Trusted {
+    pub(crate) sequence: u64,
+    /// PEM.
+    pub(crate) roots: String,
+    /// `None`: cert-manager's.
+    authority: Option<Arc<Authority>>,
+}
+
+/// Who watches what is trusted, and which they confirmed last.
+#[derive(Debug, Default)]
+pub(crate) struct TrustSessions {
+    next: AtomicU64,
+    all: Mutex<HashMap<u64, u64>>,
+}
+
+impl TrustSessions {
+    pub(crate) fn begin(&self) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.all).insert(number, 0);
+        number
+    }
+
+    pub(crate) fn confirm(&self, number: u64, sequence: u64) {
+        lock(&self.all).insert(number, sequence);
+    }
+
+    pub(crate) fn end(&self, number: u64) {
+        lock(&self.all).remove(&number);
+    }
+
+    fn lowest(&self) -> Option<u64> {
+        lock(&self.all).values().min().copied()
+    }
+}
+
+/// The certificates of this process.
+#[derive(Clone)]
+pub(crate) struct Pki {
+    settings: Arc<PkiSettings>,
+    store: Store,
+    cert_manager: Option<CertManager>,
+    foreign: Arc<Vec<CertificateDer<'static>>>,
+    trusted: Arc<watch::Sender<Trusted>>,
+    /// What agents see.
+    pub(crate) agents: ServerTls,
+    /// What Envoys see.
+    pub(crate) envoys: ServerTls,
+}
+
+impl Pki {
+    /// Reads the authority, or makes the first one, and this manager's first certificate.
+    pub(crate) async fn start(
+        client: Client,
+        namespace: &str,
+        settings: PkiSettings,
+    ) -> Result<Self> {
+        let store = Store::new(client.clone(), namespace);
+        let cert_manager = match &settings.issuer {
+            IssuerKind::CertManager { kind, name, group, .. } => Some(CertManager {
+                client,
+                namespace: namespace.to_owned(),
+                kind: kind.clone(),
+                name: name.clone(),
+                group: group.clone(),
+            }),
+            _ => None,
+        };
+        let first = first(&store, &settings.issuer).await?;
+        let foreign = foreign_roots(&settings.foreign).context("external-ca.crt")?;
+        let (trusted, _) = watch::channel(first.clone());
+        let names = settings.names.clone();
+        let settings = Arc::new(settings);
+        let own = own(&first, &settings, cert_manager.as_ref(), &names).await?;
+        let agents = with(&own, &foreign).server(Clients::Any)?;
+        let envoys = own.server(Clients::WithCertificate)?;
+        let pki = Self {
+            settings,
+            store,
+            cert_manager,
+            foreign: Arc::new(foreign),
+            trusted: Arc::new(trusted),
+            agents: Arc::new(ArcSwap::new(agents)),
+            envoys: Arc::new(ArcSwap::new(envoys)),
+        };
+        pki.publish(&first).await;
+        Ok(pki)
+    }
+
+    /// Certificates of existing trust domains.
+    pub(crate) fn foreign(&self) -> &[CertificateDer<'static>] {
+        &self.foreign
+    }
+
+    /// What is trusted, now and after each change.
+    pub(crate) fn watch(&self) -> watch::Receiver<Trusted> {
+        self.trusted.subscribe()
+    }
+
+    /// The SPIFFE id of an identity.
+    pub(crate) fn id(&self, identity: &Identity) -> String {
+        identity.id(&self.settings.trust_domain)
+    }
+
+    /// Signs a request for an identity. `None`: the request has to ask for its name, and does not.
+    pub(crate) async fn issue(&self, identity: &Identity, csr: &[u8]) -> Result<Option<Issued>> {
+        let id = self.id(identity);
+        let key = issuer::key_of(csr, &id)?;
+        let subject = Subject { id: &id, names: &[] };
+        let trusted = self.trusted.borrow().clone();
+        match (&trusted.authority, &self.cert_manager) {
+            (Some(authority), _) => {
+                issuer::sign(authority, &subject, &key, self.settings.lifetime).map(Some)
+            }
+            (None, Some(cert_manager)) => {
+                if !asks_for(csr, &id) {
+                    return Ok(None);
+                }
+                cert_manager.sign(&subject, csr, self.settings.lifetime).await.map(Some)
+            }
+            (None, None) => Err(anyhow!("nothing signs here")),
+        }
+    }
+
+    /// Keeps certificates fresh, for ever. `sessions`: who has to know of a new authority before it signs.
+    pub(crate) async fn run(self, leadership: Leadership, sessions: Arc<TrustSessions>) {
+        let mut changes = self.watch();
+        let (mut seen, mut broken) = (None, None);
+        let secrets = self.store.secrets();
+        let config = watcher::Config::default().fields(&format!("metadata.name={}", store::CA_SECRET));
+        let mut stored = std::pin::pin!(watcher(secrets, config).default_backoff().applied_objects());
+        let mut tick = tokio::time::interval(EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut renewal = std::pin::pin!(tokio::time::sleep(self.settings.lifetime / 2));
+        loop {
+            tokio::select! {
+                Some(secret) = stored.next(), if self.settings.issuer == IssuerKind::Builtin => {
+                    match secret.map_err(anyhow::Error::from).and_then(|s| store::read_authority(&s)) {
+                        Ok(found) => {
+                            self.take(trusted_of(&found.authority));
+                            seen = Some(found);
+                        }
+                        Err(error) => warn!(error = format!("{error:#}"), "the authority cannot be read"),
+                    }
+                }
+                _ = tick.tick() => {
+                    let looked = self.look(seen.as_ref(), &leadership, &sessions).await;
+                    let error = looked.err().map(|error| format!("{error:#}"));
+                    if let Some(error) = error.as_ref().filter(|_| broken != error) {
+                        warn!(error, "the authority was not replaced, trying again");
+                    }
+                    broken = error;
+                }
+                Ok(()) = changes.changed() => {
+                    changes.mark_unchanged();
+                    self.renew_own().await;
+                    renewal.as_mut().reset(tokio::time::Instant::now() + self.settings.lifetime / 2);
+                }
+                () = &mut renewal => {
+                    let pause = if self.renew_own().await { self.settings.lifetime / 2 } else { EVERY * 5 };
+                    renewal.as_mut().reset(tokio::time::Instant::now() + pause);
+                }
+            }
+        }
+    }
+
+    /// Looks whether something is to be done: files may have changed, or a step is due.
+    async fn look(
+        &self,
+        seen: Option<&StoredAuthority>,
+        leadership: &Leadership,
+        sessions: &TrustSessions,
+    ) -> Result<()> {
+        match (&self.settings.issuer, seen) {
+            (IssuerKind::Files(folder), _) => {
+                let now = self.trusted.borrow().clone();
+                let fresh = issuer::authority_of(folder, now.sequence)?;
+                if now.authority.as_deref() != Some(&fresh) {
+                    let fresh = issuer::authority_of(folder, now.sequence + 1)?;
+                    self.take(trusted_of(&fresh));
+                }
+                Ok(())
+            }
+            (IssuerKind::CertManager { folder, .. }, _) => {
+                let now = self.trusted.borrow().clone();
+                let roots = issuer::roots_of(folder)?.concat();
+                if roots != now.roots {
+                    let sequence = now.sequence + 1;
+                    self.take(Trusted { sequence, roots, authority: None });
+                }
+                Ok(())
+            }
+            (IssuerKind::Builtin, Some(stored)) if leadership.epoch().is_some() => {
+                self.step(stored, sessions).await
+            }
+            (IssuerKind::Builtin, _) => Ok(()),
+        }
+    }
+
+    async fn step(&self, stored: &StoredAuthority, sessions: &TrustSessions) -> Result<()> {
+        let now = jiff::Timestamp::now().as_second();
+        let situation = Situation {
+            now,
+            asked: stored.asked,
+            confirmed: sessions.lowest(),
+            lifetime: i64::try_from(self.settings.lifetime.as_secs()).unwrap_or(i64::MAX / 4),
+        };
+        let Some(step) = stored.authority.due(situation) else { return Ok(()) };
+        let mut next = stored.authority.clone();
+        match step {
+            Step::Prepare => next.prepare(&KeyPair::generate()?, now, CA_LIFETIME)?,
+            Step::Activate => next.activate(now),
+            Step::Retire => next.retire(),
+        }
+        self.store.replace_authority(stored, &next).await?;
+        info!(?step, sequence = next.sequence(), "the authority was replaced");
+        Ok(())
+    }
+
+    fn take(&self, fresh: Trusted) {
+        self.trusted.send_if_modified(|now| {
+            let differs = now.sequence != fresh.sequence
+                || now.roots != fresh.roots
+                || now.authority != fresh.authority;
+            *now = fresh;
+            differs
+        });
+    }
+
+    /// Gets a new certificate for this manager, and tells what is trusted. False: it did not work.
+    async fn renew_own(&self) -> bool {
+        let trusted = self.trusted.borrow().clone();
+        let names = &self.settings.names;
+        let made = own(&trusted, &self.settings, self.cert_manager.as_ref(), names).await;
+        let done = made.and_then(|own| {
+            self.agents.store(with(&own, &self.foreign).server(Clients::Any)?);
+            self.envoys.store(own.server(Clients::WithCertificate)?);
+            Ok(())
+        });
+        match done {
+            Ok(()) => info!(sequence = trusted.sequence, "this manager's certificate was renewed"),
+            Err(error) => {
+                warn!(error = format!("{error:#}"), "this manager's certificate was not renewed");
+                return false;
+            }
+        }
+        self.publish(&trusted).await;
+        true
+    }
+
+    async fn publish(&self, trusted: &Trusted) {
+        let anchor = match &trusted.authority {
+            Some(authority) => authority.anchor().map(str::to_owned).unwrap_or_default(),
+            None => trusted.roots.clone(),
+        };
+        if let Err(error) = self.store.publish_trust(&trusted.roots, &anchor).await {
+            warn!(error = format!("{error:#}"), "what is trusted was not published");
+        }
+    }
+}
+
+fn with(own: &Credentials, foreign: &[CertificateDer<'static>]) -> Credentials {
+    let mut all = own.clone();
+    all.believe(foreign);
+    all
+}
+
+fn trusted_of(authority: &Authority) -> Trusted {
+    Trusted {
+        sequence: authority.sequence(),
+        roots: authority.roots(),
+        authority: Some(Arc::new(authority.clone())),
+    }
+}
+
+async fn first(store: &Store, issuer: &IssuerKind) -> Result<Trusted> {
+    // Where the sequence is not kept, it begins with the time: it only ever grows.
+    let begin = || jiff::Timestamp::now().as_second().unsigned_abs();
+    match issuer {
+        IssuerKind::Files(folder) => Ok(trusted_of(&issuer::authority_of(folder, begin())?)),
+        IssuerKind::CertManager { folder, .. } => {
+            let roots = issuer::roots_of(folder)?.concat();
+            Ok(Trusted { sequence: begin(), roots, authority: None })
+        }
+        IssuerKind::Builtin => {
+            if let Some(stored) = store.authority().await? {
+                return Ok(trusted_of(&stored.authority));
+            }
+            let now = jiff::Timestamp::now().as_second();
+            let made = Authority::new(&KeyPair::generate()?, now, CA_LIFETIME)?;
+            store.create_authority(&made).await?;
+            info!("the first authority was made");
+            let stored = store.authority().await?.context("Secret fairlead-ca is gone")?;
+            Ok(trusted_of(&stored.authority))
+        }
+    }
+}
+
+/// A fresh certificate of this manager.
+async fn own(
+    trusted: &Trusted,
+    settings: &PkiSettings,
+    cert_manager: Option<&CertManager>,
+    names: &[String],
+) -> Result<Credentials> {
+    let key = KeyPair::generate()?;
+    let id = Identity::Manager.id(&settings.trust_domain);
+    let subject = Subject { id: &id, names };
+    let issued = match (&trusted.authority, cert_manager) {
+        (Some(authority), _) => {
+            let public = SubjectPublicKeyInfo::from_der(&key.subject_public_key_info())?;
+            issuer::sign(authority, &subject, &public, settings.lifetime)?
+        }
+        (None, Some(cert_manager)) => {
+            let mut params = CertificateParams::new(names)?;
+            params.subject_alt_names.push(SanType::URI(Ia5String::try_from(id.as_str())?));
+            let csr = params.serialize_request(&key)?;
+            let mut issued =
+                cert_manager.sign(&subject, csr.der(), settings.lifetime).await?;
+            // Agents that join find the CA that their token is pinned to.
+            issued.chain += &trusted.roots;
+            issued
+        }
+        (None, None) => return Err(anyhow!("nothing signs here")),
+    };
+    let key = key.serialize_pem();
+    Credentials::from_pem(trusted.roots.as_bytes(), Some((issued.chain.as_bytes(), key.as_bytes())))
+}
+
+/// Whether a request asks for this SPIFFE id. It is its only name then: [`issuer::key_of`] has looked.
+fn asks_for(csr: &[u8], id: &str) -> bool {
+    csr.windows(id.len()).any(|window| window == id.as_bytes())
+}
