@@ -54,7 +54,9 @@ pub struct TenantSpec {
         length(max = 256),
         inner(
             length(max = 253),
-            regex(pattern = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+            regex(
+                pattern = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+            )
         )
     )]
     pub domains: Vec<String>,

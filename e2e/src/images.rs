@@ -70,10 +70,7 @@ pub fn all() -> Result<Images> {
         files: vec![
             (binaries::envoy()?, "/usr/local/bin/envoy"),
             (release.join("fairlead-drain"), "/usr/local/bin/fairlead-drain"),
-            (
-                release.join("fairlead-envoy-identity"),
-                "/usr/local/bin/fairlead-envoy-identity",
-            ),
+            (release.join("fairlead-envoy-identity"), "/usr/local/bin/fairlead-envoy-identity"),
         ],
         entrypoint: "/usr/local/bin/envoy",
     })?;
@@ -129,7 +126,17 @@ fn build_release() -> Result<PathBuf> {
     command
         .current_dir(paths::repository())
         .args(["build", "--release", "--quiet", "--locked"])
-        .args(["-p", "fairlead-manager", "-p", "fairlead-agent", "-p", "fairlead-cli", "-p", "fairlead-e2e", "--bins"])
+        .args([
+            "-p",
+            "fairlead-manager",
+            "-p",
+            "fairlead-agent",
+            "-p",
+            "fairlead-cli",
+            "-p",
+            "fairlead-e2e",
+            "--bins",
+        ])
         .arg("--target-dir")
         .arg(&target);
     // What cargo set for this program is not meant for the one it starts: build scripts look at it,

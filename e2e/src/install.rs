@@ -90,7 +90,7 @@ fn tenant(driver: &dyn Driver, tenant: &Cluster, images: &Images) -> Result<()> 
 }
 
 /// Whether the cluster's agent has a certificate: it needs no token any more.
-fn has_joined(driver: &dyn Driver, tenant: &Cluster) -> bool {
+pub fn has_joined(driver: &dyn Driver, tenant: &Cluster) -> bool {
     let get = ["-n", NAMESPACE, "get", "secret", "fairlead-agent-identity"];
     let certificate = ["-o", "jsonpath={.data.tls\\.crt}"];
     let found = cluster::kubectl(driver, tenant, &[&get[..], &certificate[..]].concat());
@@ -126,7 +126,16 @@ pub fn secret(driver: &dyn Driver, cluster: &Cluster, name: &str, folder: &Path)
 
 fn chart(driver: &dyn Driver, cluster: &Cluster, name: &str, values: &[String]) -> Result<()> {
     let folder = paths::repository().join("deploy").join(name).display().to_string();
-    let mut arguments = vec!["upgrade", "--install", name, &folder, "-n", NAMESPACE, "--wait", "--create-namespace"];
+    let mut arguments = vec![
+        "upgrade",
+        "--install",
+        name,
+        &folder,
+        "-n",
+        NAMESPACE,
+        "--wait",
+        "--create-namespace",
+    ];
     arguments.extend(["--timeout", "180s"]);
     for value in values {
         arguments.extend(["--set-string", value]);

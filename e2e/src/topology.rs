@@ -83,20 +83,25 @@ pub fn tenants() -> Vec<Cluster> {
     ]
 }
 
+/// A workload cluster that is not there until somebody asks for it, and that runs no Fairlead of its own accord.
+pub fn spare() -> Cluster {
+    Cluster { name: "tenant-c", nodes: vec![host("tenant-c-1", 41, 0)], api_port: 16_443 }
+}
+
 /// All clusters, the hub first.
 pub fn clusters() -> Vec<Cluster> {
     std::iter::once(hub()).chain(tenants()).collect()
 }
 
-/// All hosts: the nodes and the client.
+/// All hosts: the nodes, those of the spare cluster included, and the client.
 pub fn hosts() -> Vec<Host> {
-    let nodes = clusters().into_iter().flat_map(|cluster| cluster.nodes);
+    let nodes = clusters().into_iter().chain([spare()]).flat_map(|cluster| cluster.nodes);
     nodes.chain(std::iter::once(client())).collect()
 }
 
 /// A cluster by its name.
 pub fn cluster(name: &str) -> Option<Cluster> {
-    clusters().into_iter().find(|cluster| cluster.name == name)
+    clusters().into_iter().chain([spare()]).find(|cluster| cluster.name == name)
 }
 
 /// A host by its name.

@@ -47,7 +47,12 @@ pub struct Args {
           value_parser = clap::value_parser!(u64).range(20..=31_536_000))]
     pub certificate_seconds: u64,
     /// The DNS names of the manager's certificate, with commas between.
-    #[arg(long, env = "FAIRLEAD_SERVER_NAMES", default_value = "fairlead-manager", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "FAIRLEAD_SERVER_NAMES",
+        default_value = "fairlead-manager",
+        value_delimiter = ','
+    )]
     pub server_names: Vec<String>,
     /// CAs of existing trust domains, for `Tenant.spec.spiffeIDs`; there may be no such file.
     #[arg(long, env = "FAIRLEAD_EXTERNAL_CA", default_value = "/etc/fairlead/external/ca.crt")]

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::condition::PROGRAMMED;
-use fairlead_api::{AddressPoolStatus, NodeSetStatus, Route, RouteId, RouteStatus, SecretName, TenantId};
+use fairlead_api::{
+    AddressPoolStatus, NodeSetStatus, Route, RouteId, RouteStatus, SecretName, TenantId,
+};
 use fairlead_core::claims::Claim;
 use fairlead_core::engine::Balancer;
 use fairlead_core::hosts::HostClaim;
@@ -28,7 +30,7 @@ use crate::checkers::{Checked, Checkers};
 use crate::fleet::Said;
 use crate::hub::{Hub, Obstacle, pause_after_failure};
 use crate::identity::AllowList;
-use crate::queue::Queue;
+use crate::queue::{Laned, Queue};
 use crate::records::{Existing, Item, Record, Records};
 use crate::watch::{KINDS, Kind, Observed};
 
@@ -39,9 +41,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Observations that are taken in before the engine decides: bounds the delay of the first.
 const BATCH: usize = 512;
 
-/// The engine and what surrounds it.
-pub(crate) struct Conductor {
-    pub(crate) engine: Engine,
+/// What surrounds the engine.
+pub(crate) struct Around {
     pub(crate) hub: Hub,
     pub(crate) cache: Arc<Cache>,
     pub(crate) checkers: Arc<Checkers>,
@@ -49,8 +50,14 @@ pub(crate) struct Conductor {
     pub(crate) allowed: Arc<AllowList>,
     pub(crate) leadership: Leadership,
     pub(crate) stages: Stages,
+}
+
+/// The engine and what surrounds it.
+pub(crate) struct Conductor {
+    engine: Engine,
+    around: Around,
     /// Dropped once everything was read.
-    pub(crate) unready: Option<Guard>,
+    unready: Option<Guard>,
     complete: HashSet<Kind>,
     writes: Queue<Object, Write>,
     under_way: FuturesUnordered<BoxFuture<'static, (Object, Done)>>,
@@ -66,11 +73,26 @@ enum Object {
     Status(RouteId),
     Claims(RouteId),
     Claim(ClaimKey),
-    Host(HostKey),
+    /// With the tenant that claims it; `None`: it is given back.
+    Host(HostKey, Option<TenantId>),
     Nodes(TenantId),
     Pool(String),
     Guard(String),
     Balancer(String),
+}
+
+/// Tenants take turns, and so do the hub's own things.
+impl Laned for Object {
+    type Lane = Option<TenantId>;
+
+    fn lane(&self) -> Option<TenantId> {
+        match self {
+            Self::Status(id) | Self::Claims(id) => Some(id.tenant.clone()),
+            Self::Nodes(tenant) => Some(tenant.clone()),
+            Self::Host(_, tenant) => tenant.clone(),
+            Self::Claim(_) | Self::Pool(_) | Self::Guard(_) | Self::Balancer(_) => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -102,25 +124,10 @@ enum Done {
 }
 
 impl Conductor {
-    pub(crate) fn new(
-        hub: Hub,
-        cache: Arc<Cache>,
-        checkers: Arc<Checkers>,
-        records: Arc<Records>,
-        allowed: Arc<AllowList>,
-        leadership: Leadership,
-        stages: Stages,
-        unready: Guard,
-    ) -> Self {
+    pub(crate) fn new(engine: Engine, around: Around, unready: Guard) -> Self {
         Self {
-            engine: Engine::default(),
-            hub,
-            cache,
-            checkers,
-            records,
-            allowed,
-            leadership,
-            stages,
+            engine,
+            around,
             unready: Some(unready),
             complete: HashSet::new(),
             writes: Queue::new(WRITES),
@@ -138,7 +145,7 @@ impl Conductor {
         mut checked: mpsc::UnboundedReceiver<Checked>,
     ) {
         let mut batch = Vec::with_capacity(BATCH);
-        let mut leadership = self.leadership.clone();
+        let mut leadership = self.around.leadership.clone();
         loop {
             tokio::select! {
                 count = observed.recv_many(&mut batch, BATCH) => {
@@ -169,7 +176,7 @@ impl Conductor {
                 () = leadership.changed() => {}
                 () = until(self.wake) => {}
             }
-            self.engine.lead(self.leadership.epoch().is_some());
+            self.engine.lead(self.around.leadership.epoch().is_some());
             self.step();
         }
     }
@@ -184,17 +191,17 @@ impl Conductor {
                     changes_per_second: spec.quotas.changes_per_second,
                     domains: spec.domains.clone(),
                 });
-                self.records.change_leaving(&id, false);
-                self.records.change_tenant(&id, existing);
+                self.around.records.change_leaving(&id, false);
+                self.around.records.change_tenant(&id, existing);
                 let ids = tenant.as_ref().map(|(_, spec)| spec.spiffe_ids.as_slice());
-                self.allowed.tenant(&id, ids);
+                self.around.allowed.tenant(&id, ids);
                 engine.tenant(&id, tenant.map(|(_, spec)| spec.into()));
             }
             // For all that is decided it is gone already.
             Observed::Leaving(id) => {
-                self.records.change_leaving(&id, true);
-                self.records.change_tenant(&id, None);
-                self.allowed.tenant(&id, None);
+                self.around.records.change_leaving(&id, true);
+                self.around.records.change_tenant(&id, None);
+                self.around.allowed.tenant(&id, None);
                 engine.tenant(&id, None);
             }
             Observed::Pool(name, pool) => {
@@ -204,7 +211,7 @@ impl Conductor {
             }
             Observed::Nodes(id, nodes) => {
                 let (spec, seen) = nodes.unzip();
-                self.records.change(&id, |records| match &spec {
+                self.around.records.change(&id, |records| match &spec {
                     Some(spec) => {
                         let record =
                             Record { hash: spec.content_hash.as_str().into(), report: None };
@@ -221,7 +228,7 @@ impl Conductor {
             Observed::Route(id, Some(route)) => self.route(id, *route),
             Observed::Route(id, None) => {
                 let item = Item::Route(id.name.clone());
-                self.records.change(&id.tenant, |records| records.items.remove(&item));
+                self.around.records.change(&id.tenant, |records| records.items.remove(&item));
                 self.published.remove(&id);
                 engine.route_gone(&id);
             }
@@ -232,14 +239,14 @@ impl Conductor {
             Observed::Secret(tenant, name, secret) => self.secret(&tenant, name, secret),
             Observed::Balancer(name, seen) => engine.balancer(&name, seen),
             Observed::Envoy(name, envoy) => {
-                self.allowed.envoy(&name, envoy.is_some());
+                self.around.allowed.envoy(&name, envoy.is_some());
                 let (ready, hosts) = envoy.unwrap_or_default();
                 engine.envoy_host(&name, hosts);
                 engine.envoy_ready(&name.into(), ready);
             }
             Observed::Agent(tenant, id, agent) => {
                 let agent = agent.as_ref().map(|(spec, status)| (spec, status.as_ref()));
-                self.allowed.agent(&tenant, &id, agent);
+                self.around.allowed.agent(&tenant, &id, agent);
             }
             Observed::Complete(kind) => {
                 self.complete.insert(kind);
@@ -254,7 +261,7 @@ impl Conductor {
         let Some((namespace, own)) = name.parts() else { return };
         let id = SecretId::new(tenant, namespace, own);
         let (hash, content) = secret.unzip();
-        self.records.change(tenant, |records| {
+        self.around.records.change(tenant, |records| {
             let item = Item::Secret(name);
             match hash {
                 Some(hash) => {
@@ -277,7 +284,7 @@ impl Conductor {
     fn route(&mut self, id: RouteId, route: Route) {
         let item = Item::Route(id.name.clone());
         let record = Record::of(&route);
-        self.records.change(&id.tenant, |records| {
+        self.around.records.change(&id.tenant, |records| {
             if records.items.get(&item).is_none_or(|old| **old != record) {
                 records.items.put(item, Arc::new(record));
             }
@@ -329,17 +336,17 @@ impl Conductor {
         } = self.engine.step(&Time(jiff::Timestamp::now()));
         self.wake = wake;
         if !changes.is_empty() {
-            self.stages.observe("translate", start);
+            self.around.stages.observe("translate", start);
         }
-        self.cache.publish(changes);
+        self.around.cache.publish(changes);
         for (envoy, specifier) in checks {
-            self.checkers.ask(&envoy, specifier);
+            self.around.checkers.ask(&envoy, specifier);
         }
         if self.complete.len() == KINDS && self.unready.take().is_some() {
             // Envoys and agents are answered only now: an empty answer would take things away.
-            self.cache.complete();
-            self.records.complete();
-            self.allowed.complete();
+            self.around.cache.complete();
+            self.around.records.complete();
+            self.around.allowed.complete();
             info!("all objects were read");
         }
         for (id, claims) in claim {
@@ -349,10 +356,11 @@ impl Conductor {
             self.writes.push(Object::Claim(key), Write::Release(object));
         }
         for claim in claim_hosts {
-            self.writes.push(Object::Host(claim.key.clone()), Write::ClaimHost(claim));
+            let object = Object::Host(claim.key.clone(), Some(claim.tenant.clone()));
+            self.writes.push(object, Write::ClaimHost(claim));
         }
         for (key, object) in release_hosts {
-            self.writes.push(Object::Host(key), Write::ReleaseHost(object));
+            self.writes.push(Object::Host(key, None), Write::ReleaseHost(object));
         }
         for (id, status) in statuses {
             self.note_progress(&id, &status);
@@ -382,13 +390,13 @@ impl Conductor {
         if !programmed {
             self.published.entry(id.clone()).or_insert_with(Instant::now);
         } else if let Some(start) = self.published.remove(id) {
-            self.stages.observe("publish", start);
+            self.around.stages.observe("publish", start);
         }
     }
 
     fn write(&self, object: Object, write: Write) -> BoxFuture<'static, (Object, Done)> {
         let (hub, stages, leadership) =
-            (self.hub.clone(), self.stages.clone(), self.leadership.clone());
+            (self.around.hub.clone(), self.around.stages.clone(), self.around.leadership.clone());
         async move {
             let start = Instant::now();
             // Who was stopped for a while may have lost the lease without knowing.
@@ -405,7 +413,7 @@ impl Conductor {
             match (&done, &object) {
                 (Done::Failed | Done::HostNotClaimed, _) => pause_after_failure().await,
                 (_, Object::Status(_)) => stages.observe("report", start),
-                (_, Object::Claims(_) | Object::Host(_)) => stages.observe("allocate", start),
+                (_, Object::Claims(_) | Object::Host(..)) => stages.observe("allocate", start),
                 _ => {}
             }
             (object, done)
@@ -424,12 +432,14 @@ impl Conductor {
             (Object::Claims(id), _) => self.engine.claimed(id, None),
             (Object::Claim(key), Done::Released(object)) => self.engine.released(key, &object),
             (Object::Status(id), Done::Failed) => self.engine.not_reported(id),
-            (Object::Host(key), Done::HostClaimed(claim)) => {
+            (Object::Host(key, _), Done::HostClaimed(claim)) => {
                 self.engine.host_claimed(key, Some(claim));
             }
-            (Object::Host(key), Done::HostNotClaimed) => self.engine.host_claimed(key, None),
-            (Object::Host(key), Done::Released(object)) => self.engine.host_released(key, &object),
-            (Object::Host(key), Done::Failed) => self.engine.host_not_released(key),
+            (Object::Host(key, _), Done::HostNotClaimed) => self.engine.host_claimed(key, None),
+            (Object::Host(key, _), Done::Released(object)) => {
+                self.engine.host_released(key, &object);
+            }
+            (Object::Host(key, _), Done::Failed) => self.engine.host_not_released(key),
             (Object::Claim(key), Done::Failed) => self.engine.not_released(key),
             (Object::Guard(name), Done::Failed) => self.engine.not_guarded(name),
             (Object::Balancer(name), Done::Failed) => self.engine.balancer_not_written(name),
@@ -462,17 +472,19 @@ async fn carry_out(hub: &Hub, object: &Object, write: Write) -> Done {
             Ok(()) => return Done::Released(uid),
             Err(error) => Err(error),
         },
-        (Object::Host(_), Write::ClaimHost(claim)) => match hub.claim_host(&claim).await {
+        (Object::Host(..), Write::ClaimHost(claim)) => match hub.claim_host(&claim).await {
             Ok(there) => return Done::HostClaimed(there),
             Err(obstacle) => {
                 warn!(?object, ?obstacle, "host name not claimed, trying again");
                 return Done::HostNotClaimed;
             }
         },
-        (Object::Host(key), Write::ReleaseHost(uid)) => match hub.release_host(key, &uid).await {
-            Ok(()) => return Done::Released(uid),
-            Err(error) => Err(error),
-        },
+        (Object::Host(key, _), Write::ReleaseHost(uid)) => {
+            match hub.release_host(key, &uid).await {
+                Ok(()) => return Done::Released(uid),
+                Err(error) => Err(error),
+            }
+        }
         (Object::Status(id), Write::Status(status)) => hub.report(id, &status).await,
         (Object::Guard(name), Write::Guard(there)) => hub.guard_pool(name, there).await,
         (Object::Balancer(name), Write::Balancer(balancer)) => {

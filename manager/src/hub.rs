@@ -8,8 +8,9 @@ use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::node_set::NODE_SET;
 use fairlead_api::pool::FINALIZER;
 use fairlead_api::{
-    AddressClaim, AddressPool, AddressPoolStatus, HostnameClaim, NodeSet, NodeSetSpec, NodeSetStatus, Route,
-    RouteId, RouteSpec, RouteStatus, SecretName, Tenant, TenantId, TenantStatus,
+    AddressClaim, AddressPool, AddressPoolStatus, HostnameClaim, NodeSet, NodeSetSpec,
+    NodeSetStatus, Route, RouteId, RouteSpec, RouteStatus, SecretName, Tenant, TenantId,
+    TenantStatus,
 };
 use fairlead_core::claims::Claim;
 use fairlead_core::engine::Balancer;
@@ -265,7 +266,7 @@ impl Hub {
     }
 
     /// Makes a tenant's namespace. It belongs to the Tenant, and goes with it.
-    /// Its annotation with the tenant's domains is what the ValidatingAdmissionPolicy goes by.
+    /// Its annotation with the tenant's domains is what the `ValidatingAdmissionPolicy` goes by.
     pub(crate) async fn ensure_namespace(
         &self,
         id: &TenantId,

@@ -118,8 +118,11 @@ mod tests {
     #[test]
     fn who_is_refused_too_often_has_to_wait_and_others_do_not() {
         let (now, mut refusals) = (Instant::now(), Refusals::new(RATE));
-        let (bad, same, good): (IpAddr, IpAddr, IpAddr) =
-            ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap(), "10.0.0.1".parse().unwrap());
+        let (bad, same, good): (IpAddr, IpAddr, IpAddr) = (
+            "2001:db8::1".parse().unwrap(),
+            "2001:db8::2".parse().unwrap(),
+            "10.0.0.1".parse().unwrap(),
+        );
         for _ in 0..3 {
             assert!(!refusals.too_many(bad, now));
             refusals.note(bad, now);

@@ -1,28 +1,53 @@
-//! Work by key: the latest wish of a key counts, and a key is worked on by one at a time.
+//! Work by key: the latest wish of a key counts, and a key is worked on by one at a time. Keys belong to
+//! lanes, which take turns: who wishes much waits behind itself, and not before others.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 
+/// Whose a key is.
+pub(crate) trait Laned {
+    /// Lanes take turns.
+    type Lane: Hash + Eq + Clone + std::fmt::Debug;
+
+    /// The lane of this key.
+    fn lane(&self) -> Self::Lane;
+}
+
 /// What is to be done, and for which keys something is being done.
 #[derive(Debug)]
-pub(crate) struct Queue<K, V> {
-    order: VecDeque<K>,
+pub(crate) struct Queue<K: Laned, V> {
+    /// Keys in the order in which they came.
+    lanes: HashMap<K::Lane, VecDeque<K>>,
+    /// Lanes with keys, the next one first.
+    turns: VecDeque<K::Lane>,
     waiting: HashMap<K, V>,
     busy: HashSet<K>,
     limit: usize,
 }
 
-impl<K: Hash + Eq + Clone, V> Queue<K, V> {
+impl<K: Laned + Hash + Eq + Clone, V> Queue<K, V> {
     /// At most `limit` keys are worked on at the same time.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { order: VecDeque::new(), waiting: HashMap::new(), busy: HashSet::new(), limit }
+        Self {
+            lanes: HashMap::new(),
+            turns: VecDeque::new(),
+            waiting: HashMap::new(),
+            busy: HashSet::new(),
+            limit,
+        }
     }
 
     /// Replaces what was waiting for the key.
     pub(crate) fn push(&mut self, key: K, work: V) {
-        if self.waiting.insert(key.clone(), work).is_none() {
-            self.order.push_back(key);
+        if self.waiting.insert(key.clone(), work).is_some() {
+            return;
         }
+        let lane = key.lane();
+        let keys = self.lanes.entry(lane.clone()).or_default();
+        if keys.is_empty() {
+            self.turns.push_back(lane);
+        }
+        keys.push_back(key);
     }
 
     /// Puts work back that could not be done; what came meanwhile is newer, and counts.
@@ -32,13 +57,26 @@ impl<K: Hash + Eq + Clone, V> Queue<K, V> {
         }
     }
 
-    /// The next key that nobody works on; to be followed by [`Queue::done`].
+    /// The next key that nobody works on, of the next lane that has one; to be followed by [`Queue::done`].
     pub(crate) fn next(&mut self) -> Option<(K, V)> {
         if self.busy.len() >= self.limit {
             return None;
         }
-        let index = self.order.iter().position(|key| !self.busy.contains(key))?;
-        let key = self.order.remove(index)?;
+        let free = |keys: &VecDeque<K>| keys.iter().position(|key| !self.busy.contains(key));
+        let found = self
+            .turns
+            .iter()
+            .enumerate()
+            .find_map(|(turn, lane)| Some((turn, free(self.lanes.get(lane)?)?)));
+        let (turn, index) = found?;
+        let lane = self.turns.remove(turn)?;
+        let keys = self.lanes.get_mut(&lane)?;
+        let key = keys.remove(index)?;
+        if keys.is_empty() {
+            self.lanes.remove(&lane);
+        } else {
+            self.turns.push_back(lane);
+        }
         let work = self.waiting.remove(&key)?;
         self.busy.insert(key.clone());
         Some((key, work))
@@ -59,6 +97,14 @@ impl<K: Hash + Eq + Clone, V> Queue<K, V> {
 mod tests {
     use super::*;
 
+    impl Laned for &str {
+        type Lane = u8;
+
+        fn lane(&self) -> u8 {
+            self.as_bytes()[0]
+        }
+    }
+
     #[test]
     fn the_latest_wish_counts_and_a_key_has_one_worker() {
         let mut queue = Queue::new(2);
@@ -73,5 +119,17 @@ mod tests {
         queue.done(&"a");
         assert_eq!(queue.next(), Some(("a", 3)));
         assert_eq!(queue.len(), 1);
+    }
+
+    #[test]
+    fn who_wishes_much_waits_behind_itself() {
+        let mut queue = Queue::new(10);
+        for key in ["noisy1", "noisy2", "noisy3", "noisy4"] {
+            queue.push(key, 0);
+        }
+        queue.push("quiet1", 0);
+        queue.push("quiet2", 0);
+        let order: Vec<_> = std::iter::from_fn(|| queue.next()).map(|(key, _)| key).collect();
+        assert_eq!(order, ["noisy1", "quiet1", "noisy2", "quiet2", "noisy3", "noisy4"]);
     }
 }

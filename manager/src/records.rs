@@ -156,9 +156,8 @@ impl Records {
     /// The tenants that the hub has.
     pub(crate) fn tenants(&self) -> Vec<(TenantId, Existing)> {
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
-        let existing = |(id, tenant): (&TenantId, &Tenant)| {
-            Some((id.clone(), tenant.tenant.clone()?))
-        };
+        let existing =
+            |(id, tenant): (&TenantId, &Tenant)| Some((id.clone(), tenant.tenant.clone()?));
         tenants.iter().filter_map(existing).collect()
     }
 }

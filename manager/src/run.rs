@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use envoy_types::pb::envoy::service::health::v3::health_discovery_service_server::HealthDiscoveryServiceServer;
-use fairlead_process::tls::ServerTls;
+use fairlead_core::Engine;
+use fairlead_process::tls::{Connection, ServerTls};
 use fairlead_process::{lease, logs, metrics, probes, shutdown, tls};
+use fairlead_proto::MAX_MESSAGE_BYTES;
 use fairlead_proto::v1::hub_server::HubServer;
-use fairlead_proto::v1::identity_server::IdentityServer;
-use fairlead_proto::{MAX_IDENTITY_BYTES, MAX_MESSAGE_BYTES};
 use fairlead_xds::Cache;
 use kube::Client;
 use prometheus_client::metrics::counter::Counter;
@@ -18,6 +18,8 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tower::layer::util::{Identity, Stack};
 use tracing::info;
@@ -25,11 +27,10 @@ use tracing::info;
 use crate::Args;
 use crate::agent_api::{AgentApi, Sessions};
 use crate::checkers::{self, Checkers};
-use crate::conduct::Conductor;
-use crate::events::Events;
+use crate::conduct::{Around, Conductor};
 use crate::fleet::Fleet;
 use crate::hub::Hub;
-use crate::identity::{self, AllowList, Gate, Pki, TrustSessions};
+use crate::identity::{AllowList, Gate, Identities};
 use crate::records::Records;
 use crate::tenants::Tenants;
 use crate::watch;
@@ -61,9 +62,8 @@ impl Args {
             Arc::new(Sessions::default()),
             Hub::new(client.clone(), &self.namespace, &self.envoy_selector),
         );
-        let pki = Pki::start(client.clone(), &self.namespace, self.pki()?).await?;
-        let (note_use, used) = mpsc::unbounded_channel();
-        let allowed = Arc::new(AllowList::new(&self.trust_domain, pki.foreign(), note_use)?);
+        let identities = Identities::start(&client, &self).await?;
+        let allowed = identities.allowed.clone();
         let gate = Gate { refused: Counter::default() };
         register(&mut registry, &sessions, &allowed, &gate);
 
@@ -72,55 +72,34 @@ impl Args {
         let (find, checked) = mpsc::unbounded_channel();
         let checkers = Arc::new(Checkers::new(find));
         watch::all(&client, &self.namespace, &self.envoy_selector, &observe);
-        let mut conductor = Conductor::new(
-            hub.clone(),
-            cache.clone(),
-            checkers.clone(),
-            records.clone(),
-            allowed.clone(),
-            leadership.clone(),
-            stages.clone(),
-            unread,
-        );
-        conductor.engine.forbid(self.refused_cidrs.iter().flatten().copied().collect());
+        let around = Around {
+            hub: hub.clone(),
+            cache: cache.clone(),
+            checkers: checkers.clone(),
+            records: records.clone(),
+            allowed: allowed.clone(),
+            leadership: leadership.clone(),
+            stages: stages.clone(),
+        };
+        let conductor = Conductor::new(self.engine(), around, unread);
         let tenants = Tenants {
-            client: client.clone(),
+            client,
             hub: hub.clone(),
             records: records.clone(),
             sessions: sessions.clone(),
-            allowed: allowed.clone(),
+            allowed,
             leadership: leadership.clone(),
         };
-        let store = identity::Store::new(client.clone(), &self.namespace);
-        let (events, trust_sessions) =
-            (Events::new(client, &self.name), Arc::new(TrustSessions::default()));
-        let account = format!("{}:{}", self.namespace, self.envoy_account);
-        let identities = identity::Service::new(
-            pki.clone(),
-            store.clone(),
-            events.clone(),
-            trust_sessions.clone(),
-            &account,
-        )?;
-        let identities = IdentityServer::new(identities)
-            .max_decoding_message_size(MAX_IDENTITY_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
-
         let api = AgentApi { hub, records, sessions, stages, stop: stop.clone() };
         let agents = HubServer::new(api)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let (from_agents, from_envoys) = self.accept(&identities, &stop).await?;
+        let for_agents = server(gate.clone()).add_service(agents).add_service(identities.server());
         let envoys = fairlead_xds::Server::new(cache, Arc::new(Fleet::new(say)));
-        let listen = |address| async move {
-            TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))
-        };
-        let begin = allowed.read.clone();
-        let accept = |listener, tls: &ServerTls| {
-            tls::accept(listener, tls.clone(), allowed.clone(), begin.clone(), stop.clone())
-        };
-        let from_agents = accept(listen(self.agent_address).await?, &pki.agents);
-        let from_envoys = accept(listen(self.xds_address).await?, &pki.envoys);
-        info!(agents = %self.agent_address, xds = %self.xds_address, "serving");
+        let health = HealthDiscoveryServiceServer::new(checkers::Service(checkers))
+            .max_decoding_message_size(MAX_REPORT_BYTES);
+        let for_envoys = server(gate).add_service(envoys).add_service(health);
 
         // Each runs until `stop`; one that ends before ends the process.
         let mut tasks: JoinSet<Result<&'static str>> = JoinSet::new();
@@ -132,29 +111,20 @@ impl Args {
             tenants.run().await;
             Ok("tenants")
         });
-        let standing_now = leadership.clone();
         tasks.spawn(async move {
-            pki.run(standing_now, trust_sessions).await;
+            Box::pin(identities.keep(leadership)).await;
             Ok("certificates")
         });
-        tasks.spawn(async move {
-            identity::upkeep(used, store, events, leadership).await;
-            Ok("upkeep")
-        });
-        let (stopped, guard) = (stop.clone(), gate.clone());
+        let stopped = stop.clone();
         tasks.spawn(async move {
             let ended = stopped.cancelled_owned();
-            let server = server(guard).add_service(agents).add_service(identities);
-            server.serve_with_incoming_shutdown(from_agents, ended).await?;
+            for_agents.serve_with_incoming_shutdown(from_agents, ended).await?;
             Ok("agent API")
         });
         let stopped = stop.clone();
         tasks.spawn(async move {
             let ended = stopped.cancelled_owned();
-            let health = HealthDiscoveryServiceServer::new(checkers::Service(checkers))
-                .max_decoding_message_size(MAX_REPORT_BYTES);
-            let server = server(gate).add_service(envoys).add_service(health);
-            server.serve_with_incoming_shutdown(from_envoys, ended).await?;
+            for_envoys.serve_with_incoming_shutdown(from_envoys, ended).await?;
             Ok("xDS")
         });
         tasks.spawn({
@@ -175,6 +145,35 @@ impl Args {
         // The lease is let go, so that another manager takes over at once.
         standing.await?;
         Ok(())
+    }
+}
+
+type Incoming = ReceiverStream<std::io::Result<Connection>>;
+
+impl Args {
+    fn engine(&self) -> Engine {
+        let mut engine = Engine::default();
+        engine.forbid(self.refused_cidrs.iter().flatten().copied().collect());
+        engine
+    }
+
+    /// Listens for agents and for Envoys. Whoever comes before everything was read waits.
+    async fn accept(
+        &self,
+        identities: &Identities,
+        stop: &CancellationToken,
+    ) -> Result<(Incoming, Incoming)> {
+        let Identities { pki, allowed, .. } = identities;
+        let listen = |address| async move {
+            TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))
+        };
+        let accept = |listener, tls: &ServerTls| {
+            tls::accept(listener, tls.clone(), allowed.clone(), allowed.read.clone(), stop.clone())
+        };
+        let from_agents = accept(listen(self.agent_address).await?, &pki.agents);
+        let from_envoys = accept(listen(self.xds_address).await?, &pki.envoys);
+        info!(agents = %self.agent_address, xds = %self.xds_address, "serving");
+        Ok((from_agents, from_envoys))
     }
 }
 

@@ -8,8 +8,9 @@ use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::node_set::NODE_SET;
 use fairlead_api::pool::FINALIZER;
 use fairlead_api::{
-    AddressClaim, AddressPool, AddressPoolSpec, Agent, AgentId, AgentSpec, AgentStatus, HostnameClaim, NodeSet, NodeSetSpec, NodeSetStatus, Route,
-    RouteId, RouteName, SecretName, Tenant, TenantId, TenantSpec,
+    AddressClaim, AddressPool, AddressPoolSpec, Agent, AgentId, AgentSpec, AgentStatus,
+    HostnameClaim, NodeSet, NodeSetSpec, NodeSetStatus, Route, RouteId, RouteName, SecretName,
+    Tenant, TenantId, TenantSpec,
 };
 use fairlead_core::claims::Claim;
 use fairlead_core::engine::{Guard, SeenBalancer};

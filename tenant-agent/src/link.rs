@@ -93,7 +93,12 @@ impl Link {
     }
 
     fn greet(&self, send: &mpsc::Sender<v1::AgentMessage>) -> Result<()> {
-        let hello = v1::AgentMessage { message: Some(To::Hello(v1::Hello { time: Some(std::time::SystemTime::now().into()), ..self.hello.clone() })) };
+        let hello = v1::AgentMessage {
+            message: Some(To::Hello(v1::Hello {
+                time: Some(std::time::SystemTime::now().into()),
+                ..self.hello.clone()
+            })),
+        };
         send.try_send(hello).context("the queue is new")
     }
 
@@ -160,8 +165,14 @@ pub(crate) fn brief(status: tonic::Status) -> anyhow::Error {
 pub(crate) fn explained(error: &str) -> String {
     let hints = [
         ("CertificateExpired", "the hub says that this agent's certificate has expired"),
-        ("certificate expired", "the hub's certificate has expired, by this node's clock; is that right?"),
-        ("certificate not valid yet", "the hub's certificate is not valid yet, by this node's clock; is that right?"),
+        (
+            "certificate expired",
+            "the hub's certificate has expired, by this node's clock; is that right?",
+        ),
+        (
+            "certificate not valid yet",
+            "the hub's certificate is not valid yet, by this node's clock; is that right?",
+        ),
         ("UnknownIssuer", "this is not the hub that the join token, or ca.crt, is for"),
         ("BadSignature", "this is not the hub that the join token, or ca.crt, is for"),
         ("UnknownCA", "this agent's certificate is not from this hub"),

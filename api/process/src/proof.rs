@@ -5,8 +5,8 @@ use anyhow::{Context, Result, anyhow};
 use ring::digest::{SHA256, digest};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::pem::PemObject;
 
 /// `SubjectPublicKeyInfo` of a P-256 key, up to the point (RFC 5480).
 const P256_PREFIX: [u8; 26] = [
@@ -48,7 +48,8 @@ impl BoundKey {
     /// # Errors
     /// The system gives no random bytes.
     pub fn generate() -> Result<Self> {
-        let made = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new());
+        let made =
+            EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new());
         let der = made.map_err(|_| anyhow!("no key could be made"))?;
         let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der.as_ref());
         let lines: Vec<&str> =

@@ -26,10 +26,14 @@ pub struct Token {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Not of this form at all.
-    #[error("a join token has four parts with dots between, the first of them {VERSION:?}; this has {0}")]
+    #[error(
+        "a join token has four parts with dots between, the first of them {VERSION:?}; this has {0}"
+    )]
     Parts(usize),
     /// Made by something else.
-    #[error("a join token begins with {VERSION:?}; this one is of another kind, or another version")]
+    #[error(
+        "a join token begins with {VERSION:?}; this one is of another kind, or another version"
+    )]
     Version,
     /// The second part.
     #[error("the join token's id must be 10 of a to z and 0 to 9; was it copied whole?")]
@@ -54,7 +58,8 @@ impl Token {
         SystemRandom::new().fill(&mut id).map_err(|_| random())?;
         // 32 letters: no bias, none that is mistaken for another.
         let letters = b"abcdefghijkmnpqrstuvwxyz23456789";
-        let id: String = id.iter().map(|byte| char::from(letters[usize::from(byte % 32)])).collect();
+        let id: String =
+            id.iter().map(|byte| char::from(letters[usize::from(byte % 32)])).collect();
         Ok(Self { id: id.parse()?, secret, pin })
     }
 

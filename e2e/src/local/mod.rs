@@ -96,6 +96,17 @@ impl Driver for Local {
     }
 }
 
+impl Local {
+    /// Brings the spare cluster up, unless it is; the others are.
+    pub fn up_spare(self) -> Result<Cluster> {
+        let spare = topology::spare();
+        if cluster::kubectl(&self, &spare, &["get", "--raw", "/readyz"]).is_err() {
+            start(&spare, &images::pause()?, &images::coredns()?)?;
+        }
+        Ok(spare)
+    }
+}
+
 /// One cluster from nothing to working DNS.
 fn start(cluster: &Cluster, pause: &Path, coredns: &images::Image) -> Result<()> {
     let folder = folder(cluster);

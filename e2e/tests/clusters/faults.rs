@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use fairlead_e2e::install::{self, NAMESPACE};
 use fairlead_e2e::local::{Local, net};
-use fairlead_e2e::paths;
 
 use crate::world::{
     address, alone, answers, apply, event, gone, hub, kubectl, service, tenant, until,
@@ -25,7 +24,7 @@ pub fn request(address: &str) -> Result<()> {
 }
 
 /// Sends requests from the client host while `work` goes on: how many, and the errors.
-fn under_load(address: &str, work: impl FnOnce()) -> (u32, Vec<String>) {
+pub fn under_load(address: &str, work: impl FnOnce()) -> (u32, Vec<String>) {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let load = scope.spawn(|| {
@@ -163,57 +162,32 @@ fn a_hub_that_is_away_is_said_and_can_be_left_behind() {
 }
 
 #[test]
-fn an_agent_that_the_hub_does_not_know_is_told_why() {
-    let world = alone("an_agent_that_the_hub_does_not_know_is_told_why");
+fn an_agent_with_a_token_that_does_not_work_goes_on_as_before_and_says_so() {
+    let world = alone("an_agent_with_a_token_that_does_not_work_goes_on_as_before_and_says_so");
     let b = tenant("tenant-b");
     world.workload(&b, "ghost");
     apply(&b, &service("ghost", "web", "{name: http, port: 8400, targetPort: 8080}", ""));
     let url = format!("http://{}:8400/", address(&b, "ghost", "web"));
-    let _restore = Restore;
-    let folder = paths::state().join("test-certificates");
-    let own = paths::cache().join("certificates");
-    std::fs::create_dir_all(&folder).unwrap();
-    for (source, tenant, environment, says) in [
-        ("own CA, no such tenant", "ghost", "", "the hub has no tenant \"ghost\""),
-        ("own CA, expired", "late", "0", "this agent's certificate has expired"),
-        ("another CA", "b", "", "is not the CA of the hub's certificate"),
-    ] {
-        let from = folder.join(tenant);
-        if source != "another CA" {
-            // The hub's own CA.
-            std::fs::create_dir_all(&from).unwrap();
-            let copy = format!("cp -r {}/ca {}", own.display(), from.display());
-            crate::world::on_host("client", &copy).unwrap();
-        }
-        let script = format!(
-            "FAIRLEAD_CERT_DAYS={} bash {}/deploy/certs.sh {} tenant {tenant}",
-            if environment.is_empty() { "1" } else { environment },
-            paths::repository().display(),
-            from.display(),
-        );
-        crate::world::on_host("client", &script).unwrap();
-        let secret = from.join(format!("tenant-{tenant}"));
-        install::secret(&Local, &b, "fairlead-agent-tls", &secret).unwrap();
-        kubectl(&b, &format!("-n {NAMESPACE} rollout restart deployment/fairlead-agent"));
-        rollout(&b, "deployment/fairlead-agent");
+    let unknown = fairlead_process::token::Token::new([7; 32]).unwrap();
+    let known = crate::agent::token("b");
+    install::fairlead(&Local, &["token", "revoke", known.id.as_str()]).unwrap();
+    for (token, says) in [(unknown, "this is not the hub"), (known, "join token is not known here")]
+    {
+        let secret = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "fairlead-agent-join", "namespace": NAMESPACE},
+            "stringData": {"token": token.reveal()},
+        });
+        apply(&b, &secret.to_string());
+        rollout_of_agents(&b);
         let logs = format!("-n {NAMESPACE} logs -l app.kubernetes.io/component=agent --tail=50");
         until(&b, &logs, |text| {
-            text.lines().any(|line| line.contains("no stream to the hub") && line.contains(says))
+            text.lines().any(|line| {
+                line.contains("the new join token does not work") && line.contains(says)
+            })
         });
-        answers(&url, "cluster=tenant-b");
-    }
-}
-
-/// Gives tenant-b its own certificate back, also when the test fails.
-struct Restore;
-
-impl Drop for Restore {
-    fn drop(&mut self) {
-        let b = tenant("tenant-b");
-        let real = paths::cache().join("certificates/tenant-b");
-        install::secret(&Local, &b, "fairlead-agent-tls", &real).expect("the real certificate");
-        kubectl(&b, &format!("-n {NAMESPACE} rollout restart deployment/fairlead-agent"));
-        rollout(&b, "deployment/fairlead-agent");
         until(&hub(), "get tenant b --no-headers", |line| line.contains("True"));
+        answers(&url, "cluster=tenant-b");
     }
 }

@@ -5,9 +5,12 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
+mod agent;
 mod bad_input;
 mod faults;
+mod identity;
 mod ingress;
+mod isolation;
 mod layer4;
 mod provider;
 mod services;

@@ -66,7 +66,9 @@ async fn change(
     let api: Api<Agent> = Api::namespaced(client.clone(), &tenant.namespace());
     let found = api.get_opt(agent).await?;
     let found = found.with_context(|| {
-        format!("tenant {tenant} has no agent {agent}; `fairlead agent list` shows those that there are")
+        format!(
+            "tenant {tenant} has no agent {agent}; `fairlead agent list` shows those that there are"
+        )
     })?;
     let patch = Patch::Merge(json!({ "spec": spec(&found) }));
     if let Err(error) = api.patch(agent, &PatchParams::default(), &patch).await {

@@ -31,7 +31,8 @@ impl Command {
         match self {
             Self::Status => {
                 let data = secret.data.unwrap_or_default();
-                let stored = data.get("authority.json").context("the Secret has no authority.json")?;
+                let stored =
+                    data.get("authority.json").context("the Secret has no authority.json")?;
                 print!("{}", status(&serde_json::from_slice(&stored.0)?));
             }
             Self::Rotate => {
@@ -58,5 +59,9 @@ fn status(stored: &Value) -> String {
         ]
     };
     let rows: Vec<_> = all.iter().map(row).collect();
-    format!("sequence {}\n{}", number(stored, "sequence"), table(&["PHASE", "SINCE", "EXPIRES"], &rows))
+    format!(
+        "sequence {}\n{}",
+        number(stored, "sequence"),
+        table(&["PHASE", "SINCE", "EXPIRES"], &rows)
+    )
 }

@@ -63,7 +63,9 @@ impl Args {
         let options =
             KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
         let config = match &self.kubeconfig {
-            Some(path) => Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &options).await?,
+            Some(path) => {
+                Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &options).await?
+            }
             None if self.context.is_some() => Config::from_kubeconfig(&options).await?,
             None => Config::infer().await?,
         };
@@ -81,11 +83,8 @@ fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let header = header.iter().map(|cell| (*cell).to_owned()).collect();
     let mut text = String::new();
     for row in std::iter::once(&header).chain(rows) {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         text.push_str(cells.join("   ").trim_end());
         text.push('\n');
     }
@@ -110,7 +109,8 @@ mod tests {
 
     #[test]
     fn columns_stand_below_each_other() {
-        let rows = vec![vec!["a".to_owned(), "long one".to_owned()], vec!["bbb".into(), "c".into()]];
+        let rows =
+            vec![vec!["a".to_owned(), "long one".to_owned()], vec!["bbb".into(), "c".into()]];
         assert_eq!(table(&["X", "Y"], &rows), "X     Y\na     long one\nbbb   c\n");
         assert_eq!(table(&["X"], &[]), "X\n");
     }

@@ -63,8 +63,16 @@ impl Command {
                 let now = Timestamp::now().as_second();
                 let all = api.list(&ListParams::default()).await?.items;
                 let rows: Vec<_> = all.iter().map(|tenant| row(tenant, now)).collect();
-                let header =
-                    ["NAME", "CONNECTED", "LAST SEEN", "NODES", "ROUTES", "CERTIFICATE", "AGENT", "PROBLEM"];
+                let header = [
+                    "NAME",
+                    "CONNECTED",
+                    "LAST SEEN",
+                    "NODES",
+                    "ROUTES",
+                    "CERTIFICATE",
+                    "AGENT",
+                    "PROBLEM",
+                ];
                 print!("{}", table(&header, &rows));
                 Ok(())
             }
@@ -99,10 +107,13 @@ async fn add(api: &Api<Tenant>, client: &Client, namespace: &str, add: Add) -> R
 }
 
 async fn remove(api: &Api<Tenant>, name: &str, yes: bool) -> Result<()> {
-    let tenant = api.get_opt(name).await?.with_context(|| format!("the hub has no tenant {name}"))?;
+    let tenant =
+        api.get_opt(name).await?.with_context(|| format!("the hub has no tenant {name}"))?;
     if !yes {
         let routes = tenant.status.as_ref().map_or(0, |status| status.routes);
-        bail!("this ends the traffic of {routes} Routes of tenant {name}; say --yes if that is meant");
+        bail!(
+            "this ends the traffic of {routes} Routes of tenant {name}; say --yes if that is meant"
+        );
     }
     let uid = tenant.uid().unwrap_or_default();
     api.delete(name, &DeleteParams::default()).await?;
@@ -113,7 +124,9 @@ async fn remove(api: &Api<Tenant>, name: &str, yes: bool) -> Result<()> {
             ended?;
             println!("tenant {name} is gone");
         }
-        Err(_) => println!("it goes on by itself; `kubectl get tenant {name}` shows whether it is there still"),
+        Err(_) => println!(
+            "it goes on by itself; `kubectl get tenant {name}` shows whether it is there still"
+        ),
     }
     Ok(())
 }

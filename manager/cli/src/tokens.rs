@@ -60,7 +60,9 @@ impl Command {
                 let tenant: TenantId = tenant.parse()?;
                 let there = Api::<Tenant>::all(client.clone()).get_opt(tenant.as_str()).await?;
                 if there.is_none() {
-                    bail!("the hub has no tenant {tenant}; `fairlead tenant add {tenant}` makes it");
+                    bail!(
+                        "the hub has no tenant {tenant}; `fairlead tenant add {tenant}` makes it"
+                    );
                 }
                 create(client, namespace, &tenant, &join).await
             }
@@ -76,7 +78,9 @@ impl Command {
                 let id = id.parse::<Token>().map_or(id, |token| token.id.to_string());
                 match api.delete(&id, &DeleteParams::default()).await {
                     Err(kube::Error::Api(status)) if status.code == 404 => {
-                        bail!("there is no token {id}; `fairlead token list` shows those that there are")
+                        bail!(
+                            "there is no token {id}; `fairlead token list` shows those that there are"
+                        )
                     }
                     deleted => drop(deleted?),
                 }
@@ -152,16 +156,22 @@ async fn hub_address(client: &Client, namespace: &str) -> Result<String> {
     let service = services.get("fairlead-agents").await.context("Service fairlead-agents")?;
     let spec = service.spec.unwrap_or_default();
     let port = spec.ports.iter().flatten().next().context("Service fairlead-agents has no port")?;
-    let ingress = service.status.and_then(|status| status.load_balancer?.ingress?.into_iter().next());
+    let ingress =
+        service.status.and_then(|status| status.load_balancer?.ingress?.into_iter().next());
     if let Some(ingress) = ingress {
-        let host = ingress.ip.or(ingress.hostname).context("the Service's load balancer has no address")?;
+        let host = ingress
+            .ip
+            .or(ingress.hostname)
+            .context("the Service's load balancer has no address")?;
         return Ok(format!("{host}:{}", port.port));
     }
-    let hint = "give --hub-address, the host:port at which tenants reach the Service fairlead-agents";
+    let hint =
+        "give --hub-address, the host:port at which tenants reach the Service fairlead-agents";
     let node_port = port.node_port.context(hint)?;
     let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await?.items;
     let addresses = |kind: &'static str| {
-        let all = nodes.iter().filter_map(|node| node.status.as_ref()?.addresses.as_ref()).flatten();
+        let all =
+            nodes.iter().filter_map(|node| node.status.as_ref()?.addresses.as_ref()).flatten();
         all.filter(move |one| one.type_ == kind).map(|one| one.address.clone()).next()
     };
     let address = addresses("ExternalIP").or_else(|| addresses("InternalIP")).context(hint)?;

@@ -9,7 +9,9 @@ use envoy_types::pb::envoy::service::health::v3::HealthCheckSpecifier;
 use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::condition::{Reason, Verdict};
 use fairlead_api::route::{Source, SourceKind};
-use fairlead_api::{AddressPoolStatus, NodeSetSpec, NodeSetStatus, RouteId, RouteSpec, RouteStatus, TenantId};
+use fairlead_api::{
+    AddressPoolStatus, NodeSetSpec, NodeSetStatus, RouteId, RouteSpec, RouteStatus, TenantId,
+};
 use fairlead_xds::Change;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 

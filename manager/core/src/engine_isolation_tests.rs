@@ -78,7 +78,10 @@ fn a_tenant_with_domains_has_no_rule_for_any_host() {
     world.apply_at(ing("blue/web"), ingress("*/>web:80"));
     world.settle();
     let told = world.verdict(&ing("blue/web"), ACCEPTED);
-    assert!(told.starts_with("False HostnameNotAllowed") && told.contains("without a host"), "{told}");
+    assert!(
+        told.starts_with("False HostnameNotAllowed") && told.contains("without a host"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -117,10 +120,16 @@ fn a_node_address_is_one_tenants_also_after_a_restart_and_until_it_lets_go() {
     world.nodes("red", &["10.0.0.1"]);
     world.publish("red/web", &[81]);
     let told = world.verdict(&id("red/web"), RESOLVED_REFS);
-    assert!(told.starts_with("False NodeNotAllowed") && told.contains("another tenant's"), "{told}");
+    assert!(
+        told.starts_with("False NodeNotAllowed") && told.contains("another tenant's"),
+        "{told}"
+    );
     assert_eq!(world.node_sets[&tenant("blue")].addresses, ["10.0.0.1", "10.0.0.2"]);
     let refused = &world.node_sets[&tenant("red")];
-    assert!(refused.addresses.is_empty() && refused.refused[0].starts_with("n0: 10.0.0.1"), "{refused:?}");
+    assert!(
+        refused.addresses.is_empty() && refused.refused[0].starts_with("n0: 10.0.0.1"),
+        "{refused:?}"
+    );
 
     // A manager that begins anew, and reads red first.
     let mut after = World { node_sets: world.node_sets.clone(), ..World::default() };
@@ -156,7 +165,10 @@ fn the_hubs_own_addresses_are_no_tenants_nodes() {
         world.nodes("blue", &[address]);
         world.settle();
         let told = world.verdict(&id("blue/web"), RESOLVED_REFS);
-        assert!(told.starts_with("False NodeNotAllowed") && told.contains(why), "{address}: {told}");
+        assert!(
+            told.starts_with("False NodeNotAllowed") && told.contains(why),
+            "{address}: {told}"
+        );
         assert!(world.engine.nodes[&tenant("blue")].addresses.is_empty(), "{address}");
     }
 }

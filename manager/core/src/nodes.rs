@@ -94,7 +94,9 @@ fn permit(text: &str, bounds: &Bounds<'_>) -> Result<IpAddr, String> {
         return Err(format!("{address} is outside Tenant.spec.nodeCIDRs"));
     }
     if (bounds.taken)(address) {
-        return Err(format!("{address} is another tenant's node; ask the platform team whose it is"));
+        return Err(format!(
+            "{address} is another tenant's node; ask the platform team whose it is"
+        ));
     }
     Ok(address)
 }
@@ -198,9 +200,27 @@ mod tests {
 
     fn address_text() -> impl Strategy<Value = String> {
         let special = proptest::sample::select(vec![
-            "127.0.0.1", "169.254.169.254", "10.1.0.1", "10.1.0.2", "10.1.0.3", "::1", "::", "0.0.0.0",
-            "::ffff:10.1.0.1", "::10.1.0.1", "::ffff:127.0.0.1", "fe80::1", "ff02::1", "224.0.0.1",
-            "255.255.255.255", "2001:db8::1", "010.1.0.3", "10.1.3", "0x0a.1.0.3", "10.1.0.3 ", "",
+            "127.0.0.1",
+            "169.254.169.254",
+            "10.1.0.1",
+            "10.1.0.2",
+            "10.1.0.3",
+            "::1",
+            "::",
+            "0.0.0.0",
+            "::ffff:10.1.0.1",
+            "::10.1.0.1",
+            "::ffff:127.0.0.1",
+            "fe80::1",
+            "ff02::1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "2001:db8::1",
+            "010.1.0.3",
+            "10.1.3",
+            "0x0a.1.0.3",
+            "10.1.0.3 ",
+            "",
         ]);
         prop_oneof![
             special.prop_map(str::to_owned),

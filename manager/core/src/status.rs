@@ -71,10 +71,8 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
     let why = conflicts.first().map_or(Reason::HostnameConflict, |(reason, _)| *reason);
     let conflicts: Vec<_> = conflicts.iter().map(|(_, what)| what.as_str()).collect();
     // These hold when something is wrong.
-    let faults = [
-        (CONFLICTED, why, conflicts),
-        (PARTIALLY_INVALID, Reason::UnsupportedValue, partly),
-    ];
+    let faults =
+        [(CONFLICTED, why, conflicts), (PARTIALLY_INVALID, Reason::UnsupportedValue, partly)];
     let old = old.map_or(&[][..], |status| status.conditions.as_slice());
     let mut reason = String::new();
     let mut conditions = Vec::with_capacity(verdicts.len());

@@ -248,7 +248,9 @@ impl Authority {
             return known.then_some(Step::Activate);
         }
         let retiring = self.generations.iter().find(|one| one.phase == Phase::Retiring);
-        if retiring.is_some_and(|one| one.since > 0 && now > one.since + lifetime + BACKDATED.min(lifetime)) {
+        if retiring.is_some_and(|one| {
+            one.since > 0 && now > one.since + lifetime + BACKDATED.min(lifetime)
+        }) {
             return Some(Step::Retire);
         }
         let active = self.active().ok()?;
@@ -265,7 +267,12 @@ impl Authority {
     ///
     /// # Errors
     /// A key cannot be used.
-    pub fn prepare(&mut self, key: &KeyPair, now: i64, lifetime: i64) -> Result<(), AuthorityError> {
+    pub fn prepare(
+        &mut self,
+        key: &KeyPair,
+        now: i64,
+        lifetime: i64,
+    ) -> Result<(), AuthorityError> {
         let (certificate, not_after) = root(key, now, lifetime)?;
         let active = self.active()?;
         let signer = KeyPair::from_pem(&active.key)?;
@@ -366,11 +373,7 @@ fn root(key: &KeyPair, now: i64, lifetime: i64) -> Result<(String, i64), Authori
 }
 
 /// The subject tells authorities apart: those who look for an issuer look by name.
-fn ca_params(
-    key: &KeyPair,
-    now: i64,
-    not_after: i64,
-) -> Result<CertificateParams, AuthorityError> {
+fn ca_params(key: &KeyPair, now: i64, not_after: i64) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
     let mut name = DistinguishedName::new();
     let pin = fairlead_process::token::sha256(&key.subject_public_key_info());

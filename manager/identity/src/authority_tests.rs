@@ -65,7 +65,10 @@ fn a_certificate_says_what_the_hub_says_and_nothing_else() {
     assert_eq!(format!("{:x}", parsed.serial), issued.serial);
     assert_eq!(parsed.validity().not_before.timestamp(), NOW - 300);
     assert_eq!(parsed.validity().not_after.timestamp(), NOW + DAY);
-    assert!(!believed(&authority.roots(), &issued.chain, NOW), "a client's certificate serves nobody");
+    assert!(
+        !believed(&authority.roots(), &issued.chain, NOW),
+        "a client's certificate serves nobody"
+    );
 }
 
 #[test]
@@ -115,7 +118,11 @@ fn a_new_authority_signs_once_everybody_connected_knows_it() {
     assert_eq!(authority.due(knows(None)), Some(Step::Activate), "nobody is there");
     authority.activate(NOW + 3);
     assert_eq!(authority.due(asked), None, "what was asked for is done");
-    assert_eq!(authority.due(situation(NOW + 3 + DAY)), None, "what the old one signed is valid still");
+    assert_eq!(
+        authority.due(situation(NOW + 3 + DAY)),
+        None,
+        "what the old one signed is valid still"
+    );
 }
 
 #[test]

@@ -19,7 +19,9 @@ pub enum Refusal {
     )]
     UsedByAnother(String),
     /// Somebody deleted the agent.
-    #[error("the agent that joined by this token was removed; make a new one with `fairlead token create`")]
+    #[error(
+        "the agent that joined by this token was removed; make a new one with `fairlead token create`"
+    )]
     Removed,
     /// Somebody revoked the agent.
     #[error("this agent was revoked on the hub; make a new token with `fairlead token create`")]
@@ -28,7 +30,9 @@ pub enum Refusal {
     #[error("the request is not signed by the agent's bound key")]
     NoProof,
     /// It recovered too often.
-    #[error("this agent has recovered {0} times, as often as it may; raise spec.maxRecoveries of Agent {1}")]
+    #[error(
+        "this agent has recovered {0} times, as often as it may; raise spec.maxRecoveries of Agent {1}"
+    )]
     TooManyRecoveries(u32, String),
     /// None of that name.
     #[error("the hub knows no such agent; make a new token with `fairlead token create`")]
@@ -60,10 +64,9 @@ pub fn may_join(
     }
     match agent {
         None if used.is_some() => Err(Refusal::Removed),
-        None => Ok(()),
         Some((_, key)) if key != bound_key => Err(Refusal::UsedByAnother(id.to_owned())),
         Some((agent, _)) if agent.revoked => Err(Refusal::Revoked),
-        Some(_) => Ok(()),
+        _ => Ok(()),
     }
 }
 
@@ -71,7 +74,11 @@ pub fn may_join(
 ///
 /// # Errors
 /// Why not.
-pub fn may_recover(id: &str, spec: &AgentSpec, status: Option<&AgentStatus>) -> Result<(), Refusal> {
+pub fn may_recover(
+    id: &str,
+    spec: &AgentSpec,
+    status: Option<&AgentStatus>,
+) -> Result<(), Refusal> {
     if spec.revoked {
         return Err(Refusal::Revoked);
     }

@@ -78,7 +78,9 @@ mod tests {
         assert!(!joins(&key.public(), &signature, "tokens", b"csr"));
         assert!(!joins(&key.public(), &signature, "token", b"csr2"));
         assert!(!recovers(&key.public(), &signature, b"token", b"csr"), "another purpose");
-        assert!(!joins(b"", &signature, "token", b"csr") && !joins(&key.public(), b"", "token", b"csr"));
+        assert!(
+            !joins(b"", &signature, "token", b"csr") && !joins(&key.public(), b"", "token", b"csr")
+        );
     }
 
     #[test]

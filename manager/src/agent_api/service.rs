@@ -24,8 +24,8 @@ use tracing::{info, warn};
 
 use super::session::{Action, Session, Upload};
 use crate::hub::{Hub, pause_after_failure};
-use crate::queue::Queue;
 use crate::limits::{Bucket, Rate};
+use crate::queue::{Laned, Queue};
 use crate::records::{Existing, Item, Record, Records};
 
 /// Uploads of one agent under way at the same time.
@@ -117,7 +117,8 @@ impl HubService for AgentApi {
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
-        let Some(Peer { identity: Some(Identity::Agent { tenant, .. }), address, .. }) = peer else {
+        let Some(Peer { identity: Some(Identity::Agent { tenant, .. }), address, .. }) = peer
+        else {
             warn!(?peer, "agent refused: no agent's certificate");
             return Err(Status::unauthenticated("a certificate of a tenant's agent is needed"));
         };
@@ -359,6 +360,13 @@ impl Stream {
             (item, upload, outcome)
         }
     }
+}
+
+/// One agent's: it waits behind itself anyway.
+impl Laned for Item {
+    type Lane = ();
+
+    fn lane(&self) {}
 }
 
 /// How an upload ended.

@@ -79,7 +79,10 @@ impl Args {
             match self.live(&mut kept).await {
                 Ok(()) => pause = Duration::from_millis(200),
                 Err(error) => {
-                    warn!(error = format!("{error:#}"), "no certificate, or no word of the hub's CA");
+                    warn!(
+                        error = format!("{error:#}"),
+                        "no certificate, or no word of the hub's CA"
+                    );
                     tokio::time::sleep(between(pause / 2, pause * 3 / 2)).await;
                     pause = (pause * 2).min(Duration::from_secs(10));
                 }
@@ -165,7 +168,8 @@ impl Args {
 /// Exchanges all three files at once.
 fn write(folder: &Path, kept: &Kept) -> Result<()> {
     let Kept { chain, key, roots, .. } = kept;
-    let name = format!("set-{}", &sha256([chain, roots].map(String::as_str).concat().as_bytes())[..12]);
+    let name =
+        format!("set-{}", &sha256([chain, roots].map(String::as_str).concat().as_bytes())[..12]);
     let fresh = folder.join(&name);
     std::fs::create_dir_all(&fresh)?;
     for (file, text) in [("ca.crt", roots), ("tls.crt", chain), ("tls.key", key)] {

@@ -154,7 +154,8 @@ impl AllowList {
     /// When the last of a tenant's certificates ends, in seconds since 1970.
     pub(crate) fn certificate_end(&self, tenant: &TenantId) -> Option<i64> {
         let inner = lock(&self.inner);
-        let mine = inner.agents.iter().filter(|((whose, _), known)| whose == tenant && !known.revoked);
+        let mine =
+            inner.agents.iter().filter(|((whose, _), known)| whose == tenant && !known.revoked);
         mine.filter_map(|(_, known)| known.not_after).max()
     }
 

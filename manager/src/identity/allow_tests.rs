@@ -107,9 +107,12 @@ async fn who_leaves_the_list_loses_its_connections() {
     let (certificate, serial) = certificate(&world.authority, &agent_id(), 1);
     let there = status(&serial, None);
     for (what, leave) in [
-        ("revoked", Box::new(|list: &AllowList| {
-            list.agent(&blue(), &agent(), Some((&spec(true), None)));
-        }) as Box<dyn Fn(&AllowList)>),
+        (
+            "revoked",
+            Box::new(|list: &AllowList| {
+                list.agent(&blue(), &agent(), Some((&spec(true), None)));
+            }) as Box<dyn Fn(&AllowList)>,
+        ),
         ("knows no agent", Box::new(|list: &AllowList| list.agent(&blue(), &agent(), None))),
         ("has no tenant", Box::new(|list: &AllowList| list.tenant(&blue(), None))),
     ] {
@@ -167,7 +170,7 @@ async fn a_foreign_trust_domain_is_believed_for_the_ids_of_tenants_alone() {
 async fn nobody_is_let_in_before_everything_was_read_and_managers_never() {
     let (send, _used) = mpsc::unbounded_channel();
     let list = AllowList::new(DOMAIN, &[], send).unwrap();
-    let (_, authority) = ((), authority());
+    let authority = authority();
     let (manager, _) = certificate(&authority, &Identity::Manager.id(DOMAIN), 1);
     let address = "127.0.0.1:1".parse().unwrap();
     let refusal = list.admit(std::slice::from_ref(&manager), address).unwrap().refusal.unwrap();

@@ -95,8 +95,11 @@ impl CertManager {
         lifetime: Duration,
     ) -> Result<Issued> {
         let kind = GroupVersionKind::gvk("cert-manager.io", "v1", "CertificateRequest");
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.client.clone(), &self.namespace, &ApiResource::from_gvk(&kind));
+        let api: Api<DynamicObject> = Api::namespaced_with(
+            self.client.clone(),
+            &self.namespace,
+            &ApiResource::from_gvk(&kind),
+        );
         let name = format!("fairlead-{}", &sha256(csr)[..20]);
         let usages: &[&str] = if subject.names.is_empty() {
             &["digital signature", "client auth"]
@@ -153,7 +156,8 @@ fn outcome(object: &DynamicObject) -> Option<Result<String, String>> {
             return Some(Err(text(condition, "message")));
         }
         if ready && holds {
-            let bytes: ByteString = serde_json::from_value(status.get("certificate")?.clone()).ok()?;
+            let bytes: ByteString =
+                serde_json::from_value(status.get("certificate")?.clone()).ok()?;
             return Some(String::from_utf8(bytes.0).map_err(|error| error.to_string()));
         }
     }

@@ -176,8 +176,10 @@ impl Pki {
         let mut changes = self.watch();
         let (mut seen, mut broken) = (None, None);
         let secrets = self.store.secrets();
-        let config = watcher::Config::default().fields(&format!("metadata.name={}", store::CA_SECRET));
-        let mut stored = std::pin::pin!(watcher(secrets, config).default_backoff().applied_objects());
+        let config =
+            watcher::Config::default().fields(&format!("metadata.name={}", store::CA_SECRET));
+        let mut stored =
+            std::pin::pin!(watcher(secrets, config).default_backoff().applied_objects());
         let mut tick = tokio::time::interval(EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut renewal = std::pin::pin!(tokio::time::sleep(self.settings.lifetime / 2));
@@ -364,8 +366,7 @@ async fn own(
             let mut params = CertificateParams::new(names)?;
             params.subject_alt_names.push(SanType::URI(Ia5String::try_from(id.as_str())?));
             let csr = params.serialize_request(&key)?;
-            let mut issued =
-                cert_manager.sign(&subject, csr.der(), settings.lifetime).await?;
+            let mut issued = cert_manager.sign(&subject, csr.der(), settings.lifetime).await?;
             // Agents that join find the CA that their token is pinned to.
             issued.chain += &trusted.roots;
             issued

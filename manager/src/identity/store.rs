@@ -1,9 +1,7 @@
 //! What is kept on the hub of tokens, agents and the authority.
 
 use anyhow::{Context, Result};
-use fairlead_api::{
-    Agent, AgentId, AgentSpec, AgentStatus, JoinToken, JoinTokenStatus, TenantId,
-};
+use fairlead_api::{Agent, AgentId, AgentSpec, AgentStatus, JoinToken, JoinTokenStatus, TenantId};
 use fairlead_identity::Authority;
 use fairlead_process::retry::absent_is_fine;
 use k8s_openapi::ByteString;
@@ -107,7 +105,11 @@ impl Store {
         Api::namespaced(self.client.clone(), &tenant.namespace())
     }
 
-    pub(crate) async fn agent(&self, tenant: &TenantId, id: &AgentId) -> kube::Result<Option<Agent>> {
+    pub(crate) async fn agent(
+        &self,
+        tenant: &TenantId,
+        id: &AgentId,
+    ) -> kube::Result<Option<Agent>> {
         self.agents(tenant).get_opt(id.as_str()).await
     }
 
@@ -157,9 +159,9 @@ impl Store {
             return Ok(None);
         }
         let user = status.user.unwrap_or_default();
-        let pod = user.extra.and_then(|extra| {
-            extra.get("authentication.kubernetes.io/pod-name")?.first().cloned()
-        });
+        let pod = user
+            .extra
+            .and_then(|extra| extra.get("authentication.kubernetes.io/pod-name")?.first().cloned());
         Ok(user.username.zip(pod))
     }
 }
@@ -182,7 +184,7 @@ pub(crate) fn read_authority(secret: &Secret) -> Result<StoredAuthority> {
     let asked = asked.and_then(|time| time.parse::<jiff::Timestamp>().ok());
     Ok(StoredAuthority {
         authority: Authority::parse(&data.0)?,
-        asked: asked.map(|time| time.as_second()),
+        asked: asked.map(jiff::Timestamp::as_second),
         version: secret.resource_version().unwrap_or_default(),
         annotations: secret.metadata.annotations.clone(),
     })

@@ -74,7 +74,8 @@ pub(super) async fn recover(hub: &Hub, kept: &Kept) -> Result<Kept> {
 /// What is kept once a certificate was issued.
 pub(super) fn keep(before: &Kept, issued: v1::Issued, key: String) -> Result<Kept> {
     let v1::Issued { id, chain, trust, not_after: _ } = issued;
-    let v1::Trust { sequence, roots, hub_time: _ } = trust.context("the hub did not say whom to trust")?;
+    let v1::Trust { sequence, roots, hub_time: _ } =
+        trust.context("the hub did not say whom to trust")?;
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).context("the hub's answer is not PEM");
     let kept = Kept {
         bound_key: before.bound_key.clone(),

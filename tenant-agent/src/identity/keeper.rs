@@ -65,7 +65,8 @@ impl Keeper {
                 if start.elapsed() > LONGEST_PAUSE {
                     pause = FIRST_PAUSE;
                 }
-                let refused = error.starts_with("Unauthenticated") || error.starts_with("ResourceExhausted");
+                let refused =
+                    error.starts_with("Unauthenticated") || error.starts_with("ResourceExhausted");
                 wait = if refused { REFUSED_PAUSE } else { pause };
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
@@ -94,7 +95,10 @@ impl Keeper {
         *known = Some(kept.clone());
         match watched {
             Err(error) if is_over(&format!("{error:#}")) => {
-                warn!(error = format!("{error:#}"), "the hub does not take this certificate; asking for a new one");
+                warn!(
+                    error = format!("{error:#}"),
+                    "the hub does not take this certificate; asking for a new one"
+                );
                 *known = Some(self.recover(&kept).await?);
                 Ok(())
             }
@@ -244,7 +248,9 @@ fn renew_at(validity: Validity, now: i64) -> Instant {
 
 /// Whether an error says that the certificate is of no use any more, while the bound key may be.
 fn is_over(error: &str) -> bool {
-    ["CertificateExpired", "UnknownCA", "DecryptError", "BadCertificate"].iter().any(|word| error.contains(word))
+    ["CertificateExpired", "UnknownCA", "DecryptError", "BadCertificate"]
+        .iter()
+        .any(|word| error.contains(word))
 }
 
 #[cfg(test)]

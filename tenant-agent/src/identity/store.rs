@@ -56,7 +56,10 @@ impl Kept {
         let der = CertificateDer::from_pem_slice(self.chain.as_bytes()).context("tls.crt")?;
         let (_, parsed) = X509Certificate::from_der(&der).context("tls.crt")?;
         let validity = parsed.validity();
-        Ok(Validity { from: validity.not_before.timestamp(), until: validity.not_after.timestamp() })
+        Ok(Validity {
+            from: validity.not_before.timestamp(),
+            until: validity.not_after.timestamp(),
+        })
     }
 
     /// The certificate's serial number.
@@ -87,7 +90,9 @@ impl Keys {
         })?;
         let data = secret.data.unwrap_or_default();
         let text = |name: &str| {
-            data.get(name).map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned()).unwrap_or_default()
+            data.get(name)
+                .map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned())
+                .unwrap_or_default()
         };
         Ok(Kept {
             bound_key: text("bound.key"),

@@ -38,11 +38,7 @@ pub async fn connect(
 ///
 /// # Errors
 /// What keeps the two apart.
-pub async fn open(
-    address: &str,
-    server_name: &str,
-    config: Arc<ClientConfig>,
-) -> Result<Channel> {
+pub async fn open(address: &str, server_name: &str, config: Arc<ClientConfig>) -> Result<Channel> {
     let connector = TlsConnector::from(config);
     let name = ServerName::try_from(server_name.to_owned()).context("server name")?;
     let target = address.to_owned();
@@ -107,13 +103,8 @@ impl ServerCertVerifier for Pinned {
         let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
             .build()
             .map_err(|error| Error::General(error.to_string()))?;
-        let verified = inner.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        )?;
+        let verified =
+            inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
         *lock(&self.believed) = Some(anchor);
         Ok(verified)
     }

@@ -63,12 +63,7 @@ impl Engine {
     }
 
     /// A tenant's nodes as they are now; `None`: it has told of none. `seen` is what is written of them.
-    pub fn nodes(
-        &mut self,
-        id: &TenantId,
-        spec: Option<NodeSetSpec>,
-        seen: Option<NodeSetStatus>,
-    ) {
+    pub fn nodes(&mut self, id: &TenantId, spec: Option<NodeSetSpec>, seen: Option<NodeSetStatus>) {
         self.node_statuses.insert(id.clone(), seen);
         if self.node_sets.get(id) == spec.as_ref() {
             return;
@@ -180,7 +175,8 @@ impl Engine {
     fn over_quota(&self, id: &RouteId, claims: &[Claim]) -> Option<Verdict> {
         let tenant = self.tenants.get(&id.tenant)?;
         let usage = self.claims.usage_of(&id.tenant);
-        let new = || claims.iter().filter(|one| !one.is_target() && self.claims.get(&one.key).is_none());
+        let new =
+            || claims.iter().filter(|one| !one.is_target() && self.claims.get(&one.key).is_none());
         let ports = new().filter(|claim| claim.route().is_some()).count();
         let held = usage.map_or(0, |usage| usage.ports) as usize;
         let quotas = &tenant.quotas;
@@ -199,7 +195,8 @@ impl Engine {
     ) -> Option<Verdict> {
         let most = self.tenants.get(tenant)?.quotas.addresses;
         let usage = self.claims.usage_of(tenant);
-        let new = addresses.iter().filter(|ip| usage.is_none_or(|usage| !usage.is_on(**ip))).count();
+        let new =
+            addresses.iter().filter(|ip| usage.is_none_or(|usage| !usage.is_on(**ip))).count();
         let held = usage.map_or(0, Usage::addresses);
         (new > 0 && held + new > most as usize).then(|| reached("addresses", most))
     }
@@ -217,7 +214,11 @@ impl Engine {
     }
 
     /// Why a tenant may not claim a host name: it is outside of its domains, or it has too many.
-    pub(super) fn host_refused(&self, tenant: &TenantId, key: &HostKey) -> Option<(Reason, String)> {
+    pub(super) fn host_refused(
+        &self,
+        tenant: &TenantId,
+        key: &HostKey,
+    ) -> Option<(Reason, String)> {
         let Tenant { domains, quotas, .. } = self.tenants.get(tenant)?;
         if !self.tenants.get(tenant)?.may_publish(&key.hostname) {
             let name = match &*key.hostname {

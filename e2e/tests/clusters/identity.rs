@@ -1,0 +1,451 @@
+//! Joining, certificates that renew themselves, and what strangers get: nothing.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use fairlead_e2e::install::{self, NAMESPACE};
+use fairlead_e2e::local::Local;
+use fairlead_e2e::topology::Cluster;
+use fairlead_e2e::{binaries, paths, run};
+use fairlead_process::proof::BoundKey;
+use fairlead_process::tls;
+use fairlead_process::token::Token;
+use fairlead_proto::v1;
+use fairlead_proto::v1::identity_client::IdentityClient;
+use rcgen::string::Ia5String;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, SanType};
+use tonic::Code;
+
+use crate::agent::{self, Agent, Stream, enroll, from_client, make_tenant, stranger, token};
+use crate::faults::{rollout_of_agents, rollout_of_manager, under_load};
+use crate::world::{
+    address, alone, answers, apply, event, hub, kubectl, on_host, service, shared, tenant, until,
+};
+
+/// Runs `fairlead` on the hub; what it prints comes back.
+fn fairlead(line: &str) -> String {
+    let words: Vec<_> = line.split_whitespace().collect();
+    install::fairlead(&Local, &words).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// Certificates of so many seconds from now on.
+fn lifetime(seconds: u32) {
+    let set = format!("FAIRLEAD_CERTIFICATE_SECONDS={seconds}");
+    kubectl(&hub(), &format!("-n {NAMESPACE} set env deployment/fairlead-manager {set}"));
+    kubectl(
+        &hub(),
+        &format!("-n {NAMESPACE} rollout status deployment/fairlead-manager --timeout=120s"),
+    );
+}
+
+/// Lets a tenant's agent join anew, as after an installation from nothing.
+fn join_anew(cluster: &Cluster, name: &str) {
+    let token = fairlead(&format!("token create {name} --token-only"));
+    let secret = serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "fairlead-agent-join", "namespace": NAMESPACE},
+        "stringData": {"token": token.trim()},
+    });
+    apply(cluster, &secret.to_string());
+    rollout_of_agents(cluster);
+    connected(name, Duration::from_secs(45));
+}
+
+fn connected(name: &str, within: Duration) {
+    let path = "jsonpath={.status.conditions[?(@.type=='Connected')].status}";
+    let waited = run::wait_for(&format!("tenant {name} connected"), within, || {
+        let get = ["get", "tenant", name, "-o", path];
+        let said = fairlead_e2e::cluster::kubectl(&Local, &hub(), &get)?;
+        if said == "True" { Ok(()) } else { bail!("it says {said:?}") }
+    });
+    waited.unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+fn logs(cluster: &Cluster, component: &str, since: &str) -> String {
+    let all = "--all-containers --prefix --tail=-1";
+    kubectl(
+        cluster,
+        &format!(
+            "-n {NAMESPACE} logs -l app.kubernetes.io/component={component} {all} --since-time={since}"
+        ),
+    )
+}
+
+fn now() -> String {
+    on_host("client", "date -u +%Y-%m-%dT%H:%M:%SZ").expect("date").trim().to_owned()
+}
+
+#[test]
+fn a_third_tenant_joins_by_two_commands_while_traffic_runs() {
+    let world = alone("a_third_tenant_joins_by_two_commands_while_traffic_runs");
+    let (a, spare) = (tenant("tenant-a"), Local.up_spare().expect("a third cluster"));
+    for image in [&world.images.agent, &world.images.echo] {
+        fairlead_e2e::driver::Driver::load_image(&Local, &spare, &image.archive)
+            .expect("the image");
+    }
+    world.workload(&a, "third");
+    apply(&a, &service("third", "web", "{name: http, port: 9100, targetPort: 8080}", ""));
+    let ip = address(&a, "third", "web");
+    answers(&format!("http://{ip}:9100/"), "cluster=tenant-a");
+    let (sent, errors) = under_load(&format!("{ip}:9100"), || {
+        // The first command prints the second, which is run as it is printed: its chart is a folder here, and
+        // its image one that was built here.
+        let line = fairlead(
+            "tenant add c --node-cidr 172.18.0.41/32 --domain *.c.example --pool public \
+             --hub-address 172.18.0.11:30843",
+        );
+        let words: Vec<_> = line.split_whitespace().collect();
+        assert_eq!(words[..3], ["helm", "upgrade", "--install"], "{line}");
+        let mut helm = Command::new(binaries::path("helm"));
+        let kubeconfig = fairlead_e2e::driver::Driver::kubeconfig(&Local, &spare);
+        helm.current_dir(paths::repository()).arg("--kubeconfig").arg(kubeconfig);
+        helm.args(&words[1..])
+            .arg("--set-string")
+            .arg(format!("image.tag={}", world.images.agent.tag()));
+        run::output(&mut helm).expect("helm");
+        connected("c", Duration::from_secs(15));
+    });
+    assert!(
+        errors.is_empty() && sent > 50,
+        "{} of {sent} failed: {:?}",
+        errors.len(),
+        errors.first()
+    );
+    assert!(kubectl(&hub(), "get tenants").contains("c "), "kubectl shows it");
+    world.workload(&spare, "web");
+    apply(&spare, &service("web", "web", "{name: http, port: 9101, targetPort: 8080}", ""));
+    let third = address(&spare, "web", "web");
+    answers(&format!("http://{third}:9101/"), "cluster=tenant-c");
+
+    // It goes as it came: in order, and completely.
+    let said = fairlead("tenant remove c --yes");
+    assert!(said.contains("tenant c is gone"), "{said}");
+    crate::world::gone(&format!("http://{third}:9101/"));
+    until(&hub(), "get namespaces -o name", |names| !names.contains("tenant-c"));
+    until(&hub(), "get addressclaims -o wide", |claims| !claims.contains("web.web"));
+    assert!(!kubectl(&hub(), "get jointokens").contains(" c "), "its tokens are gone");
+    answers(&format!("http://{ip}:9100/"), "cluster=tenant-a");
+    kubectl(&spare, &format!("-n {NAMESPACE} delete deployment fairlead-agent"));
+}
+
+/// Certificates of half a minute for three minutes, during which the CA is replaced three times; or as long as
+/// `FAIRLEAD_E2E_RENEWALS` says (seconds), with certificates of a minute.
+#[test]
+fn certificates_renew_and_the_ca_is_replaced_and_no_stream_is_lost() {
+    let world = alone("certificates_renew_and_the_ca_is_replaced_and_no_stream_is_lost");
+    let long =
+        std::env::var("FAIRLEAD_E2E_RENEWALS").ok().and_then(|text| text.parse::<u64>().ok());
+    let (seconds, whole) = if long.is_some() { (60, long.unwrap_or(0)) } else { (30, 100) };
+    let (a, b) = (tenant("tenant-a"), tenant("tenant-b"));
+    world.workload(&a, "renew");
+    apply(&a, &service("renew", "web", "{name: http, port: 9200, targetPort: 8080}", ""));
+    let ip = address(&a, "renew", "web");
+    answers(&format!("http://{ip}:9200/"), "cluster=tenant-a");
+    lifetime(seconds);
+    kubectl(&hub(), &format!("-n {NAMESPACE} rollout restart daemonset/fairlead-envoy"));
+    kubectl(
+        &hub(),
+        &format!("-n {NAMESPACE} rollout status daemonset/fairlead-envoy --timeout=180s"),
+    );
+    join_anew(&a, "a");
+    join_anew(&b, "b");
+    answers(&format!("http://{ip}:9200/"), "cluster=tenant-a");
+    let (begin, since) = (Instant::now(), now());
+    let (sent, errors) = under_load(&format!("{ip}:9200"), || {
+        for round in 0..3 {
+            let before = fairlead("ca status");
+            fairlead("ca rotate");
+            let replaced = run::wait_for(
+                "a new CA, and the old one trusted no more",
+                Duration::from_secs(180),
+                || {
+                    let after = fairlead("ca status");
+                    let only = after.matches("Active").count() == 1 && !after.contains("Retiring");
+                    if only && after.lines().next() != before.lines().next() {
+                        Ok(())
+                    } else {
+                        bail!("{after}")
+                    }
+                },
+            );
+            replaced.unwrap_or_else(|error| panic!("round {round}: {error:#}"));
+        }
+        while begin.elapsed() < Duration::from_secs(whole) {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    });
+    let took = begin.elapsed();
+    assert!(errors.is_empty(), "{} of {sent} failed: {:?}", errors.len(), errors.first());
+    let manager = logs(&hub(), "manager", &since);
+    let renewals = manager.matches("a new certificate is in use").count();
+    let due = usize::try_from(took.as_secs() / u64::from(seconds)).unwrap();
+    assert!(renewals >= 2 * due, "{renewals} renewals of two agents in {took:?}");
+    for lost in [
+        "agent's stream ended",
+        "agent disconnected",
+        "connection refused",
+        "certificate refused",
+        "xDS stream failed",
+        "xDS stream closed",
+    ] {
+        assert!(!manager.contains(lost), "{lost}: {}", lines_with(&manager, lost));
+    }
+    for cluster in [&a, &b] {
+        let said = logs(cluster, "agent", &since);
+        for lost in
+            ["no stream to the hub", "no certificate from the hub", "not renewed", "does not take"]
+        {
+            assert!(!said.contains(lost), "{}: {}", cluster.name, lines_with(&said, lost));
+        }
+    }
+    println!("{renewals} renewals of two agents, 3 CAs, {sent} requests in {took:?}");
+
+    // The hub is away for longer than a certificate lives.
+    kubectl(&hub(), &format!("-n {NAMESPACE} scale deployment/fairlead-manager --replicas=0"));
+    std::thread::sleep(Duration::from_secs(u64::from(seconds) + 5));
+    kubectl(&hub(), &format!("-n {NAMESPACE} scale deployment/fairlead-manager --replicas=1"));
+    for name in ["a", "b"] {
+        connected(name, Duration::from_secs(60));
+        let path = "-o jsonpath={.items[*].status.recoveries}";
+        until(&hub(), &format!("-n tenant-{name} get agents {path}"), |said| said.contains('1'));
+    }
+    answers(&format!("http://{ip}:9200/"), "cluster=tenant-a");
+    lifetime(86_400);
+    kubectl(&hub(), &format!("-n {NAMESPACE} rollout restart daemonset/fairlead-envoy"));
+    kubectl(
+        &hub(),
+        &format!("-n {NAMESPACE} rollout status daemonset/fairlead-envoy --timeout=180s"),
+    );
+    join_anew(&a, "a");
+    join_anew(&b, "b");
+}
+
+fn lines_with(text: &str, what: &str) -> String {
+    text.lines().filter(|line| line.contains(what)).take(3).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_revoked_agent_loses_its_open_streams_within_5_s_and_is_told_why() {
+    let _world = shared("a_revoked_agent_loses_its_open_streams_within_5_s_and_is_told_why");
+    make_tenant("revoked", "pools: [public]");
+    let token = token("revoked");
+    let (took, told) = from_client(|| async {
+        let agent = Agent::join(&token).await.expect("joins");
+        let channel = agent.channel().await.expect("connects");
+        let mut stream = Stream::open(channel.clone(), 1).await.expect("a stream");
+        let (_keep, confirmed) = tokio::sync::mpsc::channel(1);
+        let confirmed = tokio_stream::wrappers::ReceiverStream::new(confirmed);
+        let mut trust =
+            IdentityClient::new(channel).watch_trust(confirmed).await.expect("trust").into_inner();
+        trust.message().await.expect("trust");
+        let id = agent.id.rsplit('/').next().unwrap().to_owned();
+        let begin = Instant::now();
+        fairlead(&format!("agent revoke revoked {id}"));
+        let revoked = Instant::now();
+        assert!(stream.until(|_| false).await.is_err());
+        assert!(!matches!(trust.message().await, Ok(Some(_))));
+        println!(
+            "closed {:?} after the command began, {:?} after it ended",
+            begin.elapsed(),
+            revoked.elapsed()
+        );
+        let again = agent.channel().await.expect("TLS");
+        let told = Stream::open(again, 2).await.map(drop).unwrap_err().to_string();
+        (revoked.elapsed(), told)
+    });
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(told.contains("was revoked"), "{told}");
+    // Its token is of no use either, also with its own key.
+    let said = from_client(|| async {
+        let key = BoundKey::generate().unwrap();
+        enroll(&token, &key, tls::request(None).unwrap().1).await.unwrap_err()
+    });
+    assert!(said.message().contains("another key"), "{said}");
+    event(&hub(), "default", "revoked", "JoinRefused");
+    fairlead("tenant remove revoked --yes");
+}
+
+#[test]
+fn bad_tokens_and_bad_requests_are_told_apart() {
+    let _world = alone("bad_tokens_and_bad_requests_are_told_apart");
+    make_tenant("tokens", "pools: [public]");
+    let good = token("tokens");
+    let foreign = Token::new([9; 32]).unwrap();
+    let unknown = Token::new(good.pin).unwrap();
+    let text = good.reveal();
+    let parts: Vec<_> = text.split('.').collect();
+    let other_secret: Token =
+        [parts[0], parts[1], unknown.reveal().split('.').nth(2).unwrap(), parts[3]]
+            .join(".")
+            .parse()
+            .unwrap();
+    assert!(
+        text[..text.len() - 3].parse::<Token>().unwrap_err().to_string().contains("copied whole")
+    );
+    from_client(|| async {
+        // The hub is not the one that the token is for: not a word is said to it.
+        let error = stranger(&foreign).await.map(drop).unwrap_err();
+        assert!(format!("{error:#}").contains("UnknownIssuer"), "{error:#}");
+        let key = BoundKey::generate().unwrap();
+        let csr = || tls::request(None).unwrap().1;
+        for token in [&unknown, &other_secret] {
+            let said = enroll(token, &key, csr()).await.unwrap_err();
+            assert_eq!(said.code(), Code::Unauthenticated);
+            assert!(said.message().contains("is not known here"), "{said}");
+        }
+        let build = |change: fn(&mut CertificateParams)| {
+            let mut params = CertificateParams::default();
+            change(&mut params);
+            params.serialize_request(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+        };
+        let ca = build(|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
+        let red = build(|params| {
+            let id = "spiffe://fairlead.local/tenant/a/agent/abcdefghij";
+            params.subject_alt_names.push(SanType::URI(Ia5String::try_from(id).unwrap()));
+        });
+        for (csr, says) in [
+            (ca, "asks for a CA certificate"),
+            (red, "asks for the name"),
+            (vec![0; 5_000], "longer than 4 KiB"),
+            (b"garbage".to_vec(), "cannot be read"),
+        ] {
+            let said = enroll(&good, &key, csr).await.unwrap_err();
+            assert_eq!(said.code(), Code::InvalidArgument, "{said}");
+            assert!(said.message().contains(says), "{said}");
+        }
+        // 16 KiB are read, and no more.
+        let said = enroll(&good, &key, vec![0; 20_000]).await.unwrap_err();
+        assert_eq!(said.code(), Code::OutOfRange, "{said}");
+        // With all of that the token is unused; an answer that is lost does not lock its agent out.
+        enroll(&good, &key, csr()).await.expect("joins");
+        enroll(&good, &key, csr()).await.expect("joins again");
+        let said = enroll(&good, &BoundKey::generate().unwrap(), csr()).await.unwrap_err();
+        assert!(said.message().contains("used with another key"), "{said}");
+        // Whoever guesses is not even listened to.
+        let mut last = Code::Ok;
+        for _ in 0..12 {
+            last = enroll(&unknown, &key, csr()).await.unwrap_err().code();
+        }
+        assert_eq!(last, Code::ResourceExhausted);
+    });
+    fairlead("tenant remove tokens --yes");
+    // Whoever joins next comes from the same address: the limit is forgotten with the manager.
+    rollout_of_manager();
+}
+
+/// Methods of every service that is, or might be, served on a port.
+const METHODS: [&str; 16] = [
+    "/fairlead.v1.Hub/Sync",
+    "/fairlead.v1.Identity/Renew",
+    "/fairlead.v1.Identity/WatchTrust",
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
+    "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters",
+    "/envoy.service.cluster.v3.ClusterDiscoveryService/DeltaClusters",
+    "/envoy.service.endpoint.v3.EndpointDiscoveryService/FetchEndpoints",
+    "/envoy.service.listener.v3.ListenerDiscoveryService/FetchListeners",
+    "/envoy.service.route.v3.RouteDiscoveryService/FetchRoutes",
+    "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets",
+    "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
+    "/envoy.service.health.v3.HealthDiscoveryService/StreamHealthCheck",
+    "/envoy.service.health.v3.HealthDiscoveryService/FetchHealthCheck",
+    "/grpc.health.v1.Health/Check",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+];
+
+async fn call(channel: tonic::transport::Channel, path: &'static str) -> Result<usize, Code> {
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.map_err(|_| Code::Unavailable)?;
+    let path = http::uri::PathAndQuery::from_static(path);
+    let codec = tonic_prost::ProstCodec::<v1::Confirmed, v1::Confirmed>::default();
+    let message = tonic::Request::new(v1::Confirmed { sequence: 1 });
+    let answer =
+        tokio::time::timeout(Duration::from_secs(10), grpc.unary(message, path, codec)).await;
+    match answer {
+        Ok(Ok(_)) => Ok(1),
+        Ok(Err(status)) => Err(status.code()),
+        Err(_) => Ok(0),
+    }
+}
+
+#[test]
+fn strangers_and_tenants_get_nothing_that_is_not_theirs_from_any_method_of_any_port() {
+    let _world =
+        alone("strangers_and_tenants_get_nothing_that_is_not_theirs_from_any_method_of_any_port");
+    make_tenant("nosy", "pools: [public]");
+    let token = token("nosy");
+    // The xDS port is the manager's own, in the hub's pod network: from a hub's node, as a pod there would.
+    let pod = kubectl(
+        &hub(),
+        &format!(
+            "-n {NAMESPACE} get pods -l app.kubernetes.io/component=manager -o jsonpath={{.items[0].status.podIP}}"
+        ),
+    );
+    let agent = from_client(|| async { Agent::join(&token).await.expect("joins") });
+    for (port, host) in [(8443, "hub-1"), (18_000, "hub-1")] {
+        let (address, agent, token) = (format!("{pod}:{port}"), &agent, &token);
+        let tried = fairlead_e2e::local::net::within(host, || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                for path in METHODS {
+                    let nobody = tls::open(&address, agent::NAME, tls::pinned(token.pin).0).await;
+                    let got = match nobody {
+                        Ok(channel) => call(channel, path).await,
+                        // Not even TLS.
+                        Err(_) => Err(Code::Unauthenticated),
+                    };
+                    assert!(
+                        matches!(
+                            got,
+                            Err(Code::Unauthenticated
+                                | Code::Unavailable
+                                | Code::Unknown
+                                | Code::Internal)
+                        ),
+                        "nobody, {port}, {path}: {got:?}"
+                    );
+                    let own = path.starts_with("/fairlead.v1.") && port == 8443;
+                    if own {
+                        continue;
+                    }
+                    let channel = tls::connect(&address, agent::NAME, &agent.credentials).await;
+                    let got = match channel {
+                        Ok(channel) => call(channel, path).await,
+                        Err(_) => Err(Code::PermissionDenied),
+                    };
+                    assert!(
+                        matches!(got, Err(Code::PermissionDenied)),
+                        "a tenant's agent, {port}, {path}: {got:?}"
+                    );
+                }
+            });
+            Ok(())
+        });
+        tried.unwrap();
+    }
+    // Envoy's own: the admin interface is on no port, and the probes' listener knows two paths.
+    for path in ["/", "/config_dump", "/certs", "/quitquitquit", "/stats", "/ready/../config_dump"]
+    {
+        let get = format!(
+            "curl -s --path-as-is -o /dev/null -w %{{http_code}} http://172.18.0.11:19003{path}"
+        );
+        assert_eq!(on_host("client", &get).unwrap(), "404", "{path}");
+    }
+    let open = on_host("hub-1", "ss -ltnHp | grep envoy | awk '{print $4}' | sort -u").unwrap();
+    assert!(!open.contains(":9901") && !open.contains(":15000"), "{open}");
+    // The certificate names the tenant: no message of an agent does, and none reaches another's namespace.
+    let before = kubectl(&hub(), "-n tenant-a get routes -o name");
+    from_client(|| async {
+        let mut stream = agent.stream().await.expect("a stream");
+        let hash = stream.put(&agent::tcp("mine", "public", 9_301, 30_080)).await.unwrap();
+        stream
+            .until(|m| matches!(m, v1::hub_message::Message::Stored(s) if s.hash == hash))
+            .await
+            .unwrap();
+    });
+    assert_eq!(kubectl(&hub(), "-n tenant-a get routes -o name"), before);
+    until(&hub(), "-n tenant-nosy get routes -o name", |names| names.contains("svc.test.mine"));
+    fairlead("tenant remove nosy --yes");
+}
