@@ -245,7 +245,8 @@ impl Conductor {
                 engine.envoy_ready(&name.into(), ready);
             }
             Observed::Agent(tenant, id, agent) => {
-                let agent = agent.as_ref().map(|(spec, status)| (spec, status.as_ref()));
+                let agent = agent.as_ref();
+                let agent = agent.map(|(spec, status, version)| (spec, status.as_ref(), *version));
                 self.around.allowed.agent(&tenant, &id, agent);
             }
             Observed::Complete(kind) => {

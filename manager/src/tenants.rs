@@ -19,6 +19,8 @@ use crate::removal::{self, Step};
 
 /// How often statuses are looked at.
 const EVERY: Duration = Duration::from_secs(2);
+/// What was deleted is gone after so long, mostly.
+const NEXT_STEP: Duration = Duration::from_millis(300);
 /// How often a tenant's namespace is made sure of.
 const ENSURE_EVERY: Duration = Duration::from_secs(20);
 /// How often `lastSeen` of a connected tenant is written anew.
@@ -39,19 +41,23 @@ impl Tenants {
         // The Tenant that a namespace was made for, and the status written last.
         let mut made: HashMap<TenantId, (Existing, Instant)> = HashMap::new();
         let mut written: HashMap<TenantId, TenantStatus> = HashMap::new();
+        let mut pause = EVERY;
         loop {
             tokio::select! {
                 () = self.records.tenants_changed.notified() => {}
-                () = tokio::time::sleep(EVERY) => {}
+                () = tokio::time::sleep(pause) => {}
             }
             if self.leadership.epoch().is_none() {
                 made.clear();
                 written.clear();
                 continue;
             }
-            for tenant in self.records.leaving() {
+            let leaving = self.records.leaving();
+            pause = if leaving.is_empty() { EVERY } else { NEXT_STEP };
+            for tenant in leaving {
                 made.remove(&tenant);
                 self.remove(&tenant).await;
+                self.report(tenant, &mut written).await;
             }
             for (tenant, existing) in self.records.tenants() {
                 self.make(&tenant, existing, &mut made).await;

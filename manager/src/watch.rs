@@ -57,7 +57,7 @@ pub(crate) enum Observed {
     /// The pod of an Envoy, whether it is ready, and its node's addresses; `None`: it is gone.
     Envoy(String, Option<(bool, Vec<IpAddr>)>),
     /// An agent.
-    Agent(TenantId, AgentId, Option<(AgentSpec, Option<AgentStatus>)>),
+    Agent(TenantId, AgentId, Option<(AgentSpec, Option<AgentStatus>, u64)>),
     /// A kind was read once.
     Complete(Kind),
 }
@@ -277,9 +277,14 @@ fn envoy(object: &Pod, there: bool) -> Option<Observed> {
     Some(Observed::Envoy(object.name_any(), there.then_some((ready, hosts))))
 }
 
+/// `metadata.resourceVersion`; 0 where it is no number.
+pub(crate) fn version<K: Resource<DynamicType = ()>>(object: &K) -> u64 {
+    object.resource_version().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
 fn agent(object: &Agent, there: bool) -> Option<Observed> {
     let tenant = TenantId::of_namespace(&object.namespace()?)?;
     let id = object.name_any().parse().ok()?;
-    let content = || (object.spec.clone(), object.status.clone());
+    let content = || (object.spec.clone(), object.status.clone(), version(object));
     Some(Observed::Agent(tenant, id, there.then(content)))
 }

@@ -25,7 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
-use crate::world::{apply, hub};
+use crate::world::{apply, hub, until};
 
 /// Where agents reach the hub.
 pub const HUB: &str = "172.18.0.11:30843";
@@ -49,6 +49,10 @@ pub fn make_tenant(name: &str, spec: &str) {
             "{{apiVersion: fairlead.dev/v1alpha1, kind: Tenant, metadata: {{name: {name}}}, spec: {{{spec}}}}}"
         ),
     );
+    // An agent would ask again until there is one.
+    until(&hub(), "get namespaces -o name", |names| {
+        names.lines().any(|line| line == format!("namespace/tenant-{name}"))
+    });
 }
 
 /// A token for a tenant, as `fairlead token create` prints it.

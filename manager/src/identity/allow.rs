@@ -40,6 +40,8 @@ struct Known {
     serial: String,
     next: Option<String>,
     revoked: bool,
+    /// `metadata.resourceVersion`, which Kubernetes compares as a number (KEP-5504).
+    version: u64,
     /// When its newest certificate ends, in seconds since 1970.
     not_after: Option<i64>,
 }
@@ -115,20 +117,25 @@ impl AllowList {
         inner.close_the_disallowed();
     }
 
-    /// An agent as it is now; `None`: it is gone.
+    /// An agent as it is now, with its version; `None`: it is gone.
     pub(crate) fn agent(
         &self,
         tenant: &TenantId,
         agent: &AgentId,
-        object: Option<(&AgentSpec, Option<&AgentStatus>)>,
+        object: Option<(&AgentSpec, Option<&AgentStatus>, u64)>,
     ) {
         let mut inner = lock(&self.inner);
         let key = (tenant.clone(), agent.clone());
         match object {
             None => drop(inner.agents.remove(&key)),
-            Some((spec, status)) => {
+            Some((spec, status, version)) => {
                 let status = status.cloned().unwrap_or_default();
                 let known = inner.agents.entry(key).or_default();
+                // A watch tells late of what this process wrote itself.
+                if version < known.version {
+                    return;
+                }
+                known.version = version;
                 known.revoked = spec.revoked;
                 known.not_after = status.not_after.as_ref().map(|end| end.0.as_second());
                 // What was just used here may not be written yet.

@@ -6,6 +6,7 @@ use rustls::pki_types::pem::PemObject;
 use super::*;
 
 const DOMAIN: &str = "fairlead.local";
+const VERSION: u64 = 7;
 
 struct World {
     list: AllowList,
@@ -84,11 +85,19 @@ async fn an_agent_comes_in_with_the_certificate_that_was_issued_to_it_last() {
     let (first, one) = certificate(&world.authority, &agent_id(), 1);
     let (second, two) = certificate(&world.authority, &agent_id(), 2);
     assert!(world.admit(&first).unwrap_err().contains("knows no agent"));
-    world.list.agent(&blue(), &agent(), Some((&spec(false), Some(&status("", Some(&one))))));
+    world.list.agent(
+        &blue(),
+        &agent(),
+        Some((&spec(false), Some(&status("", Some(&one))), VERSION)),
+    );
     let before = world.admit(&first).unwrap();
     assert!(matches!(world.used.try_recv(), Ok(Used::New { serial, .. }) if serial == one));
     // A new one was issued; the old one counts until the new one is used.
-    world.list.agent(&blue(), &agent(), Some((&spec(false), Some(&status(&one, Some(&two))))));
+    world.list.agent(
+        &blue(),
+        &agent(),
+        Some((&spec(false), Some(&status(&one, Some(&two))), VERSION)),
+    );
     world.admit(&first).unwrap();
     world.admit(&second).unwrap();
     assert!(matches!(world.used.try_recv(), Ok(Used::New { serial, .. }) if serial == two));
@@ -96,9 +105,16 @@ async fn an_agent_comes_in_with_the_certificate_that_was_issued_to_it_last() {
     assert!(refused.contains("replaced") && refused.contains(&one), "{refused}");
     assert!(matches!(world.used.try_recv(), Ok(Used::Superseded { .. })));
     // What is written late does not bring the old one back.
-    world.list.agent(&blue(), &agent(), Some((&spec(false), Some(&status(&one, Some(&two))))));
+    world.list.agent(
+        &blue(),
+        &agent(),
+        Some((&spec(false), Some(&status(&one, Some(&two))), VERSION)),
+    );
     assert!(world.admit(&first).is_err());
     assert!(!before.is_cancelled(), "no connection is lost by a renewal");
+    // Nor does what a watch tells late of an older state.
+    world.list.agent(&blue(), &agent(), Some((&spec(false), None, VERSION - 1)));
+    world.admit(&second).unwrap();
 }
 
 #[tokio::test]
@@ -110,14 +126,14 @@ async fn who_leaves_the_list_loses_its_connections() {
         (
             "revoked",
             Box::new(|list: &AllowList| {
-                list.agent(&blue(), &agent(), Some((&spec(true), None)));
+                list.agent(&blue(), &agent(), Some((&spec(true), None, VERSION)));
             }) as Box<dyn Fn(&AllowList)>,
         ),
         ("knows no agent", Box::new(|list: &AllowList| list.agent(&blue(), &agent(), None))),
         ("has no tenant", Box::new(|list: &AllowList| list.tenant(&blue(), None))),
     ] {
         world.list.tenant(&blue(), Some(&[]));
-        world.list.agent(&blue(), &agent(), Some((&spec(false), Some(&there))));
+        world.list.agent(&blue(), &agent(), Some((&spec(false), Some(&there), VERSION)));
         let open = world.admit(&certificate).unwrap();
         leave(&world.list);
         assert!(open.is_cancelled(), "{what}");
@@ -148,7 +164,7 @@ async fn a_foreign_trust_domain_is_believed_for_the_ids_of_tenants_alone() {
     world.list.tenant(&blue(), Some(&[id.to_owned()]));
     let open = world.admit(&named).unwrap();
     // It can name whom it likes: that is not believed.
-    world.list.agent(&blue(), &agent(), Some((&spec(false), Some(&status("", None)))));
+    world.list.agent(&blue(), &agent(), Some((&spec(false), Some(&status("", None)), VERSION)));
     world.list.envoy("envoy-1", true);
     for other in [
         agent_id(),
@@ -184,7 +200,11 @@ async fn nobody_is_let_in_before_everything_was_read_and_managers_never() {
 async fn connections_have_bounds_and_the_oldest_makes_way() {
     let world = World::new(&[]);
     let (certificate, serial) = certificate(&world.authority, &agent_id(), 1);
-    world.list.agent(&blue(), &agent(), Some((&spec(false), Some(&status(&serial, None)))));
+    world.list.agent(
+        &blue(),
+        &agent(),
+        Some((&spec(false), Some(&status(&serial, None)), VERSION)),
+    );
     let mine: Vec<_> = (0..=PER_BEARER).map(|_| world.admit(&certificate).unwrap()).collect();
     assert!(mine[0].is_cancelled() && mine[1..].iter().all(|one| !one.is_cancelled()));
     let address = "127.0.0.1:1".parse().unwrap();

@@ -52,8 +52,14 @@ impl Identities {
         let events = Events::new(client.clone(), &args.name);
         let sessions = Arc::new(TrustSessions::default());
         let account = format!("{}:{}", args.namespace, args.envoy_account);
-        let service =
-            Service::new(pki.clone(), store.clone(), events.clone(), sessions.clone(), &account)?;
+        let service = Service::new(
+            pki.clone(),
+            store.clone(),
+            events.clone(),
+            sessions.clone(),
+            allowed.clone(),
+            &account,
+        )?;
         Ok(Self { pki, allowed, service, sessions, store, events, used })
     }
 

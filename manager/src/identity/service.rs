@@ -27,11 +27,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
+use super::allow::AllowList;
 use super::issuer;
 use super::pki::{Pki, TrustSessions, Trusted};
 use super::store::Store;
 use crate::events::Events;
 use crate::limits::{Rate, Refusals};
+use crate::watch::version;
 
 /// Requests that are worked on at the same time.
 const AT_ONCE: usize = 16;
@@ -47,6 +49,7 @@ pub(crate) struct Service {
     store: Store,
     events: Events,
     sessions: Arc<TrustSessions>,
+    allowed: Arc<AllowList>,
     challenger: Arc<Challenger>,
     refusals: Arc<Mutex<Refusals>>,
     permits: Arc<Semaphore>,
@@ -91,6 +94,7 @@ impl Service {
         store: Store,
         events: Events,
         sessions: Arc<TrustSessions>,
+        allowed: Arc<AllowList>,
         envoys: &str,
     ) -> Result<Self> {
         let [a, b] = [issuer::serial()?, issuer::serial()?];
@@ -102,6 +106,7 @@ impl Service {
             store,
             events,
             sessions,
+            allowed,
             challenger: Arc::new(Challenger::new(&secret)),
             refusals: Arc::new(Mutex::new(Refusals::new(REFUSALS))),
             permits: Arc::new(Semaphore::new(AT_ONCE)),
@@ -215,7 +220,10 @@ impl Service {
                 not_after: end,
                 recoveries: before.recoveries + recovered,
             };
-            self.store.report_agent(tenant, agent, status).await?;
+            let noted = self.store.report_agent(tenant, agent, status).await?;
+            // Its bearer comes before the watch has told of it.
+            let known = (&noted.spec, noted.status.as_ref(), version(&noted));
+            self.allowed.agent(tenant, id, Some(known));
         }
         Ok(self.message(&identity, issued))
     }
