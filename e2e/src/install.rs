@@ -1,6 +1,5 @@
 //! Fairlead on the clusters, with Helm, exactly as a user would.
 
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, anyhow};
@@ -100,28 +99,6 @@ pub fn has_joined(driver: &dyn Driver, tenant: &Cluster) -> bool {
 fn namespace(driver: &dyn Driver, cluster: &Cluster) -> Result<()> {
     let manifest = format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}}}}}");
     cluster::apply(driver, cluster, &manifest).map(drop)
-}
-
-/// Puts a folder's certificate into a Secret.
-pub fn secret(driver: &dyn Driver, cluster: &Cluster, name: &str, folder: &Path) -> Result<()> {
-    let from = format!("--from-file={}", folder.display());
-    let made = cluster::kubectl(
-        driver,
-        cluster,
-        &[
-            "create",
-            "secret",
-            "generic",
-            name,
-            "-n",
-            NAMESPACE,
-            &from,
-            "--dry-run=client",
-            "-o",
-            "yaml",
-        ],
-    )?;
-    cluster::apply(driver, cluster, &made).map(drop)
 }
 
 fn chart(driver: &dyn Driver, cluster: &Cluster, name: &str, values: &[String]) -> Result<()> {

@@ -36,6 +36,8 @@ use crate::watch::{KINDS, Kind, Observed};
 
 /// Writes to the apiserver under way at the same time.
 const WRITES: usize = 32;
+/// Of them for one tenant: enough for some hundred a second.
+const WRITES_PER_TENANT: usize = 4;
 /// A connection that hangs must not hold its place for ever.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Observations that are taken in before the engine decides: bounds the delay of the first.
@@ -130,7 +132,7 @@ impl Conductor {
             around,
             unready: Some(unready),
             complete: HashSet::new(),
-            writes: Queue::new(WRITES),
+            writes: Queue::new(WRITES, WRITES_PER_TENANT),
             under_way: FuturesUnordered::new(),
             published: HashMap::new(),
             wake: None,

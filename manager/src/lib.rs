@@ -21,4 +21,6 @@ mod run;
 mod tenants;
 mod watch;
 
+#[doc(hidden)]
+pub use agent_api::fuzz_stream;
 pub use args::Args;

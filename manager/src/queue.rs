@@ -22,18 +22,23 @@ pub(crate) struct Queue<K: Laned, V> {
     turns: VecDeque<K::Lane>,
     waiting: HashMap<K, V>,
     busy: HashSet<K>,
+    busy_lanes: HashMap<K::Lane, usize>,
     limit: usize,
+    per_lane: usize,
 }
 
 impl<K: Laned + Hash + Eq + Clone, V> Queue<K, V> {
-    /// At most `limit` keys are worked on at the same time.
-    pub(crate) fn new(limit: usize) -> Self {
+    /// At most `limit` keys are worked on at the same time, and `per_lane` of one lane: who has much under way
+    /// slows down whatever all share, such as the apiserver.
+    pub(crate) fn new(limit: usize, per_lane: usize) -> Self {
         Self {
             lanes: HashMap::new(),
             turns: VecDeque::new(),
             waiting: HashMap::new(),
             busy: HashSet::new(),
+            busy_lanes: HashMap::new(),
             limit,
+            per_lane,
         }
     }
 
@@ -63,11 +68,10 @@ impl<K: Laned + Hash + Eq + Clone, V> Queue<K, V> {
             return None;
         }
         let free = |keys: &VecDeque<K>| keys.iter().position(|key| !self.busy.contains(key));
-        let found = self
-            .turns
-            .iter()
-            .enumerate()
-            .find_map(|(turn, lane)| Some((turn, free(self.lanes.get(lane)?)?)));
+        let has_room =
+            |lane: &K::Lane| self.busy_lanes.get(lane).is_none_or(|count| *count < self.per_lane);
+        let mut lanes = self.turns.iter().enumerate().filter(|(_, lane)| has_room(lane));
+        let found = lanes.find_map(|(turn, lane)| Some((turn, free(self.lanes.get(lane)?)?)));
         let (turn, index) = found?;
         let lane = self.turns.remove(turn)?;
         let keys = self.lanes.get_mut(&lane)?;
@@ -78,13 +82,23 @@ impl<K: Laned + Hash + Eq + Clone, V> Queue<K, V> {
             self.turns.push_back(lane);
         }
         let work = self.waiting.remove(&key)?;
+        *self.busy_lanes.entry(key.lane()).or_default() += 1;
         self.busy.insert(key.clone());
         Some((key, work))
     }
 
     /// The work on a key ended.
     pub(crate) fn done(&mut self, key: &K) {
-        self.busy.remove(key);
+        if !self.busy.remove(key) {
+            return;
+        }
+        let lane = key.lane();
+        if let Some(count) = self.busy_lanes.get_mut(&lane) {
+            *count -= 1;
+            if *count == 0 {
+                self.busy_lanes.remove(&lane);
+            }
+        }
     }
 
     /// How many keys wait.
@@ -107,7 +121,7 @@ mod tests {
 
     #[test]
     fn the_latest_wish_counts_and_a_key_has_one_worker() {
-        let mut queue = Queue::new(2);
+        let mut queue = Queue::new(2, 2);
         queue.push("a", 1);
         queue.push("a", 2);
         assert_eq!(queue.next(), Some(("a", 2)));
@@ -123,7 +137,7 @@ mod tests {
 
     #[test]
     fn who_wishes_much_waits_behind_itself() {
-        let mut queue = Queue::new(10);
+        let mut queue = Queue::new(10, 10);
         for key in ["noisy1", "noisy2", "noisy3", "noisy4"] {
             queue.push(key, 0);
         }
@@ -131,5 +145,17 @@ mod tests {
         queue.push("quiet2", 0);
         let order: Vec<_> = std::iter::from_fn(|| queue.next()).map(|(key, _)| key).collect();
         assert_eq!(order, ["noisy1", "quiet1", "noisy2", "quiet2", "noisy3", "noisy4"]);
+    }
+
+    #[test]
+    fn a_lane_has_so_much_under_way_and_no_more() {
+        let mut queue = Queue::new(10, 2);
+        for key in ["noisy1", "noisy2", "noisy3", "quiet1"] {
+            queue.push(key, 0);
+        }
+        let order: Vec<_> = std::iter::from_fn(|| queue.next()).map(|(key, _)| key).collect();
+        assert_eq!(order, ["noisy1", "quiet1", "noisy2"]);
+        queue.done(&"noisy1");
+        assert_eq!(queue.next(), Some(("noisy3", 0)));
     }
 }

@@ -133,6 +133,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_fuzzing_found_is_taken_calmly() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../../manager/fuzz/corpus/certificate");
+        let mut good = 0;
+        for file in std::fs::read_dir(corpus).unwrap() {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            good += u32::from(Bearer::of(&bytes).is_ok());
+            let _ = (crate::secret::trusted(&bytes), crate::secret::users(&bytes));
+        }
+        assert!(good > 0, "the corpus has a good one, from which others were made");
+    }
+
+    #[test]
     fn ids_name_agents_envoys_and_managers_of_one_trust_domain() {
         let agent = Identity::Agent {
             tenant: "blue".parse().unwrap(),

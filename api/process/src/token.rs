@@ -137,6 +137,17 @@ mod tests {
     }
 
     #[test]
+    fn what_fuzzing_found_is_taken_calmly() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../../manager/fuzz/corpus/token");
+        let mut good = 0;
+        for file in std::fs::read_dir(corpus).unwrap() {
+            let text = std::fs::read(file.unwrap().path()).unwrap();
+            good += u32::from(String::from_utf8_lossy(&text).parse::<Token>().is_ok());
+        }
+        assert!(good > 0, "the corpus has a good one, from which others were made");
+    }
+
+    #[test]
     fn what_is_no_token_is_told_apart_without_being_repeated() {
         let good = Token::new([7; 32]).unwrap().reveal();
         let cut = &good[..good.len() - 1];

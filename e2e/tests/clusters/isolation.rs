@@ -510,6 +510,17 @@ async fn flood(stream: Stream, stop: tokio_util::sync::CancellationToken) -> u32
     }
 }
 
+/// kube-proxy serves node ports at a node's own address; what these further addresses are sent goes to the pod.
+fn lead_to_the_pod(cluster: &fairlead_e2e::topology::Cluster) {
+    let pod = kubectl(cluster, "-n swarm get pods -o jsonpath={.items[0].status.podIP}");
+    let rules = format!(
+        "nft delete table ip fairlead-test 2>/dev/null; nft add table ip fairlead-test; \
+         nft 'add chain ip fairlead-test in {{ type nat hook prerouting priority -110; }}'; \
+         nft add rule ip fairlead-test in ip daddr 172.19.0.0/16 tcp dport 31771-31772 dnat to {pod}:8080"
+    );
+    on_host("tenant-b-1", &rules).expect("the rules");
+}
+
 #[test]
 fn of_200_tenants_one_that_floods_and_poisons_leaves_199_to_update_within_2_s() {
     let world = alone("of_200_tenants_one_that_floods_and_poisons_leaves_199_to_update_within_2_s");
@@ -524,6 +535,7 @@ fn of_200_tenants_one_that_floods_and_poisons_leaves_199_to_update_within_2_s() 
         "{apiVersion: v1, kind: Service, metadata: {name: second, namespace: swarm}, spec: {type: NodePort, selector: {app: echo}, ports: [{port: 80, targetPort: 8080, nodePort: 31772}]}}",
     );
     let swarm = Swarm::new(200);
+    lead_to_the_pod(&b);
     let mut looks = vec![stages()];
     // What the manager says of itself is asked for from here, between what happens on the client host.
     let (turn, turns) = std::sync::mpsc::channel();

@@ -122,6 +122,17 @@ mod tests {
         assert_eq!(public_key(&vec![0; 5_000], ID), Err(RequestError::TooLong));
     }
 
+    #[test]
+    fn what_fuzzing_found_is_taken_calmly() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/request");
+        let mut good = 0;
+        for file in std::fs::read_dir(corpus).unwrap() {
+            good +=
+                u32::from(public_key(&std::fs::read(file.unwrap().path()).unwrap(), ID).is_ok());
+        }
+        assert!(good > 0, "the corpus has a good one, from which others were made");
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {

@@ -6,3 +6,4 @@ mod service;
 mod session;
 
 pub(crate) use service::{AgentApi, MAX_SKEW, Sessions};
+pub use session::fuzz_stream;

@@ -29,7 +29,7 @@ use crate::queue::{Laned, Queue};
 use crate::records::{Existing, Item, Record, Records};
 
 /// Uploads of one agent under way at the same time.
-const UPLOADS: usize = 16;
+const UPLOADS: usize = 4;
 /// Uploads that wait before the agent is read no further.
 const WAITING: usize = 256;
 /// Messages that wait for the transport.
@@ -152,7 +152,7 @@ impl HubService for AgentApi {
             tenant: tenant.clone(),
             session: Session::new(max_routes),
             send: send.clone(),
-            uploads: Queue::new(UPLOADS),
+            uploads: Queue::new(UPLOADS, UPLOADS),
             cursor: 0,
             pace: Pace::new(changes_per_second),
         };

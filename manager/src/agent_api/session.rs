@@ -11,6 +11,7 @@ use fairlead_proto::v1::agent_message::Message as From;
 use fairlead_proto::v1::hub_message::Message as To;
 use fairlead_proto::v1::put::Object;
 use fairlead_proto::{MAX_ITEMS, v1};
+use prost::Message;
 use tonic::Status;
 
 use super::convert;
@@ -290,6 +291,18 @@ fn status(item: &Item, hash: &str, report: &Report) -> v1::Status {
                 port: (*port).into(),
             })
             .collect(),
+    }
+}
+
+/// Takes messages in, each behind its length, as a stream with good framing brings them. For fuzzing: whatever
+/// the bytes are, nothing panics.
+pub fn fuzz_stream(mut bytes: &[u8]) {
+    let mut session = Session::new(10);
+    while let Ok(message) = v1::AgentMessage::decode_length_delimited(&mut bytes) {
+        let Some(message) = message.message else { continue };
+        if session.on_message(message, &mut std::iter::empty()).is_err() {
+            return;
+        }
     }
 }
 

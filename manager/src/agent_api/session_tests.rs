@@ -204,3 +204,13 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn what_fuzzing_found_is_taken_calmly() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/stream");
+    let files: Vec<_> = std::fs::read_dir(corpus).unwrap().collect();
+    assert!(!files.is_empty());
+    for file in files {
+        fuzz_stream(&std::fs::read(file.unwrap().path()).unwrap());
+    }
+}
