@@ -46,6 +46,10 @@ pub struct Args {
     #[arg(long, env = "FAIRLEAD_CERTIFICATE_SECONDS", default_value_t = 86_400,
           value_parser = clap::value_parser!(u64).range(20..=31_536_000))]
     pub certificate_seconds: u64,
+    /// How long a connection lives, in seconds; agents come back at once.
+    #[arg(long, env = "FAIRLEAD_CONNECTION_SECONDS", default_value_t = 3_600,
+          value_parser = clap::value_parser!(u64).range(20..=3_600))]
+    pub connection_seconds: u64,
     /// The DNS names of the manager's certificate, with commas between.
     #[arg(
         long,

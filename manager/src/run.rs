@@ -90,16 +90,18 @@ impl Args {
             allowed,
             leadership: leadership.clone(),
         };
-        let api = AgentApi { hub, records, sessions, stages, stop: stop.clone() };
+        let api =
+            AgentApi { hub, records, sessions, stages, life: self.life(), stop: stop.clone() };
         let agents = HubServer::new(api)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (from_agents, from_envoys) = self.accept(&identities, &stop).await?;
-        let for_agents = server(gate.clone()).add_service(agents).add_service(identities.server());
+        let for_agents =
+            server(gate.clone(), self.life()).add_service(agents).add_service(identities.server());
         let envoys = fairlead_xds::Server::new(cache, Arc::new(Fleet::new(say)));
         let health = HealthDiscoveryServiceServer::new(checkers::Service(checkers))
             .max_decoding_message_size(MAX_REPORT_BYTES);
-        let for_envoys = server(gate).add_service(envoys).add_service(health);
+        let for_envoys = server(gate, self.life()).add_service(envoys).add_service(health);
 
         // Each runs until `stop`; one that ends before ends the process.
         let mut tasks: JoinSet<Result<&'static str>> = JoinSet::new();
@@ -151,6 +153,10 @@ impl Args {
 type Incoming = ReceiverStream<std::io::Result<Connection>>;
 
 impl Args {
+    fn life(&self) -> Duration {
+        Duration::from_secs(self.connection_seconds)
+    }
+
     fn engine(&self) -> Engine {
         let mut engine = Engine::default();
         engine.forbid(self.refused_cidrs.iter().flatten().copied().collect());
@@ -177,22 +183,20 @@ impl Args {
     }
 }
 
-/// A connection lives an hour at most: it is asked to end after 50 min (10 % more or less), and is closed
-/// five minutes later.
-const CONNECTION_AGE: Duration = Duration::from_secs(50 * 60);
-const CONNECTION_GRACE: Duration = Duration::from_secs(5 * 60);
 /// What a client may have under way that was not read: bounds what it costs.
 const STREAMS: u32 = 8;
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 2 << 20;
 const HEADER_BYTES: u32 = 16 << 10;
 
-fn server(gate: Gate) -> Server<Stack<Gate, Identity>> {
+/// A connection is asked to end after four fifths of `life` (tonic makes that 10 % more or less), and is closed
+/// a tenth of it later.
+fn server(gate: Gate, life: Duration) -> Server<Stack<Gate, Identity>> {
     Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(15)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-        .max_connection_age(CONNECTION_AGE)
-        .max_connection_age_grace(CONNECTION_GRACE)
+        .max_connection_age(life * 4 / 5)
+        .max_connection_age_grace(life / 10)
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

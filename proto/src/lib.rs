@@ -10,6 +10,8 @@ pub mod v1 {
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 /// No request for a certificate is larger, in bytes.
 pub const MAX_IDENTITY_BYTES: usize = 16 << 10;
+/// What the hub says when it ends a stream because its connection is old: the agent connects again at once.
+pub const OLD_CONNECTION: &str = "the connection is old; connect again";
 /// The audience of the tokens that Envoys show.
 pub const ENVOY_AUDIENCE: &str = "fairlead-manager";
 /// Items in one chunk of an inventory, and keys in one `Want`: well below `MAX_MESSAGE_BYTES`.

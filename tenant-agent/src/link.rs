@@ -10,7 +10,7 @@ use fairlead_process::tls;
 use fairlead_proto::v1::agent_message::Message as To;
 use fairlead_proto::v1::hub_client::HubClient;
 use fairlead_proto::v1::hub_message::Message as From;
-use fairlead_proto::{MAX_ITEMS, MAX_MESSAGE_BYTES, v1};
+use fairlead_proto::{MAX_ITEMS, MAX_MESSAGE_BYTES, OLD_CONNECTION, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{info, warn};
@@ -42,6 +42,10 @@ impl Link {
         loop {
             let start = Instant::now();
             if let Err(error) = self.stream().await {
+                if format!("{error:#}").contains(OLD_CONNECTION) {
+                    info!(hub = self.hub, "the connection was old; opening another");
+                    continue;
+                }
                 let error = explained(&format!("{error:#}"));
                 warn!(hub = self.hub, %error, "no stream to the hub");
                 self.outbox.set_down(Some(error));

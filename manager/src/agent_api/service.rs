@@ -8,11 +8,12 @@ use fairlead_api::{RouteId, TenantId};
 use fairlead_process::identity::Identity;
 use fairlead_process::locks::lock;
 use fairlead_process::metrics::Stages;
+use fairlead_process::retry::between;
 use fairlead_process::tls::Peer;
 use fairlead_proto::v1::agent_message::Message as From;
 use fairlead_proto::v1::hub_message::Message as To;
 use fairlead_proto::v1::hub_server::Hub as HubService;
-use fairlead_proto::{MAX_MESSAGE_BYTES, v1};
+use fairlead_proto::{MAX_MESSAGE_BYTES, OLD_CONNECTION, v1};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use prometheus_client::metrics::gauge::Gauge;
@@ -105,6 +106,8 @@ pub(crate) struct AgentApi {
     pub(crate) records: Arc<Records>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) stages: Stages,
+    /// How long a connection lives at most.
+    pub(crate) life: Duration,
     pub(crate) stop: CancellationToken,
 }
 
@@ -162,6 +165,10 @@ impl HubService for AgentApi {
             api.sessions.leave(&tenant, &end);
             match ended {
                 Ok(()) => info!(%tenant, instance, "agent disconnected"),
+                Err(status) if status.message() == OLD_CONNECTION => {
+                    info!(%tenant, instance, "an old connection ends");
+                    let _ = send.try_send(Err(status));
+                }
                 Err(status) => {
                     warn!(%tenant, instance, error = status.message(), "agent's stream ended");
                     // The agent may be gone already.
@@ -235,6 +242,10 @@ impl Stream {
         max_routes: u32,
     ) -> Result<(), Status> {
         let Some(mut changed) = self.api.records.subscribe(&self.tenant) else { return Ok(()) };
+        // Before the transport asks for the end, which would be an error to the agent.
+        let life = self.api.life;
+        let old = tokio::time::sleep(between(life * 3 / 5, life * 2 / 3));
+        let mut old = std::pin::pin!(old);
         let mut under_way = FuturesUnordered::new();
         self.send(To::Welcome(welcome(max_routes))).await?;
         loop {
@@ -266,6 +277,7 @@ impl Stream {
                     self.news()
                 }
                 Some((item, upload, outcome)) = under_way.next() => self.stored(item, upload, outcome),
+                () = &mut old => return Err(Status::cancelled(OLD_CONNECTION)),
                 () = end.cancelled() => {
                     return Err(Status::aborted("the manager ends, or a newer agent took over"));
                 }

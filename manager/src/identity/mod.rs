@@ -12,6 +12,7 @@ mod store;
 mod upkeep;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use fairlead_process::lease::Leadership;
@@ -59,6 +60,7 @@ impl Identities {
             sessions.clone(),
             allowed.clone(),
             &account,
+            Duration::from_secs(args.connection_seconds),
         )?;
         Ok(Self { pki, allowed, service, sessions, store, events, used })
     }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use base64::Engine;
@@ -15,6 +15,7 @@ use fairlead_identity::proof::{self, Challenger};
 use fairlead_identity::request::RequestError;
 use fairlead_process::identity::{Identity, is_pod};
 use fairlead_process::locks::lock;
+use fairlead_process::retry::between;
 use fairlead_process::tls::Peer;
 use fairlead_process::token::sha256;
 use fairlead_proto::v1::enroll_request::Credential;
@@ -55,6 +56,8 @@ pub(crate) struct Service {
     permits: Arc<Semaphore>,
     /// The service account of the Envoys' pods.
     envoys: Arc<str>,
+    /// How long a connection lives at most.
+    life: Duration,
 }
 
 /// Why a request gets no certificate.
@@ -96,6 +99,7 @@ impl Service {
         sessions: Arc<TrustSessions>,
         allowed: Arc<AllowList>,
         envoys: &str,
+        life: Duration,
     ) -> Result<Self> {
         let [a, b] = [issuer::serial()?, issuer::serial()?];
         let mut secret = [0; 32];
@@ -111,6 +115,7 @@ impl Service {
             refusals: Arc::new(Mutex::new(Refusals::new(REFUSALS))),
             permits: Arc::new(Semaphore::new(AT_ONCE)),
             envoys: format!("system:serviceaccount:{envoys}").into(),
+            life,
         })
     }
 
@@ -365,8 +370,12 @@ impl IdentityService for Service {
         let (send, receive) = mpsc::channel(4);
         let (mut trusted, sessions) = (self.pki.watch(), self.sessions.clone());
         let number = sessions.begin();
+        let life = self.life;
         trusted.mark_changed();
         tokio::spawn(async move {
+            // Before the transport asks for the end, which would be an error to the caller.
+            let old = tokio::time::sleep(between(life * 3 / 5, life * 2 / 3));
+            let mut old = std::pin::pin!(old);
             loop {
                 tokio::select! {
                     Ok(()) = trusted.changed() => {
@@ -380,6 +389,7 @@ impl IdentityService for Service {
                         _ => break,
                     },
                     () = end.cancelled() => break,
+                    () = &mut old => break,
                 }
             }
             sessions.end(number);

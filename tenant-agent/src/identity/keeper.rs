@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use fairlead_process::proof::BoundKey;
 use fairlead_process::retry::between;
 use fairlead_process::tls::{self, Credentials};
@@ -52,9 +52,11 @@ impl Keeper {
     pub(crate) async fn run(self) {
         let mut pause = FIRST_PAUSE;
         let mut kept = None;
+        // Whether another token than the one that it joined by is still to be tried.
+        let mut anew = true;
         loop {
             let start = Instant::now();
-            let ended = self.live(&mut kept).await;
+            let ended = self.live(&mut kept, &mut anew).await;
             let mut wait = Duration::ZERO;
             if let Err(error) = ended {
                 let error = explained(&format!("{error:#}"));
@@ -75,15 +77,15 @@ impl Keeper {
     }
 
     /// One connection with the newest certificate; returns to use a newer one.
-    async fn live(&self, known: &mut Option<Kept>) -> Result<()> {
+    async fn live(&self, known: &mut Option<Kept>, anew: &mut bool) -> Result<()> {
         let mut kept = match known.take() {
             Some(kept) => kept,
             None => self.store.load().await?,
         };
         if kept.chain.is_empty() {
             kept = self.join(kept).await?;
-        } else if let Some(fresh) = self.join_anew(&kept).await {
-            kept = fresh;
+        } else if *anew {
+            (*anew, kept) = self.join_anew(kept).await;
         }
         self.publish(&kept)?;
         let validity = kept.validity()?;
@@ -125,30 +127,34 @@ impl Keeper {
     }
 
     /// Another token than the one that this agent joined by is the wish to be another agent. Where that does
-    /// not work, it is the one that it was.
-    async fn join_anew(&self, kept: &Kept) -> Option<Kept> {
-        let token: Token = self.token.as_deref()?.parse().ok()?;
+    /// not work, it is the one that it was; and whether to try again.
+    async fn join_anew(&self, kept: Kept) -> (bool, Kept) {
+        let token = self.token.as_deref().and_then(|token| token.parse::<Token>().ok());
+        let Some(token) = token else { return (false, kept) };
         if join::names(&kept.id).is_ok_and(|(_, agent)| agent == token.id.as_str()) {
-            return None;
+            return (false, kept);
         }
-        let bound_key = BoundKey::generate().ok()?.pem().to_owned();
-        let anew = Kept { bound_key, ..Kept::default() };
-        let joined = join::join(&self.hub, &token, &anew).await;
-        let saved = match joined {
-            Ok(joined) => self.store.save(&joined).await.map(|()| joined),
-            Err(error) => Err(error),
-        };
-        match saved {
+        match self.join_as_another(&token).await {
             Ok(joined) => {
                 info!(id = joined.id, before = kept.id, "joined the hub anew");
-                Some(joined)
+                (false, joined)
             }
             Err(error) => {
-                let error = explained(&format!("{error:#}"));
+                let text = format!("{error:#}");
+                let error = explained(&text);
                 warn!(%error, "the new join token does not work; going on as before");
-                None
+                // Who is refused is refused again.
+                (!text.starts_with("Unauthenticated"), kept)
             }
         }
+    }
+
+    async fn join_as_another(&self, token: &Token) -> Result<Kept> {
+        let bound_key = BoundKey::generate()?.pem().to_owned();
+        let anew = Kept { bound_key, ..Kept::default() };
+        let joined = join::join(&self.hub, token, &anew).await?;
+        self.store.save(&joined).await?;
+        Ok(joined)
     }
 
     async fn recover(&self, kept: &Kept) -> Result<Kept> {
@@ -184,7 +190,8 @@ impl Keeper {
             };
             tokio::select! {
                 trust = stream.message() => {
-                    let Some(trust) = trust.map_err(brief)? else { bail!("the hub closed the stream") };
+                    // The hub closes old ones: then a new one is opened.
+                    let Some(trust) = trust.map_err(brief)? else { return Ok(()) };
                     let skew = trust.hub_time.as_ref().map_or(0, |time| time.seconds - now());
                     let validity = kept.validity()?;
                     due = Some(due.unwrap_or_else(|| renew_at(validity, now() + skew)));
