@@ -36,10 +36,11 @@ pub struct NodeSetSpec {
 #[serde(rename_all = "camelCase")]
 pub struct NodeSetStatus {
     /// Addresses that are this tenant's: no other tenant's Routes lead there.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    // Written also where it is empty: a merge patch takes away only what it names.
+    #[serde(default)]
     pub addresses: Vec<String>,
     /// Nodes that are left out, with the reason; the first hundred.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub refused: Vec<String>,
 }
 

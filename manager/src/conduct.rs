@@ -95,6 +95,10 @@ impl Laned for Object {
             Self::Claim(_) | Self::Pool(_) | Self::Guard(_) | Self::Balancer(_) => None,
         }
     }
+
+    fn is_bounded(lane: &Option<TenantId>) -> bool {
+        lane.is_some()
+    }
 }
 
 #[derive(Debug)]
@@ -243,7 +247,7 @@ impl Conductor {
             Observed::Envoy(name, envoy) => {
                 self.around.allowed.envoy(&name, envoy.is_some());
                 let (ready, hosts) = envoy.unwrap_or_default();
-                engine.envoy_host(&name, hosts);
+                engine.envoy_host(&hosts);
                 engine.envoy_ready(&name.into(), ready);
             }
             Observed::Agent(tenant, id, agent) => {

@@ -11,6 +11,11 @@ pub(crate) trait Laned {
 
     /// The lane of this key.
     fn lane(&self) -> Self::Lane;
+
+    /// Whether a lane has a bound of its own.
+    fn is_bounded(_: &Self::Lane) -> bool {
+        true
+    }
 }
 
 /// What is to be done, and for which keys something is being done.
@@ -68,8 +73,10 @@ impl<K: Laned + Hash + Eq + Clone, V> Queue<K, V> {
             return None;
         }
         let free = |keys: &VecDeque<K>| keys.iter().position(|key| !self.busy.contains(key));
-        let has_room =
-            |lane: &K::Lane| self.busy_lanes.get(lane).is_none_or(|count| *count < self.per_lane);
+        let has_room = |lane: &K::Lane| {
+            !K::is_bounded(lane)
+                || self.busy_lanes.get(lane).is_none_or(|count| *count < self.per_lane)
+        };
         let mut lanes = self.turns.iter().enumerate().filter(|(_, lane)| has_room(lane));
         let found = lanes.find_map(|(turn, lane)| Some((turn, free(self.lanes.get(lane)?)?)));
         let (turn, index) = found?;

@@ -58,10 +58,8 @@ impl Args {
             stop.clone(),
         );
         let (cache, records) = (Arc::new(Cache::default()), Arc::new(Records::default()));
-        let (sessions, hub) = (
-            Arc::new(Sessions::default()),
-            Hub::new(client.clone(), &self.namespace, &self.envoy_selector),
-        );
+        let sessions = Arc::new(Sessions::default());
+        let hub = Hub::new(client.clone(), &self.namespace, &self.envoy_selector);
         let identities = Identities::start(&client, &self).await?;
         let allowed = identities.allowed.clone();
         let gate = Gate { refused: Counter::default() };
@@ -90,18 +88,18 @@ impl Args {
             allowed,
             leadership: leadership.clone(),
         };
-        let api =
-            AgentApi { hub, records, sessions, stages, life: self.life(), stop: stop.clone() };
+        let (life, end) = (self.life(), stop.clone());
+        let api = AgentApi { hub, records, sessions, stages, life, stop: end };
         let agents = HubServer::new(api)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (from_agents, from_envoys) = self.accept(&identities, &stop).await?;
         let for_agents =
-            server(gate.clone(), self.life()).add_service(agents).add_service(identities.server());
+            server(gate.clone(), life).add_service(agents).add_service(identities.server());
         let envoys = fairlead_xds::Server::new(cache, Arc::new(Fleet::new(say)));
         let health = HealthDiscoveryServiceServer::new(checkers::Service(checkers))
             .max_decoding_message_size(MAX_REPORT_BYTES);
-        let for_envoys = server(gate, self.life()).add_service(envoys).add_service(health);
+        let for_envoys = server(gate, life).add_service(envoys).add_service(health);
 
         // Each runs until `stop`; one that ends before ends the process.
         let mut tasks: JoinSet<Result<&'static str>> = JoinSet::new();

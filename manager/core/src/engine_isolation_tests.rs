@@ -146,6 +146,27 @@ fn a_node_address_is_one_tenants_also_after_a_restart_and_until_it_lets_go() {
     world.nodes("blue", &["10.0.0.2"]);
     world.settle();
     assert!(world.verdict(&id("red/web"), RESOLVED_REFS).starts_with("True"));
+    // What was written of blue long ago takes nothing back.
+    world.node_sets.get_mut(&tenant("blue")).unwrap().addresses = vec!["10.0.0.1".into()];
+    world.nodes("blue", &["10.0.0.1", "10.0.0.2"]);
+    world.settle();
+    assert!(world.verdict(&id("red/web"), RESOLVED_REFS).starts_with("True"));
+}
+
+#[test]
+fn nodes_that_come_bring_no_more_endpoints_than_a_tenant_may_have() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    let quotas = Quotas { endpoints: 10, ..Quotas::default() };
+    world.tenant_may("blue", TenantSpec { quotas, ..permissions() });
+    for port in [80, 81, 82, 83, 84] {
+        assert!(world.publish(&format!("blue/r{port}"), &[port]).starts_with("True"));
+    }
+    let many: Vec<String> = (1..=100).map(|n| format!("10.0.9.{n}")).collect();
+    world.nodes("blue", &many.iter().map(String::as_str).collect::<Vec<_>>());
+    world.settle();
+    assert_eq!(world.engine.nodes[&tenant("blue")].addresses.len(), 2);
+    assert!(world.node_sets[&tenant("blue")].refused[0].contains("quotas.endpoints"));
+    assert!(world.verdict(&id("blue/r80"), ACCEPTED).starts_with("True"));
 }
 
 #[test]
@@ -161,7 +182,7 @@ fn the_hubs_own_addresses_are_no_tenants_nodes() {
         ("::ffff:10.0.0.1", "loopback"),
     ] {
         world.engine.forbid(vec!["10.7.0.0/16".parse().unwrap()]);
-        world.engine.envoy_host("envoy-1", vec!["10.8.0.1".parse().unwrap()]);
+        world.engine.envoy_host(&["10.8.0.1".parse().unwrap()]);
         world.nodes("blue", &[address]);
         world.settle();
         let told = world.verdict(&id("blue/web"), RESOLVED_REFS);

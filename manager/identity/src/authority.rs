@@ -17,6 +17,8 @@ use time::OffsetDateTime;
 
 /// A certificate is valid from so long ago, for clocks that differ a little.
 const BACKDATED: i64 = 300;
+/// Who has not confirmed a new authority within so many seconds is not waited for.
+const PATIENCE: i64 = 600;
 /// Bridges that servers send: whoever was away for more replacements than this has to join anew.
 const MAX_BRIDGES: usize = 4;
 
@@ -242,9 +244,11 @@ impl Authority {
     /// The next step, if it is time for one.
     pub fn due(&self, situation: Situation) -> Option<Step> {
         let Situation { now, asked, confirmed, lifetime } = situation;
-        if self.prepared().is_some() {
-            // Nobody connected: whoever comes learns of both, or comes by a bridge.
-            let known = confirmed.is_none_or(|sequence| sequence >= self.sequence);
+        if let Some(prepared) = self.prepared() {
+            // Nobody connected: whoever comes learns of both, or comes by a bridge. Nor can anybody hold a new
+            // authority up for ever by not confirming it.
+            let late = now > prepared.since + lifetime.min(PATIENCE);
+            let known = late || confirmed.is_none_or(|sequence| sequence >= self.sequence);
             return known.then_some(Step::Activate);
         }
         let retiring = self.generations.iter().find(|one| one.phase == Phase::Retiring);

@@ -116,6 +116,8 @@ fn a_new_authority_signs_once_everybody_connected_knows_it() {
     assert_eq!(authority.due(knows(Some(1))), None, "somebody does not know it yet");
     assert_eq!(authority.due(knows(Some(2))), Some(Step::Activate));
     assert_eq!(authority.due(knows(None)), Some(Step::Activate), "nobody is there");
+    let late = Situation { confirmed: Some(0), ..situation(NOW + 603) };
+    assert_eq!(authority.due(late), Some(Step::Activate), "nobody holds it up for ever");
     authority.activate(NOW + 3);
     assert_eq!(authority.due(asked), None, "what was asked for is done");
     assert_eq!(

@@ -48,6 +48,8 @@ const BURST: f64 = 4.0;
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     all: Mutex<HashMap<TenantId, Connected>>,
+    /// How much of its rate each tenant has left, whichever stream it uses.
+    buckets: Mutex<HashMap<TenantId, Arc<Mutex<Bucket>>>>,
     /// How many there are.
     pub(crate) count: Gauge,
 }
@@ -67,6 +69,11 @@ impl Sessions {
     /// The agent of a tenant, if one is connected.
     pub(crate) fn get(&self, tenant: &TenantId) -> Option<Connected> {
         lock(&self.all).get(tenant).cloned()
+    }
+
+    fn bucket(&self, tenant: &TenantId, rate: Rate) -> Arc<Mutex<Bucket>> {
+        let full = || Arc::new(Mutex::new(Bucket::full(rate, Instant::now())));
+        lock(&self.buckets).entry(tenant.clone()).or_insert_with(full).clone()
     }
 
     /// Lets an agent in, and ends the stream of an earlier one.
@@ -157,7 +164,7 @@ impl HubService for AgentApi {
             send: send.clone(),
             uploads: Queue::new(UPLOADS, UPLOADS),
             cursor: 0,
-            pace: Pace::new(changes_per_second),
+            pace: Pace::new(&self.sessions, &tenant, changes_per_second),
         };
         let api = self.clone();
         tokio::spawn(async move {
@@ -205,25 +212,28 @@ struct Stream {
     pace: Pace,
 }
 
+fn rate(changes_per_second: u32) -> Rate {
+    let per_second = f64::from(changes_per_second.max(1));
+    Rate { burst: per_second * BURST, per_second }
+}
+
 /// How fast an agent is read.
 struct Pace {
     rate: Rate,
-    bucket: Bucket,
+    bucket: Arc<Mutex<Bucket>>,
     /// Nothing is read before.
     next: Instant,
 }
 
 impl Pace {
-    fn new(changes_per_second: u32) -> Self {
-        let per_second = f64::from(changes_per_second.max(1));
-        let rate = Rate { burst: per_second * BURST, per_second };
-        let now = Instant::now();
-        Self { rate, bucket: Bucket::full(rate, now), next: now }
+    fn new(sessions: &Sessions, tenant: &TenantId, changes_per_second: u32) -> Self {
+        let rate = rate(changes_per_second);
+        Self { rate, bucket: sessions.bucket(tenant, rate), next: Instant::now() }
     }
 
     /// A change was read.
     fn note(&mut self, now: Instant) {
-        if let Err(seconds) = self.bucket.take(self.rate, now) {
+        if let Err(seconds) = lock(&self.bucket).take(self.rate, now) {
             self.next = now + Duration::from_secs_f64(seconds);
         }
     }
@@ -270,7 +280,7 @@ impl Stream {
                     }
                     let now = self.api.existing(&self.tenant)?;
                     if now.max_routes != max_routes
-                        || Pace::new(now.changes_per_second).rate != self.pace.rate
+                        || rate(now.changes_per_second) != self.pace.rate
                     {
                         return Err(Status::aborted("the tenant's quota changed; connect again"));
                     }

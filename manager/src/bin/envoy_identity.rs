@@ -79,10 +79,13 @@ impl Args {
             match self.live(&mut kept).await {
                 Ok(()) => pause = Duration::from_millis(200),
                 Err(error) => {
-                    warn!(
-                        error = format!("{error:#}"),
-                        "no certificate, or no word of the hub's CA"
-                    );
+                    let error = format!("{error:#}");
+                    warn!(error, "no certificate, or no word of the hub's CA");
+                    // What was trusted may be so no more: begin anew, with what the pod is given.
+                    let words = ["certificate", "alert", "Unauthenticated"];
+                    if words.iter().any(|word| error.contains(word)) {
+                        kept = None;
+                    }
                     tokio::time::sleep(between(pause / 2, pause * 3 / 2)).await;
                     pause = (pause * 2).min(Duration::from_secs(10));
                 }

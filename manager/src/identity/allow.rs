@@ -62,8 +62,8 @@ struct Inner {
 pub(crate) struct AllowList {
     trust_domain: String,
     inner: Mutex<Inner>,
-    /// Verifies certificates of existing trust domains.
-    foreign: Option<Arc<dyn ClientCertVerifier>>,
+    /// Verifies certificates of existing trust domains; and the hub's own roots (PEM), to tell the two apart.
+    foreign: Option<(Arc<dyn ClientCertVerifier>, Roots)>,
     used: mpsc::UnboundedSender<Used>,
     pub(crate) refused: Counter,
     /// Cancelled once everything was read: nobody is let in before.
@@ -75,16 +75,12 @@ impl AllowList {
     pub(crate) fn new(
         trust_domain: &str,
         foreign: &[CertificateDer<'static>],
+        own: Roots,
         used: mpsc::UnboundedSender<Used>,
     ) -> Result<Self> {
-        let verifier = if foreign.is_empty() {
-            None
-        } else {
-            let mut roots = RootCertStore::empty();
-            for root in foreign {
-                roots.add(root.clone())?;
-            }
-            Some(WebPkiClientVerifier::builder(Arc::new(roots)).build()?)
+        let verifier = match foreign {
+            [] => None,
+            foreign => Some((verifier(foreign)?, own)),
         };
         Ok(Self {
             trust_domain: trust_domain.to_owned(),
@@ -158,6 +154,13 @@ impl AllowList {
         }
     }
 
+    /// The serial number of the certificate that an agent uses; `None`: it has used none.
+    pub(crate) fn serial(&self, tenant: &TenantId, agent: &AgentId) -> Option<String> {
+        let inner = lock(&self.inner);
+        let known = inner.agents.get(&(tenant.clone(), agent.clone()))?;
+        Some(known.serial.clone()).filter(|serial| !serial.is_empty())
+    }
+
     /// When the last of a tenant's certificates ends, in seconds since 1970.
     pub(crate) fn certificate_end(&self, tenant: &TenantId) -> Option<i64> {
         let inner = lock(&self.inner);
@@ -169,9 +172,12 @@ impl AllowList {
     fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<(Identity, Bearer)> {
         let (first, rest) = chain.split_first().ok_or_else(|| anyhow!("no client certificate"))?;
         let bearer = Bearer::of(first)?;
-        if let Some(verifier) = &self.foreign
-            && verifier.verify_client_cert(first, rest, UnixTime::now()).is_ok()
+        if let Some((foreign, own)) = &self.foreign
+            && !verifies(&*verifier(&own())?, first, rest)
         {
+            if !verifies(&**foreign, first, rest) {
+                bail!("this certificate is from no CA that is believed");
+            }
             let inner = lock(&self.inner);
             let tenant = inner.foreign.get(&bearer.id).cloned();
             let tenant = tenant.ok_or_else(|| {
@@ -214,6 +220,25 @@ impl AllowList {
         }
         Ok(inner.open(Some(identity)))
     }
+}
+
+/// Certificates that are trusted now.
+pub(crate) type Roots = Box<dyn Fn() -> Vec<CertificateDer<'static>> + Send + Sync>;
+
+fn verifier(roots: &[CertificateDer<'static>]) -> Result<Arc<dyn ClientCertVerifier>> {
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store.add(root.clone())?;
+    }
+    Ok(WebPkiClientVerifier::builder(Arc::new(store)).build()?)
+}
+
+fn verifies(
+    verifier: &dyn ClientCertVerifier,
+    first: &CertificateDer<'_>,
+    rest: &[CertificateDer<'_>],
+) -> bool {
+    verifier.verify_client_cert(first, rest, UnixTime::now()).is_ok()
 }
 
 /// Agents of existing trust domains have no `Agent` object; they are told apart by their ids' hash.

@@ -59,10 +59,12 @@ fn status(serial: &str, next: Option<&str>) -> AgentStatus {
 impl World {
     fn new(foreign: &[CertificateDer<'static>]) -> Self {
         let (send, used) = mpsc::unbounded_channel();
-        let list = AllowList::new(DOMAIN, foreign, send).unwrap();
+        let authority = authority();
+        let own = roots(&authority);
+        let list = AllowList::new(DOMAIN, foreign, Box::new(move || own.clone()), send).unwrap();
         list.tenant(&blue(), Some(&[]));
         list.complete();
-        Self { list, used, authority: authority() }
+        Self { list, used, authority }
     }
 
     fn admit(&self, certificate: &CertificateDer<'static>) -> Result<CancellationToken, String> {
@@ -185,7 +187,7 @@ async fn a_foreign_trust_domain_is_believed_for_the_ids_of_tenants_alone() {
 #[tokio::test]
 async fn nobody_is_let_in_before_everything_was_read_and_managers_never() {
     let (send, _used) = mpsc::unbounded_channel();
-    let list = AllowList::new(DOMAIN, &[], send).unwrap();
+    let list = AllowList::new(DOMAIN, &[], Box::new(Vec::new), send).unwrap();
     let authority = authority();
     let (manager, _) = certificate(&authority, &Identity::Manager.id(DOMAIN), 1);
     let address = "127.0.0.1:1".parse().unwrap();

@@ -19,6 +19,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::json;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// cert-manager signs within a second or so; an issuer outside of the cluster takes longer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -133,7 +134,7 @@ impl CertManager {
         // It was answered: it is of no use any more.
         let _ = api.delete(&name, &DeleteParams::default()).await;
         match outcome {
-            Some(Ok(chain)) => issued(chain, subject.id),
+            Some(Ok(chain)) => issued(chain, subject.id, subject.names.len()),
             Some(Err(why)) => bail!("CertificateRequest {name}: {why}"),
             None => bail!("CertificateRequest {name} was deleted"),
         }
@@ -165,10 +166,16 @@ fn outcome(object: &DynamicObject) -> Option<Result<String, String>> {
 }
 
 /// An issuer may do otherwise than it was asked: what it signed is looked at.
-fn issued(chain: String, id: &str) -> Result<Issued> {
+fn issued(chain: String, id: &str, more: usize) -> Result<Issued> {
     let first = CertificateDer::from_pem_slice(chain.as_bytes())
         .map_err(|error| anyhow::anyhow!("cert-manager's certificate: {error}"))?;
     let Bearer { id: is, serial, not_after } = Bearer::of(&first)?;
+    let (_, parsed) = X509Certificate::from_der(&first)?;
+    let names =
+        parsed.subject_alternative_name()?.map_or(0, |names| names.value.general_names.len());
+    if parsed.is_ca() || names != 1 + more {
+        bail!("cert-manager's issuer signed a certificate with other names, or a CA's");
+    }
     if is != id {
         bail!("cert-manager's issuer signed for {is:?}, not for {id:?}");
     }

@@ -48,7 +48,8 @@ impl Identities {
     pub(crate) async fn start(client: &Client, args: &Args) -> Result<Self> {
         let pki = Pki::start(client.clone(), &args.namespace, args.pki()?).await?;
         let (note_use, used) = mpsc::unbounded_channel();
-        let allowed = Arc::new(AllowList::new(&args.trust_domain, pki.foreign(), note_use)?);
+        let allowed =
+            Arc::new(AllowList::new(&args.trust_domain, pki.foreign(), pki.roots(), note_use)?);
         let store = Store::new(client.clone(), &args.namespace);
         let events = Events::new(client.clone(), &args.name);
         let sessions = Arc::new(TrustSessions::default());

@@ -21,10 +21,11 @@ use kube::runtime::{WatchStreamExt, watcher};
 use rcgen::string::Ia5String;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData, SanType, SubjectPublicKeyInfo};
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::allow::foreign_roots;
+use super::allow::{Roots, foreign_roots};
 use super::issuer::{self, CertManager, IssuerKind};
 use super::store::{self, Store, StoredAuthority};
 
@@ -120,7 +121,7 @@ impl Pki {
         let (trusted, _) = watch::channel(first.clone());
         let names = settings.names.clone();
         let settings = Arc::new(settings);
-        let own = own(&first, &settings, cert_manager.as_ref(), &names).await?;
+        let (own, _) = own(&first, &settings, cert_manager.as_ref(), &names).await?;
         let agents = with(&own, &foreign).server(Clients::Any)?;
         let envoys = own.server(Clients::WithCertificate)?;
         let pki = Self {
@@ -132,13 +133,23 @@ impl Pki {
             agents: Arc::new(ArcSwap::new(agents)),
             envoys: Arc::new(ArcSwap::new(envoys)),
         };
-        pki.publish(&first).await;
+        // What is not published now is so with the first renewal, soon.
         Ok(pki)
     }
 
     /// Certificates of existing trust domains.
     pub(crate) fn foreign(&self) -> &[CertificateDer<'static>] {
         &self.foreign
+    }
+
+    /// What is trusted at the time of asking.
+    pub(crate) fn roots(&self) -> Roots {
+        let trusted = self.watch();
+        Box::new(move || {
+            let pem = trusted.borrow().roots.clone();
+            let read = CertificateDer::pem_slice_iter(pem.as_bytes());
+            read.filter_map(Result::ok).collect()
+        })
     }
 
     /// What is trusted, now and after each change.
@@ -182,7 +193,8 @@ impl Pki {
             std::pin::pin!(watcher(secrets, config).default_backoff().applied_objects());
         let mut tick = tokio::time::interval(EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut renewal = std::pin::pin!(tokio::time::sleep(self.settings.lifetime / 2));
+        // At once: what is trusted is published with it.
+        let mut renewal = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         loop {
             tokio::select! {
                 Some(secret) = stored.next(), if self.settings.issuer == IssuerKind::Builtin => {
@@ -204,11 +216,11 @@ impl Pki {
                 }
                 Ok(()) = changes.changed() => {
                     changes.mark_unchanged();
-                    self.renew_own().await;
-                    renewal.as_mut().reset(tokio::time::Instant::now() + self.settings.lifetime / 2);
+                    let pause = self.renew_own().await;
+                    renewal.as_mut().reset(tokio::time::Instant::now() + pause);
                 }
                 () = &mut renewal => {
-                    let pause = if self.renew_own().await { self.settings.lifetime / 2 } else { EVERY * 5 };
+                    let pause = self.renew_own().await;
                     renewal.as_mut().reset(tokio::time::Instant::now() + pause);
                 }
             }
@@ -278,35 +290,33 @@ impl Pki {
         });
     }
 
-    /// Gets a new certificate for this manager, and tells what is trusted. False: it did not work.
-    async fn renew_own(&self) -> bool {
-        let trusted = self.trusted.borrow().clone();
-        let names = &self.settings.names;
-        let made = own(&trusted, &self.settings, self.cert_manager.as_ref(), names).await;
-        let done = made.and_then(|own| {
-            self.agents.store(with(&own, &self.foreign).server(Clients::Any)?);
-            self.envoys.store(own.server(Clients::WithCertificate)?);
-            Ok(())
-        });
-        match done {
-            Ok(()) => info!(sequence = trusted.sequence, "this manager's certificate was renewed"),
+    /// Gets a new certificate for this manager, and tells what is trusted; when to do it again.
+    async fn renew_own(&self) -> Duration {
+        match self.renew_and_publish().await {
+            Ok(pause) => pause,
             Err(error) => {
                 warn!(error = format!("{error:#}"), "this manager's certificate was not renewed");
-                return false;
+                EVERY * 5
             }
         }
-        self.publish(&trusted).await;
-        true
     }
 
-    async fn publish(&self, trusted: &Trusted) {
+    async fn renew_and_publish(&self) -> Result<Duration> {
+        let trusted = self.trusted.borrow().clone();
+        let names = &self.settings.names;
+        let (own, not_after) =
+            own(&trusted, &self.settings, self.cert_manager.as_ref(), names).await?;
+        self.agents.store(with(&own, &self.foreign).server(Clients::Any)?);
+        self.envoys.store(own.server(Clients::WithCertificate)?);
         let anchor = match &trusted.authority {
             Some(authority) => authority.anchor().map(str::to_owned).unwrap_or_default(),
             None => trusted.roots.clone(),
         };
-        if let Err(error) = self.store.publish_trust(&trusted.roots, &anchor).await {
-            warn!(error = format!("{error:#}"), "what is trusted was not published");
-        }
+        self.store.publish_trust(&trusted.roots, &anchor).await?;
+        info!(sequence = trusted.sequence, "this manager's certificate was renewed");
+        // An issuer may give less than it was asked for.
+        let left = not_after - jiff::Timestamp::now().as_second();
+        Ok(Duration::from_secs(left.max(10).unsigned_abs()).min(self.settings.lifetime) / 2)
     }
 }
 
@@ -347,13 +357,13 @@ async fn first(store: &Store, issuer: &IssuerKind) -> Result<Trusted> {
     }
 }
 
-/// A fresh certificate of this manager.
+/// A fresh certificate of this manager, and when it ends (seconds since 1970).
 async fn own(
     trusted: &Trusted,
     settings: &PkiSettings,
     cert_manager: Option<&CertManager>,
     names: &[String],
-) -> Result<Credentials> {
+) -> Result<(Credentials, i64)> {
     let key = KeyPair::generate()?;
     let id = Identity::Manager.id(&settings.trust_domain);
     let subject = Subject { id: &id, names };
@@ -374,7 +384,9 @@ async fn own(
         (None, None) => return Err(anyhow!("nothing signs here")),
     };
     let key = key.serialize_pem();
-    Credentials::from_pem(trusted.roots.as_bytes(), Some((issued.chain.as_bytes(), key.as_bytes())))
+    let own = (issued.chain.as_bytes(), key.as_bytes());
+    let credentials = Credentials::from_pem(trusted.roots.as_bytes(), Some(own))?;
+    Ok((credentials, issued.not_after))
 }
 
 /// Whether a request asks for this SPIFFE id. It is its only name then: [`issuer::key_of`] has looked.

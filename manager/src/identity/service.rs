@@ -119,23 +119,25 @@ impl Service {
         })
     }
 
-    /// Runs one request, and says in one line of the log why it was refused.
+    /// Runs one request of a stranger at an address, or of somebody with a certificate: strangers who share an
+    /// address with it are none of its business. Says in one line of the log why it was refused.
     async fn answer<T>(
         &self,
         method: &str,
-        address: IpAddr,
+        address: Option<IpAddr>,
         work: impl Future<Output = Result<T, No>>,
     ) -> Result<Response<T>, Status> {
-        if lock(&self.refusals).too_many(address, Instant::now()) {
+        let permit = self.permits.acquire().await;
+        let now = Instant::now();
+        if address.is_some_and(|address| lock(&self.refusals).too_many(address, now)) {
             return Err(Status::resource_exhausted(
                 "too many refusals of late from this address; try again in a minute",
             ));
         }
-        let permit = self.permits.acquire().await;
         let status = match work.await {
             Ok(answer) => return Ok(Response::new(answer)),
             Err(No::Failed(error)) => {
-                warn!(method, %address, error = format!("{error:#}"), "no certificate issued");
+                warn!(method, ?address, error = format!("{error:#}"), "no certificate issued");
                 return Err(Status::unavailable("the hub could not do it now; try again"));
             }
             Err(No::Refusal(refusal)) => Status::unauthenticated(refusal.to_string()),
@@ -143,8 +145,10 @@ impl Service {
             Err(No::Other(status)) => status,
         };
         drop(permit);
-        lock(&self.refusals).note(address, Instant::now());
-        warn!(method, %address, error = status.message(), "no certificate issued");
+        if let Some(address) = address {
+            lock(&self.refusals).note(address, Instant::now());
+        }
+        warn!(method, ?address, error = status.message(), "no certificate issued");
         Err(status)
     }
 
@@ -219,8 +223,10 @@ impl Service {
         if let Some(issued) = &issued {
             let before = agent.status.clone().unwrap_or_default();
             let end = jiff::Timestamp::from_second(issued.not_after).ok().map(Time);
+            // What is in use may not be written yet.
+            let serial = self.allowed.serial(tenant, id).unwrap_or(before.serial);
             let status = AgentStatus {
-                serial: before.serial,
+                serial,
                 next_serial: Some(issued.serial.clone()),
                 not_after: end,
                 recoveries: before.recoveries + recovered,
@@ -229,6 +235,11 @@ impl Service {
             // Its bearer comes before the watch has told of it.
             let known = (&noted.spec, noted.status.as_ref(), version(&noted));
             self.allowed.agent(tenant, id, Some(known));
+            if self.store.agent(tenant, id).await?.is_none() {
+                // It was deleted meanwhile, and the watch has told of that already.
+                self.allowed.agent(tenant, id, None);
+                return Err(Refusal::UnknownAgent.into());
+            }
         }
         Ok(self.message(&identity, issued))
     }
@@ -331,7 +342,7 @@ impl IdentityService for Service {
     ) -> Result<Response<v1::Issued>, Status> {
         let address = peer(&request)?.address.ip();
         let v1::EnrollRequest { credential, csr } = request.into_inner();
-        self.answer("Enroll", address, async {
+        self.answer("Enroll", Some(address), async {
             match credential {
                 Some(Credential::Join(join)) => self.join(join, &csr).await,
                 Some(Credential::ServiceAccountToken(token)) => {
@@ -347,10 +358,10 @@ impl IdentityService for Service {
         &self,
         request: Request<v1::RenewRequest>,
     ) -> Result<Response<v1::Issued>, Status> {
-        let Peer { address, identity, .. } = peer(&request)?;
+        let Peer { identity, .. } = peer(&request)?;
         let identity = identity.ok_or_else(|| Status::new(Code::Unauthenticated, "no identity"))?;
         let csr = request.into_inner().csr;
-        self.answer("Renew", address.ip(), self.renew_agent(identity, &csr)).await
+        self.answer("Renew", None, self.renew_agent(identity, &csr)).await
     }
 
     async fn recover(
@@ -358,7 +369,7 @@ impl IdentityService for Service {
         request: Request<v1::RecoverRequest>,
     ) -> Result<Response<v1::RecoverResponse>, Status> {
         let address = peer(&request)?.address.ip();
-        self.answer("Recover", address, self.recover_agent(request.into_inner())).await
+        self.answer("Recover", Some(address), self.recover_agent(request.into_inner())).await
     }
 
     async fn watch_trust(

@@ -11,12 +11,13 @@ use tracing::{info, warn};
 use super::allow::Used;
 use super::store::Store;
 use crate::events::Events;
+use crate::hub::pause_after_failure;
 
 /// Expired tokens are kept so long, so that who uses one learns what it was.
 const KEPT_SECONDS: i64 = 3_600;
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Somebody else may have written the agent's status meanwhile.
-const TRIES: usize = 5;
+const TRIES: usize = 60;
 
 /// Runs for ever.
 pub(crate) async fn run(
@@ -28,7 +29,11 @@ pub(crate) async fn run(
     let mut look = tokio::time::interval(LOOK_EVERY);
     loop {
         tokio::select! {
-            Some(one) = used.recv() => note(&store, &events, one).await,
+            Some(one) = used.recv() => {
+                let (store, events) = (store.clone(), events.clone());
+                // One that has to try again keeps no other waiting.
+                tokio::spawn(async move { note(&store, &events, one).await });
+            }
             _ = look.tick() => {
                 if leadership.epoch().is_some()
                     && let Err(error) = forget_expired(&store).await
@@ -50,7 +55,10 @@ async fn note(store: &Store, events: &Events, used: Used) {
                         info!(%tenant, %agent, serial, "a new certificate is in use");
                         return;
                     }
-                    Err(error) => warn!(%tenant, %agent, %error, "its serial number not written"),
+                    Err(error) => {
+                        warn!(%tenant, %agent, %error, "its serial number not written, trying again");
+                        pause_after_failure().await;
+                    }
                 }
             }
         }

@@ -84,6 +84,8 @@ pub(super) fn keep(before: &Kept, issued: v1::Issued, key: String) -> Result<Kep
         key,
         roots: text(roots)?,
         sequence,
+        next_id: String::new(),
+        next_key: String::new(),
     };
     kept.credentials()?.context("the hub gave no certificate")?;
     Ok(kept)

@@ -28,6 +28,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// A renewal that failed is tried again after this part of the certificate's life.
 const AGAIN: i64 = 20;
+/// The hub's certificates are valid from so many seconds before they were issued.
+const BACKDATED: i64 = 300;
+/// What the hub says of a certificate that is not the last one. Whoever has the bound key gets another.
+const REPLACED: &str = "was replaced by a newer one";
 
 /// Where the hub is.
 #[derive(Debug, Clone)]
@@ -128,13 +132,13 @@ impl Keeper {
 
     /// Another token than the one that this agent joined by is the wish to be another agent. Where that does
     /// not work, it is the one that it was; and whether to try again.
-    async fn join_anew(&self, kept: Kept) -> (bool, Kept) {
+    async fn join_anew(&self, mut kept: Kept) -> (bool, Kept) {
         let token = self.token.as_deref().and_then(|token| token.parse::<Token>().ok());
         let Some(token) = token else { return (false, kept) };
         if join::names(&kept.id).is_ok_and(|(_, agent)| agent == token.id.as_str()) {
             return (false, kept);
         }
-        match self.join_as_another(&token).await {
+        match self.join_as_another(&token, &mut kept).await {
             Ok(joined) => {
                 info!(id = joined.id, before = kept.id, "joined the hub anew");
                 (false, joined)
@@ -149,9 +153,14 @@ impl Keeper {
         }
     }
 
-    async fn join_as_another(&self, token: &Token) -> Result<Kept> {
-        let bound_key = BoundKey::generate()?.pem().to_owned();
-        let anew = Kept { bound_key, ..Kept::default() };
+    async fn join_as_another(&self, token: &Token, kept: &mut Kept) -> Result<Kept> {
+        if kept.next_id != token.id.as_str() {
+            // Kept first: an answer that is lost must not lock this agent out.
+            BoundKey::generate()?.pem().clone_into(&mut kept.next_key);
+            token.id.as_str().clone_into(&mut kept.next_id);
+            self.store.save(kept).await?;
+        }
+        let anew = Kept { bound_key: kept.next_key.clone(), ..Kept::default() };
         let joined = join::join(&self.hub, token, &anew).await?;
         self.store.save(&joined).await?;
         Ok(joined)
@@ -244,18 +253,21 @@ fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-/// At half of its life, 10 % more or less, so that not all come at once.
+/// At half of its life, 10 % more or less, so that not all come at once. It goes by the certificate alone: however
+/// often the connection is a new one, the time stays.
 fn renew_at(validity: Validity, now: i64) -> Instant {
     let life = validity.until - validity.from;
-    // Backdated ones live from their first day; what counts is what is left.
+    // The hub's are backdated: they live from the day on which they were issued.
+    let life = if life > BACKDATED { life - BACKDATED } else { life };
+    let half = Duration::from_secs((life / 2).max(0).unsigned_abs());
+    let before = between(half * 9 / 10, half * 11 / 10);
     let left = Duration::from_secs((validity.until - now).max(0).unsigned_abs());
-    let half = Duration::from_secs((life / 2).max(0).unsigned_abs()).min(left / 2);
-    Instant::now() + between(half * 9 / 10, half * 11 / 10)
+    Instant::now() + left.saturating_sub(before)
 }
 
 /// Whether an error says that the certificate is of no use any more, while the bound key may be.
 fn is_over(error: &str) -> bool {
-    ["CertificateExpired", "UnknownCA", "DecryptError", "BadCertificate"]
+    ["CertificateExpired", "UnknownCA", "DecryptError", "BadCertificate", REPLACED]
         .iter()
         .any(|word| error.contains(word))
 }
@@ -274,6 +286,10 @@ mod tests {
         assert!((38_800..=47_600).contains(&day), "{day}");
         let minute = at(-300, 60, 0);
         assert!((26..=33).contains(&minute), "{minute}");
+        // As long after the tenth connection as after the first.
+        let later = at(-300, 86_400, 38_000);
+        assert!(later <= 9_600, "{later}");
+        assert_eq!(at(-300, 86_400, 50_000), 0);
         assert_eq!(at(0, 100, 100), 0);
         assert_eq!(at(0, 100, 1_000), 0);
     }

@@ -28,6 +28,9 @@ pub(crate) struct Kept {
     /// What is trusted (PEM), and the hub's number for that.
     pub(crate) roots: String,
     pub(crate) sequence: u64,
+    /// The token by which it is about to join anew, and the key for that.
+    pub(crate) next_id: String,
+    pub(crate) next_key: String,
 }
 
 /// When a certificate begins and ends, in seconds since 1970.
@@ -101,12 +104,14 @@ impl Keys {
             key: text("tls.key"),
             roots: text("ca.crt"),
             sequence: text("sequence").parse().unwrap_or(0),
+            next_id: text("next.id"),
+            next_key: text("next.key"),
         })
     }
 
     /// Keeps it.
     pub(crate) async fn save(&self, kept: &Kept) -> Result<()> {
-        let Kept { bound_key, id, chain, key, roots, sequence } = kept;
+        let Kept { bound_key, id, chain, key, roots, sequence, next_id, next_key } = kept;
         let sequence = sequence.to_string();
         let data: BTreeMap<&str, ByteString> = [
             ("bound.key", bound_key),
@@ -115,6 +120,8 @@ impl Keys {
             ("tls.key", key),
             ("ca.crt", roots),
             ("sequence", &sequence),
+            ("next.id", next_id),
+            ("next.key", next_key),
         ]
         .map(|(name, text)| (name, ByteString(text.clone().into_bytes())))
         .into();

@@ -27,7 +27,7 @@ pub(super) struct Forbidden {
     /// As the platform team says.
     ranges: Vec<IpNet>,
     /// Where Envoys run.
-    hosts: BTreeMap<Box<str>, Vec<IpAddr>>,
+    hosts: BTreeSet<IpAddr>,
 }
 
 impl Forbidden {
@@ -35,7 +35,7 @@ impl Forbidden {
         if self.ranges.iter().any(|range| range.contains(&ip)) {
             return Some("in a range that the hub refuses (the manager's refusedCIDRs)");
         }
-        if self.hosts.values().flatten().any(|host| *host == ip) {
+        if self.hosts.contains(&ip) {
             return Some("a node of the hub");
         }
         pools.values().any(|pool| pool.contains(ip)).then_some("an address of a pool of the hub")
@@ -49,15 +49,12 @@ impl Engine {
         self.sort_all_nodes();
     }
 
-    /// The addresses of the node that an Envoy runs on; none: it is gone.
-    pub fn envoy_host(&mut self, envoy: &str, addresses: Vec<IpAddr>) {
-        let before = if addresses.is_empty() {
-            self.forbidden.hosts.remove(envoy)
-        } else {
-            self.forbidden.hosts.insert(envoy.into(), addresses.clone())
-        };
-        // Nodes come into view once, and then stay.
-        if before.unwrap_or_default() != addresses {
+    /// The addresses of the node that an Envoy runs on. They stay the hub's while the pod is replaced, and for as
+    /// long as this process lives.
+    pub fn envoy_host(&mut self, addresses: &[IpAddr]) {
+        let before = self.forbidden.hosts.len();
+        self.forbidden.hosts.extend(addresses);
+        if self.forbidden.hosts.len() > before {
             self.sort_all_nodes();
         }
     }
@@ -93,7 +90,9 @@ impl Engine {
     fn note_owners(&mut self, id: &TenantId) -> BTreeSet<TenantId> {
         let permitted = self.parse_nodes(id, &|_| false);
         let now = permitted.iter().flat_map(Nodes::all).collect();
-        let written = self.node_statuses.get(id).and_then(Option::as_ref);
+        // Later this process knows better than what is written.
+        let written =
+            self.node_statuses.get(id).and_then(Option::as_ref).filter(|_| !self.complete);
         let written = written.iter().flat_map(|status| &status.addresses);
         let written = written.filter_map(|text| text.parse().ok()).collect();
         self.owners.set(id, now, &written)
@@ -114,7 +113,10 @@ impl Engine {
 
     fn sort_nodes_alone(&mut self, id: &TenantId) {
         let taken = |ip| self.owners.owner(ip).is_some_and(|owner| owner != id);
-        let now = self.parse_nodes(id, &taken);
+        let mut now = self.parse_nodes(id, &taken);
+        if let Some(nodes) = &mut now {
+            self.cut_nodes(id, nodes);
+        }
         if self.nodes.get(id) == now.as_ref() {
             return;
         }
@@ -124,6 +126,21 @@ impl Engine {
         }
         self.nodes_changed.insert(id.clone());
         self.touch_tenant(id);
+    }
+
+    /// Leaves nodes out where a tenant's Routes would have more endpoints by them than it may: what comes by nodes
+    /// is not asked for by any Route.
+    fn cut_nodes(&self, id: &TenantId, nodes: &mut Nodes) {
+        let Some(tenant) = self.tenants.get(id) else { return };
+        let mine = self.routes.iter().filter(|(route, _)| route.tenant == *id);
+        let wishes = mine.filter_map(|(_, entry)| entry.wish.as_ref().ok());
+        let backends: usize = wishes.map(|wish| wish.backends.len()).sum();
+        let most = tenant.quotas.endpoints as usize / backends.max(1);
+        while nodes.addresses.len() > most.max(1) {
+            let Some((name, _)) = nodes.addresses.pop_last() else { return };
+            let why = "there are more endpoints by it than Tenant.spec.quotas.endpoints allows";
+            nodes.refused.insert(name, why.to_owned());
+        }
     }
 
     /// What is written of nodes could not be; it is tried again with the next step.
