@@ -121,7 +121,7 @@ fn an_endpoint_that_is_not_the_tenants_own_gets_not_one_syn() {
     }
     // The owner of the node is unaffected, and is told nothing of it.
     let refused = "-n tenant-a get nodeset nodes -o jsonpath={.status.refused}";
-    assert_eq!(kubectl(&hub(), refused), "");
+    assert_eq!(kubectl(&hub(), refused), "[]");
     remove("evil");
 }
 
