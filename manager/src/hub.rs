@@ -18,7 +18,7 @@ use fairlead_core::hosts::HostClaim;
 use fairlead_process::retry::{absent_is_fine, between};
 use k8s_openapi::api::core::v1::{Namespace, Secret, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use k8s_openapi::{ByteString, NamespaceResourceScope};
+use k8s_openapi::{ByteString, ClusterResourceScope, NamespaceResourceScope};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
@@ -27,7 +27,7 @@ use crate::balancers;
 
 /// The field manager of what agents push.
 const AGENT_API: &str = "fairlead-agent-api";
-/// The field manager of pools' finalizers.
+/// The field manager of finalizers.
 const GUARD: &str = "fairlead-manager-guard";
 /// The field manager of what the manager itself makes.
 const MANAGER: &str = "fairlead-manager";
@@ -193,17 +193,9 @@ impl Hub {
         delete_exactly(&api, &key.object_name(), object).await
     }
 
-    /// Gives a pool the finalizer, or takes it away. As the owner of that one only: others' stay.
+    /// Gives a pool the finalizer, or takes it away.
     pub(crate) async fn guard_pool(&self, name: &str, there: bool) -> kube::Result<()> {
-        let api: Api<AddressPool> = Api::all(self.client.clone());
-        let finalizers: &[&str] = if there { &[FINALIZER] } else { &[] };
-        let object = json!({
-            "apiVersion": AddressPool::api_version(&()),
-            "kind": AddressPool::kind(&()),
-            "metadata": {"name": name, "finalizers": finalizers},
-        });
-        let params = PatchParams::apply(GUARD).force();
-        absent_is_fine(api.patch(name, &params, &Patch::Apply(&object)).await.map(drop))
+        guard::<AddressPool>(&self.client, name, FINALIZER, there).await
     }
 
     /// Makes a hub's Service of a pool as it shall be; `None`: deletes it.
@@ -295,6 +287,30 @@ impl Hub {
         let params = PatchParams::apply(MANAGER).force();
         api.patch(&name, &params, &Patch::Apply(&namespace)).await.map(drop)
     }
+}
+
+/// Gives an object a finalizer, or takes it away. As the owner of that one only: others' stay.
+pub(crate) async fn guard<K>(
+    client: &Client,
+    name: &str,
+    finalizer: &str,
+    there: bool,
+) -> kube::Result<()>
+where
+    K: Resource<DynamicType = (), Scope = ClusterResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned,
+{
+    let api: Api<K> = Api::all(client.clone());
+    let finalizers: &[&str] = if there { &[finalizer] } else { &[] };
+    let object = json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": {"name": name, "finalizers": finalizers},
+    });
+    let params = PatchParams::apply(GUARD).force();
+    absent_is_fine(api.patch(name, &params, &Patch::Apply(&object)).await.map(drop))
 }
 
 /// Deletes the object with this uid; another one of that name, or none, is fine: then it is gone.

@@ -2,20 +2,20 @@
 //! its Routes go, so that Envoy serves nothing of it; then what they needed; then who it was; its namespace; and
 //! at last the Tenant itself. Addresses rest for their pool's hold time meanwhile, as after any Route.
 
+use std::fmt::Debug;
+
 use fairlead_api::{Agent, JoinToken, NodeSet, Route, Tenant, TenantId};
 use fairlead_process::retry::absent_is_fine;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
-use serde_json::json;
 
-use crate::hub::SECRET_LABEL;
+use crate::hub::{self, SECRET_LABEL};
 
 /// On each Tenant: its things go before it does.
 const FINALIZER: &str = "fairlead.dev/tenant";
-const GUARD: &str = "fairlead-manager-guard";
 
 /// The next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,15 +38,7 @@ fn next(routes: usize, things: usize, namespace: bool) -> Step {
 
 /// Gives a Tenant the finalizer, or takes it away.
 pub(crate) async fn guard(client: &Client, tenant: &TenantId, there: bool) -> kube::Result<()> {
-    let finalizers: &[&str] = if there { &[FINALIZER] } else { &[] };
-    let object = json!({
-        "apiVersion": Tenant::api_version(&()),
-        "kind": Tenant::kind(&()),
-        "metadata": {"name": tenant.as_str(), "finalizers": finalizers},
-    });
-    let params = PatchParams::apply(GUARD).force();
-    let api: Api<Tenant> = Api::all(client.clone());
-    absent_is_fine(api.patch(tenant.as_str(), &params, &Patch::Apply(&object)).await.map(drop))
+    hub::guard::<Tenant>(client, tenant.as_str(), FINALIZER, there).await
 }
 
 /// Takes the next step of a removal. What it was comes back.
@@ -93,25 +85,35 @@ pub(crate) async fn advance(client: &Client, tenant: &TenantId) -> kube::Result<
     Ok(step)
 }
 
-/// At least how many there are: none, or some.
-async fn count<K>(client: &Client, namespace: &str, which: &ListParams) -> kube::Result<usize>
-where
+/// A kind of which tenants have objects.
+trait Owned:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned
+{
+}
+
+impl<K> Owned for K where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
         + Clone
-        + std::fmt::Debug
-        + DeserializeOwned,
+        + Debug
+        + DeserializeOwned
 {
+}
+
+/// At least how many there are: none, or some.
+async fn count<K: Owned>(
+    client: &Client,
+    namespace: &str,
+    which: &ListParams,
+) -> kube::Result<usize> {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     Ok(api.list_metadata(&which.clone().limit(1)).await?.items.len())
 }
 
-async fn delete<K>(client: &Client, namespace: &str, which: &ListParams) -> kube::Result<()>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + DeserializeOwned,
-{
+async fn delete<K: Owned>(
+    client: &Client,
+    namespace: &str,
+    which: &ListParams,
+) -> kube::Result<()> {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     api.delete_collection(&DeleteParams::default(), which).await.map(drop)
 }

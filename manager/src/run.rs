@@ -151,7 +151,8 @@ impl Args {
 type Incoming = ReceiverStream<std::io::Result<Connection>>;
 
 impl Args {
-    fn life(&self) -> Duration {
+    /// How long a connection lives at most.
+    pub(crate) fn life(&self) -> Duration {
         Duration::from_secs(self.connection_seconds)
     }
 

@@ -12,6 +12,8 @@ pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 pub const MAX_IDENTITY_BYTES: usize = 16 << 10;
 /// What the hub says when it ends a stream because its connection is old: the agent connects again at once.
 pub const OLD_CONNECTION: &str = "the connection is old; connect again";
+/// What the hub says of a certificate that is not the last one that it issued to its bearer.
+pub const REPLACED_CERTIFICATE: &str = "was replaced by a newer one";
 /// The audience of the tokens that Envoys show.
 pub const ENVOY_AUDIENCE: &str = "fairlead-manager";
 /// Items in one chunk of an inventory, and keys in one `Want`: well below `MAX_MESSAGE_BYTES`.

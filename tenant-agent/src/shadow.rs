@@ -2,13 +2,12 @@
 //! for each slot, where a client keeps to one pod.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::sync::Arc;
 
+use fairlead_process::token::sha256;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::runtime::reflector::{ObjectRef, Store};
-use sha2::{Digest, Sha256};
 
 use crate::slots;
 
@@ -34,11 +33,7 @@ pub(crate) fn slot_name(service: &str, slot: usize) -> String {
 }
 
 fn named(service: &str, end: &str) -> String {
-    let mut hash = String::new();
-    for byte in &Sha256::digest(service)[..4] {
-        // Writing to a String cannot fail.
-        let _ = write!(hash, "{byte:02x}");
-    }
+    let hash = &sha256(service.as_bytes())[..8];
     let head: String = service.chars().take(63 - 4 - hash.len() - end.len()).collect();
     format!("{head}-fl-{hash}{end}")
 }

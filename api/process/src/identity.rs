@@ -6,6 +6,9 @@ use std::fmt;
 use fairlead_api::{AgentId, TenantId};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
+/// The hub's certificates are valid from so many seconds before they were issued, for clocks that differ a little.
+pub const BACKDATED: i64 = 300;
+
 /// The bearer of a certificate of Fairlead's CA.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Identity {

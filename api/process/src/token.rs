@@ -52,10 +52,7 @@ impl Token {
     /// # Errors
     /// The system gives no random bytes.
     pub fn new(pin: [u8; 32]) -> anyhow::Result<Self> {
-        let random = || anyhow::anyhow!("the system gives no random bytes");
-        let (mut secret, mut id) = ([0; 32], [0; AgentId::LENGTH]);
-        SystemRandom::new().fill(&mut secret).map_err(|_| random())?;
-        SystemRandom::new().fill(&mut id).map_err(|_| random())?;
+        let (secret, id) = (random()?, random::<{ AgentId::LENGTH }>()?);
         // 32 letters: no bias, none that is mistaken for another.
         let letters = b"abcdefghijkmnpqrstuvwxyz23456789";
         let id: String =
@@ -107,6 +104,17 @@ impl fmt::Debug for Token {
 
 fn bytes(text: &str) -> Option<[u8; 32]> {
     URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()
+}
+
+/// Random bytes of the system's.
+///
+/// # Errors
+/// It gives none.
+pub fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let filled = SystemRandom::new().fill(&mut bytes);
+    filled.map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
+    Ok(bytes)
 }
 
 /// Lower-case hexadecimal.

@@ -20,7 +20,8 @@ use tonic::Code;
 use crate::agent::{self, Agent, Stream, enroll, from_client, make_tenant, stranger, token};
 use crate::faults::{rollout_of_agents, rollout_of_manager, under_load};
 use crate::world::{
-    address, alone, answers, apply, event, hub, kubectl, on_host, service, shared, tenant, until,
+    address, alone, answers, apply, event, hub, kubectl, on_host, pod_of_manager, service, shared,
+    tenant, until,
 };
 
 /// Runs `fairlead` on the hub; what it prints comes back.
@@ -51,6 +52,18 @@ fn join_anew(cluster: &Cluster, name: &str) {
     apply(cluster, &secret.to_string());
     rollout_of_agents(cluster);
     connected(name, Duration::from_secs(45));
+}
+
+/// Certificates of so many seconds, for everybody: Envoys and agents get them anew.
+fn everybody_anew(seconds: u32) {
+    lifetime(seconds);
+    kubectl(&hub(), &format!("-n {NAMESPACE} rollout restart daemonset/fairlead-envoy"));
+    kubectl(
+        &hub(),
+        &format!("-n {NAMESPACE} rollout status daemonset/fairlead-envoy --timeout=180s"),
+    );
+    join_anew(&tenant("tenant-a"), "a");
+    join_anew(&tenant("tenant-b"), "b");
 }
 
 fn connected(name: &str, within: Duration) {
@@ -143,14 +156,7 @@ fn certificates_renew_and_the_ca_is_replaced_and_no_stream_is_lost() {
     apply(&a, &service("renew", "web", "{name: http, port: 9200, targetPort: 8080}", ""));
     let ip = address(&a, "renew", "web");
     answers(&format!("http://{ip}:9200/"), "cluster=tenant-a");
-    lifetime(seconds);
-    kubectl(&hub(), &format!("-n {NAMESPACE} rollout restart daemonset/fairlead-envoy"));
-    kubectl(
-        &hub(),
-        &format!("-n {NAMESPACE} rollout status daemonset/fairlead-envoy --timeout=180s"),
-    );
-    join_anew(&a, "a");
-    join_anew(&b, "b");
+    everybody_anew(seconds);
     answers(&format!("http://{ip}:9200/"), "cluster=tenant-a");
     let (begin, since) = (Instant::now(), now());
     let (sent, errors) = under_load(&format!("{ip}:9200"), || {
@@ -212,14 +218,7 @@ fn certificates_renew_and_the_ca_is_replaced_and_no_stream_is_lost() {
         until(&hub(), &format!("-n tenant-{name} get agents {path}"), |said| said.contains('1'));
     }
     answers(&format!("http://{ip}:9200/"), "cluster=tenant-a");
-    lifetime(86_400);
-    kubectl(&hub(), &format!("-n {NAMESPACE} rollout restart daemonset/fairlead-envoy"));
-    kubectl(
-        &hub(),
-        &format!("-n {NAMESPACE} rollout status daemonset/fairlead-envoy --timeout=180s"),
-    );
-    join_anew(&a, "a");
-    join_anew(&b, "b");
+    everybody_anew(86_400);
 }
 
 fn lines_with(text: &str, what: &str) -> String {
@@ -381,12 +380,7 @@ fn strangers_and_tenants_get_nothing_that_is_not_theirs_from_any_method_of_any_p
     make_tenant("nosy", "pools: [public]");
     let token = token("nosy");
     // The xDS port is the manager's own, in the hub's pod network: from a hub's node, as a pod there would.
-    let pod = kubectl(
-        &hub(),
-        &format!(
-            "-n {NAMESPACE} get pods -l app.kubernetes.io/component=manager -o jsonpath={{.items[0].status.podIP}}"
-        ),
-    );
+    let pod = pod_of_manager();
     let agent = from_client(|| async { Agent::join(&token).await.expect("joins") });
     for (port, host) in [(8443, "hub-1"), (18_000, "hub-1")] {
         let (address, agent, token) = (format!("{pod}:{port}"), &agent, &token);

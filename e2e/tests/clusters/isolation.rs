@@ -26,7 +26,8 @@ use tokio::sync::mpsc;
 use crate::agent::{Agent, Stream, from_client, holds, make_tenant, stranger, tcp, token};
 use crate::faults::request;
 use crate::world::{
-    address, alone, answers, apply, hub, kubectl, on_host, service, shared, tenant, until,
+    address, alone, answers, apply, hub, kubectl, on_host, pod_of_manager, service, shared, tenant,
+    until,
 };
 
 /// The manager's memory (proportional set size), in MiB.
@@ -289,12 +290,7 @@ fn stopped_clients_huge_messages_and_garbage_grow_nothing_and_hurt_nobody() {
     make_tenant("loud", "pools: [public]");
     let token = token("loud");
     let before = memory_of_manager();
-    let pod = kubectl(
-        &hub(),
-        &format!(
-            "-n {NAMESPACE} get pods -l app.kubernetes.io/component=manager -o jsonpath={{.items[0].status.podIP}}"
-        ),
-    );
+    let pod = pod_of_manager();
     let (hosts, seed) = (
         [("client", "172.18.0.11:30843".to_owned()), ("hub-1", format!("{pod}:18000"))],
         AtomicU32::new(1),
@@ -419,12 +415,7 @@ impl Drop for Swarm {
 
 /// What each stage of the manager took since it began: (stage, changes, seconds).
 fn stages() -> Vec<(String, f64, f64)> {
-    let pod = kubectl(
-        &hub(),
-        &format!(
-            "-n {NAMESPACE} get pods -l app.kubernetes.io/component=manager -o jsonpath={{.items[0].status.podIP}}"
-        ),
-    );
+    let pod = pod_of_manager();
     let text = on_host("hub-1", &format!("curl -s http://{pod}:8080/metrics")).unwrap();
     let value = |stage: &str, what: &str| {
         let name = format!("fairlead_stage_duration_seconds_{what}{{stage=\"{stage}\"}}");

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use fairlead_e2e::driver::Driver;
 use fairlead_e2e::images::Images;
+use fairlead_e2e::install::NAMESPACE;
 use fairlead_e2e::local::Local;
 use fairlead_e2e::say::say;
 use fairlead_e2e::topology::{self, Cluster};
@@ -146,6 +147,15 @@ spec:
 pub fn address(cluster: &Cluster, namespace: &str, name: &str) -> String {
     traffic::address(&Local, cluster, "service", namespace, name)
         .unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// The address of the manager's pod, which the hub's nodes reach.
+pub fn pod_of_manager() -> String {
+    let path = "-o jsonpath={.items[0].status.podIP}";
+    kubectl(
+        &hub(),
+        &format!("-n {NAMESPACE} get pods -l app.kubernetes.io/component=manager {path}"),
+    )
 }
 
 /// Fetches once.

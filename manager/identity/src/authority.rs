@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use fairlead_process::identity::BACKDATED;
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -15,8 +16,6 @@ use rcgen::{
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-/// A certificate is valid from so long ago, for clocks that differ a little.
-const BACKDATED: i64 = 300;
 /// Who has not confirmed a new authority within so many seconds is not waited for.
 const PATIENCE: i64 = 600;
 /// Bridges that servers send: whoever was away for more replacements than this has to join anew.
@@ -215,16 +214,6 @@ impl Authority {
     /// What is trusted, PEM.
     pub fn roots(&self) -> String {
         self.generations.iter().map(|one| one.certificate.as_str()).collect()
-    }
-
-    /// When the authority that signs ends, in seconds since 1970.
-    pub fn not_after(&self) -> i64 {
-        self.active().map_or(0, |active| active.not_after)
-    }
-
-    /// For people: each authority's phase, when that began, and when it ends; the oldest first.
-    pub fn phases(&self) -> Vec<(Phase, i64, i64)> {
-        self.generations.iter().map(|one| (one.phase, one.since, one.not_after)).collect()
     }
 
     /// The certificate whose public key a join token is pinned to, PEM.

@@ -3,6 +3,7 @@
 use fairlead_api::node_set::Node;
 use fairlead_api::route::{Source, SourceKind};
 use fairlead_api::{NodeSetSpec, RouteName, RouteSpec, SecretName};
+use fairlead_process::token::hex;
 use fairlead_proto::v1;
 use k8s_openapi::ByteString;
 
@@ -55,10 +56,7 @@ pub(super) fn hash(bytes: &[u8]) -> Result<Box<str>, String> {
     if bytes.is_empty() || bytes.len() > 32 {
         return Err(format!("hash: must have 1 to 32 bytes, it has {}", bytes.len()));
     }
-    let digit = |nibble: u8| char::from_digit(nibble.into(), 16);
-    let text: String =
-        bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).flatten().collect();
-    Ok(text.into())
+    Ok(hex(bytes).into())
 }
 
 /// A hash as it was sent.

@@ -11,6 +11,7 @@ use fairlead_api::{AgentId, AgentSpec, AgentStatus, TenantId};
 use fairlead_process::identity::{Bearer, Identity};
 use fairlead_process::locks::lock;
 use fairlead_process::tls::{Admission, Admitted, Credentials};
+use fairlead_proto::REPLACED_CERTIFICATE;
 use prometheus_client::metrics::counter::Counter;
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -214,7 +215,7 @@ impl AllowList {
         } else if known.serial != serial {
             let _ = self.used.send(Used::Superseded { tenant, agent, serial: serial.clone() });
             bail!(
-                "this certificate (serial {serial}) was replaced by a newer one; if the agent did not renew it, \
+                "this certificate (serial {serial}) {REPLACED_CERTIFICATE}; if the agent did not renew it, \
                  somebody else has its key"
             );
         }

@@ -1,21 +1,19 @@
 //! Who signs certificates.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use fairlead_identity::Authority;
 use fairlead_identity::authority::{Issued, Subject};
-use fairlead_identity::{Authority, request};
 use fairlead_process::identity::Bearer;
-use fairlead_process::token::sha256;
+use fairlead_process::token::{random, sha256};
 use k8s_openapi::ByteString;
 use kube::api::{DeleteParams, DynamicObject, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use rcgen::SubjectPublicKeyInfo;
-use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::json;
@@ -56,24 +54,20 @@ pub(crate) fn roots_of(folder: &Path) -> Result<Vec<String>> {
     Ok(all.map(|part| format!("{}\n", part.trim())).collect())
 }
 
-/// Random bytes for a serial number.
-pub(crate) fn serial() -> Result<[u8; 16]> {
-    let mut serial = [0; 16];
-    let filled = SystemRandom::new().fill(&mut serial);
-    filled.map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
-    Ok(serial)
+/// A lifetime as the authority counts it.
+pub(crate) fn seconds(lifetime: Duration) -> i64 {
+    i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX / 4)
 }
 
 /// Signs with an authority that this process has.
 pub(crate) fn sign(
-    authority: &Arc<Authority>,
+    authority: &Authority,
     subject: &Subject<'_>,
     key: &SubjectPublicKeyInfo,
     lifetime: Duration,
 ) -> Result<Issued> {
     let now = jiff::Timestamp::now().as_second();
-    let lifetime = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX / 4);
-    Ok(authority.issue(subject, key, serial()?, now, lifetime)?)
+    Ok(authority.issue(subject, key, random()?, now, seconds(lifetime))?)
 }
 
 /// cert-manager's `CertificateRequest` (<https://cert-manager.io/docs/usage/certificaterequest/>).
@@ -191,9 +185,4 @@ fn pem(der: &[u8]) -> String {
         "-----BEGIN CERTIFICATE REQUEST-----\n{}\n-----END CERTIFICATE REQUEST-----\n",
         lines.join("\n")
     )
-}
-
-/// The key of a request of this subject.
-pub(crate) fn key_of(csr: &[u8], id: &str) -> Result<SubjectPublicKeyInfo, request::RequestError> {
-    request::public_key(csr, id)
 }

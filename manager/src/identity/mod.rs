@@ -12,7 +12,6 @@ mod store;
 mod upkeep;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Result;
 use fairlead_process::lease::Leadership;
@@ -61,7 +60,7 @@ impl Identities {
             sessions.clone(),
             allowed.clone(),
             &account,
-            Duration::from_secs(args.connection_seconds),
+            args.life(),
         )?;
         Ok(Self { pki, allowed, service, sessions, store, events, used })
     }

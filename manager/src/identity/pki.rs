@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use arc_swap::ArcSwap;
 use fairlead_identity::authority::{Issued, Situation, Subject};
+use fairlead_identity::request::public_key;
 use fairlead_identity::{Authority, Step};
 use fairlead_process::identity::Identity;
 use fairlead_process::lease::Leadership;
@@ -119,9 +120,8 @@ impl Pki {
         let first = first(&store, &settings.issuer).await?;
         let foreign = foreign_roots(&settings.foreign).context("external-ca.crt")?;
         let (trusted, _) = watch::channel(first.clone());
-        let names = settings.names.clone();
         let settings = Arc::new(settings);
-        let (own, _) = own(&first, &settings, cert_manager.as_ref(), &names).await?;
+        let (own, _) = own(&first, &settings, cert_manager.as_ref()).await?;
         let agents = with(&own, &foreign).server(Clients::Any)?;
         let envoys = own.server(Clients::WithCertificate)?;
         let pki = Self {
@@ -165,7 +165,7 @@ impl Pki {
     /// Signs a request for an identity. `None`: the request has to ask for its name, and does not.
     pub(crate) async fn issue(&self, identity: &Identity, csr: &[u8]) -> Result<Option<Issued>> {
         let id = self.id(identity);
-        let key = issuer::key_of(csr, &id)?;
+        let key = public_key(csr, &id)?;
         let subject = Subject { id: &id, names: &[] };
         let trusted = self.trusted.borrow().clone();
         match (&trusted.authority, &self.cert_manager) {
@@ -266,7 +266,7 @@ impl Pki {
             now,
             asked: stored.asked,
             confirmed: sessions.lowest(),
-            lifetime: i64::try_from(self.settings.lifetime.as_secs()).unwrap_or(i64::MAX / 4),
+            lifetime: issuer::seconds(self.settings.lifetime),
         };
         let Some(step) = stored.authority.due(situation) else { return Ok(()) };
         let mut next = stored.authority.clone();
@@ -303,9 +303,7 @@ impl Pki {
 
     async fn renew_and_publish(&self) -> Result<Duration> {
         let trusted = self.trusted.borrow().clone();
-        let names = &self.settings.names;
-        let (own, not_after) =
-            own(&trusted, &self.settings, self.cert_manager.as_ref(), names).await?;
+        let (own, not_after) = own(&trusted, &self.settings, self.cert_manager.as_ref()).await?;
         self.agents.store(with(&own, &self.foreign).server(Clients::Any)?);
         self.envoys.store(own.server(Clients::WithCertificate)?);
         let anchor = match &trusted.authority {
@@ -362,9 +360,8 @@ async fn own(
     trusted: &Trusted,
     settings: &PkiSettings,
     cert_manager: Option<&CertManager>,
-    names: &[String],
 ) -> Result<(Credentials, i64)> {
-    let key = KeyPair::generate()?;
+    let (key, names) = (KeyPair::generate()?, settings.names.as_slice());
     let id = Identity::Manager.id(&settings.trust_domain);
     let subject = Subject { id: &id, names };
     let issued = match (&trusted.authority, cert_manager) {
@@ -389,7 +386,7 @@ async fn own(
     Ok((credentials, issued.not_after))
 }
 
-/// Whether a request asks for this SPIFFE id. It is its only name then: [`issuer::key_of`] has looked.
+/// Whether a request asks for this SPIFFE id. It is its only name then: [`public_key`] has looked.
 fn asks_for(csr: &[u8], id: &str) -> bool {
     csr.windows(id.len()).any(|window| window == id.as_bytes())
 }

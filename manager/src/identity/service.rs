@@ -17,7 +17,7 @@ use fairlead_process::identity::{Identity, is_pod};
 use fairlead_process::locks::lock;
 use fairlead_process::retry::between;
 use fairlead_process::tls::Peer;
-use fairlead_process::token::sha256;
+use fairlead_process::token::{random, sha256};
 use fairlead_proto::v1::enroll_request::Credential;
 use fairlead_proto::v1::identity_server::Identity as IdentityService;
 use fairlead_proto::v1::recover_response::Answer;
@@ -29,7 +29,6 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use super::allow::AllowList;
-use super::issuer;
 use super::pki::{Pki, TrustSessions, Trusted};
 use super::store::Store;
 use crate::events::Events;
@@ -101,17 +100,13 @@ impl Service {
         envoys: &str,
         life: Duration,
     ) -> Result<Self> {
-        let [a, b] = [issuer::serial()?, issuer::serial()?];
-        let mut secret = [0; 32];
-        secret[..16].copy_from_slice(&a);
-        secret[16..].copy_from_slice(&b);
         Ok(Self {
             pki,
             store,
             events,
             sessions,
             allowed,
-            challenger: Arc::new(Challenger::new(&secret)),
+            challenger: Arc::new(Challenger::new(&random()?)),
             refusals: Arc::new(Mutex::new(Refusals::new(REFUSALS))),
             permits: Arc::new(Semaphore::new(AT_ONCE)),
             envoys: format!("system:serviceaccount:{envoys}").into(),
@@ -278,7 +273,7 @@ impl Service {
         let spiffe = self.pki.id(&Identity::Agent { tenant: tenant.clone(), agent: id.clone() });
         let now = jiff::Timestamp::now().as_second();
         if challenge.is_empty() {
-            let challenge = self.challenger.challenge(&spiffe, issuer::serial()?, now);
+            let challenge = self.challenger.challenge(&spiffe, random()?, now);
             return Ok(v1::RecoverResponse { answer: Some(Answer::Challenge(challenge)) });
         }
         if !self.challenger.knows(&challenge, &spiffe, now) {

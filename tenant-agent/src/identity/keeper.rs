@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use fairlead_process::identity::BACKDATED;
 use fairlead_process::proof::BoundKey;
 use fairlead_process::retry::between;
 use fairlead_process::tls::{self, Credentials};
 use fairlead_process::token::Token;
-use fairlead_proto::v1;
 use fairlead_proto::v1::identity_client::IdentityClient;
+use fairlead_proto::{REPLACED_CERTIFICATE, v1};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -28,10 +29,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// A renewal that failed is tried again after this part of the certificate's life.
 const AGAIN: i64 = 20;
-/// The hub's certificates are valid from so many seconds before they were issued.
-const BACKDATED: i64 = 300;
-/// What the hub says of a certificate that is not the last one. Whoever has the bound key gets another.
-const REPLACED: &str = "was replaced by a newer one";
 
 /// Where the hub is.
 #[derive(Debug, Clone)]
@@ -121,7 +118,7 @@ impl Keeper {
         let token: Token = token.parse().context("joinToken")?;
         if kept.bound_key.is_empty() {
             // Kept first: after a crash it is the same agent that joins.
-            BoundKey::generate()?.pem().clone_into(&mut kept.bound_key);
+            kept.bound_key = BoundKey::generate()?.pem();
             self.store.save(&kept).await?;
         }
         let joined = join::join(&self.hub, &token, &kept).await?;
@@ -156,7 +153,7 @@ impl Keeper {
     async fn join_as_another(&self, token: &Token, kept: &mut Kept) -> Result<Kept> {
         if kept.next_id != token.id.as_str() {
             // Kept first: an answer that is lost must not lock this agent out.
-            BoundKey::generate()?.pem().clone_into(&mut kept.next_key);
+            kept.next_key = BoundKey::generate()?.pem();
             token.id.as_str().clone_into(&mut kept.next_id);
             self.store.save(kept).await?;
         }
@@ -267,7 +264,7 @@ fn renew_at(validity: Validity, now: i64) -> Instant {
 
 /// Whether an error says that the certificate is of no use any more, while the bound key may be.
 fn is_over(error: &str) -> bool {
-    ["CertificateExpired", "UnknownCA", "DecryptError", "BadCertificate", REPLACED]
+    ["CertificateExpired", "UnknownCA", "DecryptError", "BadCertificate", REPLACED_CERTIFICATE]
         .iter()
         .any(|word| error.contains(word))
 }

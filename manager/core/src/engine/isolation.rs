@@ -236,8 +236,9 @@ impl Engine {
         tenant: &TenantId,
         key: &HostKey,
     ) -> Option<(Reason, String)> {
-        let Tenant { domains, quotas, .. } = self.tenants.get(tenant)?;
-        if !self.tenants.get(tenant)?.may_publish(&key.hostname) {
+        let permissions = self.tenants.get(tenant)?;
+        let Tenant { domains, quotas, .. } = permissions;
+        if !permissions.may_publish(&key.hostname) {
             let name = match &*key.hostname {
                 ANY_HOST => "a rule without a host is for any name, which".to_owned(),
                 name => format!("host {name:?}"),
