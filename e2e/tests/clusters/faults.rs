@@ -56,6 +56,12 @@ pub fn rollout_of_manager() {
 pub fn rollout_of_agents(cluster: &fairlead_e2e::topology::Cluster) {
     kubectl(cluster, &format!("-n {NAMESPACE} rollout restart deployment/fairlead-agent"));
     rollout(cluster, "deployment/fairlead-agent");
+    // A rollout is over while the old pod still ends, and holds its stream to the hub until then.
+    let pods = format!("-n {NAMESPACE} get pods -l app.kubernetes.io/component=agent -o name");
+    let replicas =
+        format!("-n {NAMESPACE} get deployment fairlead-agent -o jsonpath={{.spec.replicas}}");
+    let replicas = kubectl(cluster, &replicas).trim().parse::<usize>().expect("a number");
+    until(cluster, &pods, |names| names.lines().count() == replicas);
 }
 
 fn rollout(cluster: &fairlead_e2e::topology::Cluster, name: &str) {
