@@ -116,12 +116,22 @@ pub fn ensure_metallb() -> Result<PathBuf> {
         // It has no option that tells its version: what lies on the `PATH` is not asked.
         build_program(&METALLB, name, package)?;
     }
+    Ok(module_folder(METALLB.name, "go.universe.tf/metallb")?.join("config/crd/bases"))
+}
+
+/// Where cert-manager's Custom Resource Definitions lie.
+pub fn ensure_cert_manager() -> Result<PathBuf> {
+    Ok(module_folder("cert-manager", "github.com/cert-manager/cert-manager")?.join("deploy/crds"))
+}
+
+/// The source of a Go module that a folder of `e2e/tools` requires.
+fn module_folder(tool: &str, module: &str) -> Result<PathBuf> {
     let mut find = Command::new("go");
-    find.current_dir(paths::repository().join("e2e/tools").join(METALLB.name));
-    find.args(["mod", "download", "-json", "go.universe.tf/metallb"]);
+    find.current_dir(paths::repository().join("e2e/tools").join(tool));
+    find.args(["mod", "download", "-json", module]);
     let said: serde_json::Value = serde_json::from_str(&run::output(&mut find)?)?;
     let folder = said["Dir"].as_str().context("go mod download names no folder")?;
-    Ok(Path::new(folder).join("config/crd/bases"))
+    Ok(folder.into())
 }
 
 /// Sees to it that `kubectl` and `helm` are there, all that the `kind` driver needs.

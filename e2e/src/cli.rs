@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 use crate::driver::{Driver, Which};
 use crate::topology::{self, Cluster};
-use crate::{cluster, demo, images, install, local, run};
+use crate::{bench, cluster, demo, images, install, local, run};
 
 /// Fairlead on real clusters on this machine.
 #[derive(Debug, Parser)]
@@ -64,6 +64,8 @@ enum What {
         #[arg(long)]
         exit: bool,
     },
+    /// Measure what a change costs at 100, 1,000 and 10,000 Routes. Clusters that are up are taken down.
+    Bench(bench::Options),
     #[command(hide = true)]
     Forward {
         #[arg(long)]
@@ -103,6 +105,7 @@ impl Args {
             What::Exec { host, command } => finish(&mut driver.on_host(&host, &command)?),
             What::Images { what: ImagesWhat::Load } => install::load(driver, &images::all()?),
             What::Demo { exit } => demo::run(driver, exit),
+            What::Bench(options) => bench::run(&options),
             What::Forward { listen, host, to, state: _ } => {
                 local::forward::serve(listen, &host, to)
             }

@@ -21,7 +21,7 @@ pub fn up(driver: &dyn Driver) -> Result<Images> {
     driver.up()?;
     let images = images::all()?;
     load(driver, &images)?;
-    hub(driver, &images)?;
+    hub(driver, &images, &[])?;
     say("the hub runs Fairlead's manager and Envoys");
     for tenant in topology::tenants() {
         self::tenant(driver, &tenant, &images)?;
@@ -51,24 +51,31 @@ fn tenant_name(cluster: &Cluster) -> &str {
 
 /// `fairlead` for the hub's administrator.
 pub fn fairlead(driver: &dyn Driver, arguments: &[&str]) -> Result<String> {
+    fairlead_on(driver, &topology::hub(), arguments)
+}
+
+/// `fairlead` for a cluster that is a hub.
+pub fn fairlead_on(driver: &dyn Driver, hub: &Cluster, arguments: &[&str]) -> Result<String> {
     let mut command = Command::new(images::release()?.join("fairlead"));
-    command.arg("--kubeconfig").arg(driver.kubeconfig(&topology::hub()));
+    command.arg("--kubeconfig").arg(driver.kubeconfig(hub));
     run::output(command.args(arguments))
 }
 
 /// Where the fabric's nodes are.
 const NODES: &str = "172.18.0.0/24";
 
-fn hub(driver: &dyn Driver, images: &Images) -> Result<()> {
+/// Installs the manager and its Envoys on the hub, with a pool. `more`: values of the chart.
+pub fn hub(driver: &dyn Driver, images: &Images, more: &[&str]) -> Result<()> {
     let hub = topology::hub();
     namespace(driver, &hub)?;
     // Helm installs CRDs but never upgrades them.
     let crds = paths::repository().join("deploy/crds").display().to_string();
     cluster::kubectl(driver, &hub, &["apply", "--server-side", "--force-conflicts", "-f", &crds])?;
-    let values = [
+    let mut values = vec![
         format!("manager.image.tag={}", images.manager.tag()),
         format!("envoy.image.tag={}", images.envoy.tag()),
     ];
+    values.extend(more.iter().map(|value| (*value).to_owned()));
     chart(driver, &hub, "fairlead-manager", &values)?;
     let manifest = include_str!("../manifests/hub.yaml");
     let manifest = manifest.replace("${POOL}", POOL).replace("${RANGE}", POOL_RANGE);

@@ -5,6 +5,7 @@
 //! it with Helm; `demo` and the tests use it. All is synchronous: this crate waits for other
 //! programs, and a thread for each is plenty.
 
+pub mod bench;
 pub mod binaries;
 pub mod cli;
 pub mod cluster;
@@ -17,6 +18,7 @@ pub mod local;
 pub mod metallb;
 pub mod packages;
 pub mod paths;
+pub mod peer;
 pub mod run;
 pub mod say;
 pub mod topology;

@@ -50,3 +50,50 @@ fn one_claim_more_costs_the_same_at_100_as_at_10_000() {
     }
     println!("{}", run::output(Command::new(&allocate).args(["same-port", "10000"])).unwrap());
 }
+
+/// Heap blocks that an example takes from its beginning to its end.
+fn blocks(example: &PathBuf, arguments: &[&str]) -> u64 {
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args(["--tool=dhat", "--dhat-out-file=/dev/null"]).arg(example).args(arguments);
+    let output = valgrind.output().expect("valgrind");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    // `Total:     1,234 bytes in 56 blocks`
+    let line = said.lines().find_map(|line| line.split("Total: ").nth(1)).expect("a total");
+    let count = line.split(" in ").nth(1).expect("blocks").split(' ').next().expect("a count");
+    count.replace(',', "").parse().expect("a number")
+}
+
+/// What one change sends to a client, in bytes.
+fn sent(example: &PathBuf, arguments: &[&str]) -> u64 {
+    let said = run::output(Command::new(example).args(arguments)).expect("the example");
+    let bytes = said.split(": ").nth(1).and_then(|text| text.split(' ').next());
+    bytes.expect("bytes").parse().expect("a number")
+}
+
+/// From the Route to the client's acknowledgement: decided, translated, compared, encoded and sent.
+#[test]
+fn one_change_costs_the_same_among_100_as_among_10_000_routes() {
+    packages::ensure_one("/usr/bin/valgrind", "valgrind").expect("valgrind");
+    let change = example("change");
+    for layout in ["layer-4", "hosts"] {
+        for kind in ["endpoints", "edit", "add"] {
+            let of = |routes: &str| {
+                let arguments = [layout, kind, routes];
+                let taken =
+                    blocks(&change, &arguments) - blocks(&change, &[layout, "none", routes]);
+                (counted(&change, "one_change", &arguments), taken, sent(&change, &arguments))
+            };
+            let (few, many) = (of("100"), of("10000"));
+            println!(
+                "{layout}, {kind}: (instructions, blocks, bytes) {few:?} at 100, {many:?} at 10,000"
+            );
+            assert!(few.0 > 1_000 && few.1 > 0, "nothing was counted");
+            // Hash maps begin with random keys, and trees are a level or two higher.
+            assert!(many.0 <= few.0 + few.0 / 4, "{layout}, {kind}: {} and {}", few.0, many.0);
+            assert!(many.1 <= few.1 + few.1 / 10 + 8, "{layout}, {kind}: {} and {}", few.1, many.1);
+            // Longer numbers in names.
+            assert!(many.2 <= few.2 + 64 && many.2 <= 4_096, "{layout}, {kind}: {many:?}");
+        }
+    }
+}

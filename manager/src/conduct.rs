@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fairlead_api::claim::{ClaimKey, HostKey};
-use fairlead_api::condition::PROGRAMMED;
 use fairlead_api::{
     AddressPoolStatus, NodeSetStatus, Route, RouteId, RouteStatus, SecretName, TenantId,
 };
@@ -40,6 +39,8 @@ const WRITES: usize = 32;
 const WRITES_PER_TENANT: usize = 4;
 /// A connection that hangs must not hold its place for ever.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Between two writes of pools' statuses: each port that is given out changes one.
+const POOLS: Duration = Duration::from_secs(1);
 /// Observations that are taken in before the engine decides: bounds the delay of the first.
 const BATCH: usize = 512;
 
@@ -63,8 +64,9 @@ pub(crate) struct Conductor {
     complete: HashSet<Kind>,
     writes: Queue<Object, Write>,
     under_way: FuturesUnordered<BoxFuture<'static, (Object, Done)>>,
-    /// When a Route's last change was published, until all Envoys have it.
-    published: HashMap<RouteId, Instant>,
+    /// Statuses of pools that are yet to be written, and when they may be.
+    pools: HashMap<String, AddressPoolStatus>,
+    pools_due: Instant,
     /// When the engine wants to decide again though nothing happened, in seconds since 1970.
     wake: Option<i64>,
 }
@@ -138,7 +140,8 @@ impl Conductor {
             complete: HashSet::new(),
             writes: Queue::new(WRITES, WRITES_PER_TENANT),
             under_way: FuturesUnordered::new(),
-            published: HashMap::new(),
+            pools: HashMap::new(),
+            pools_due: Instant::now(),
             wake: None,
         }
     }
@@ -181,6 +184,7 @@ impl Conductor {
                 }
                 () = leadership.changed() => {}
                 () = until(self.wake) => {}
+                () = tokio::time::sleep_until(self.pools_due.into()), if !self.pools.is_empty() => {}
             }
             self.engine.lead(self.around.leadership.epoch().is_some());
             self.step();
@@ -235,7 +239,6 @@ impl Conductor {
             Observed::Route(id, None) => {
                 let item = Item::Route(id.name.clone());
                 self.around.records.change(&id.tenant, |records| records.items.remove(&item));
-                self.published.remove(&id);
                 engine.route_gone(&id);
             }
             Observed::Claim(claim) => engine.claim(claim),
@@ -339,6 +342,7 @@ impl Conductor {
             guards,
             balancers,
             checks,
+            programmed,
             wake,
         } = self.engine.step(&Time(jiff::Timestamp::now()));
         self.wake = wake;
@@ -370,14 +374,22 @@ impl Conductor {
             self.writes.push(Object::Host(key, None), Write::ReleaseHost(object));
         }
         for (id, status) in statuses {
-            self.note_progress(&id, &status);
             self.writes.push(Object::Status(id), Write::Status(status));
+        }
+        let now = jiff::Timestamp::now().as_millisecond();
+        for since in programmed {
+            let took = u64::try_from(now - since).unwrap_or(0);
+            self.around.stages.note("publish", Duration::from_millis(took));
         }
         for (tenant, status) in node_sets {
             self.writes.push(Object::Nodes(tenant), Write::Nodes(status));
         }
-        for (name, status) in pools {
-            self.writes.push(Object::Pool(name), Write::Pool(status));
+        self.pools.extend(pools);
+        if !self.pools.is_empty() && self.pools_due <= Instant::now() {
+            self.pools_due = Instant::now() + POOLS;
+            for (name, status) in self.pools.drain() {
+                self.writes.push(Object::Pool(name), Write::Pool(status));
+            }
         }
         for (name, there) in guards {
             self.writes.push(Object::Guard(name), Write::Guard(there));
@@ -387,17 +399,6 @@ impl Conductor {
         }
         while let Some((object, write)) = self.writes.next() {
             self.under_way.push(self.write(object, write));
-        }
-    }
-
-    /// `publish` lasts from the first status that is not programmed to the one that is.
-    fn note_progress(&mut self, id: &RouteId, status: &RouteStatus) {
-        let programmed =
-            status.conditions.iter().any(|c| c.type_ == PROGRAMMED && c.status == "True");
-        if !programmed {
-            self.published.entry(id.clone()).or_insert_with(Instant::now);
-        } else if let Some(start) = self.published.remove(id) {
-            self.around.stages.observe("publish", start);
         }
     }
 

@@ -32,6 +32,19 @@ const GUARD: &str = "fairlead-manager-guard";
 /// The field manager of what the manager itself makes.
 const MANAGER: &str = "fairlead-manager";
 
+async fn create_route(api: &Api<Route>, id: &RouteId, spec: &RouteSpec) -> kube::Result<()> {
+    let params = PostParams { field_manager: Some(AGENT_API.into()), ..PostParams::default() };
+    api.create(&params, &Route::new(id.name.as_str(), spec.clone())).await.map(drop)
+}
+
+async fn replace_spec(api: &Api<Route>, id: &RouteId, spec: &RouteSpec) -> kube::Result<()> {
+    let replace = json!([{"op": "replace", "path": "/spec", "value": spec}]);
+    let patch = serde_json::from_value(replace).map_err(kube::Error::SerdeError)?;
+    let params = PatchParams { field_manager: Some(AGENT_API.into()), ..PatchParams::default() };
+    let patch = Patch::Json::<()>(patch);
+    api.patch(id.name.as_str(), &params, &patch).await.map(drop)
+}
+
 /// The hub's apiserver.
 #[derive(Clone)]
 pub(crate) struct Hub {
@@ -55,12 +68,32 @@ impl Hub {
         Api::namespaced(self.client.clone(), &tenant.namespace())
     }
 
-    /// Stores what an agent pushed.
-    pub(crate) async fn store_route(&self, id: &RouteId, spec: RouteSpec) -> kube::Result<()> {
-        let route = Route::new(id.name.as_str(), spec);
-        let params = PatchParams::apply(AGENT_API).force();
+    /// Stores what an agent pushed. `known`: there is a Route of that name already, as far as is known.
+    ///
+    /// The spec is the agent's alone and is replaced as a whole: to merge it by server-side apply would cost the
+    /// apiserver several times as much.
+    pub(crate) async fn store_route(
+        &self,
+        id: &RouteId,
+        spec: RouteSpec,
+        known: bool,
+    ) -> kube::Result<()> {
         let api: Api<Route> = self.of(&id.tenant);
-        api.patch(id.name.as_str(), &params, &Patch::Apply(&route)).await.map(drop)
+        let code = |result: &kube::Result<()>| match result {
+            Err(kube::Error::Api(status)) => status.code,
+            _ => 0,
+        };
+        if !known {
+            let made = create_route(&api, id, &spec).await;
+            if code(&made) != 409 {
+                return made;
+            }
+        }
+        let replaced = replace_spec(&api, id, &spec).await;
+        match code(&replaced) {
+            404 if known => create_route(&api, id, &spec).await,
+            _ => replaced,
+        }
     }
 
     /// Stores a tenant's nodes.

@@ -138,10 +138,9 @@ impl Context {
         let start = Instant::now();
         let (settings, complaints) = Settings::parse(service);
         let ports = plan::ports(service);
-        if !ports.served.is_empty() && !plan::has_finalizer(service) {
+        let is_new = !ports.served.is_empty() && !plan::has_finalizer(service);
+        if is_new {
             self.hold(service).await?;
-            self.tell(service, &Note::normal("EnsuringLoadBalancer", "Publishing through the hub"))
-                .await;
         }
         let sticky = plan::is_sticky(&settings) && !ports.served.is_empty();
         let ways = self.ways(service, &ports, sticky).await?;
@@ -154,6 +153,11 @@ impl Context {
             // A node port is yet to be had: what the hub has stays.
             None if !ports.served.is_empty() => self.outbox.expect(item.clone()),
             None => self.outbox.retract(&item),
+        }
+        if is_new {
+            // The change goes first: an Event is a write, too.
+            self.tell(service, &Note::normal("EnsuringLoadBalancer", "Publishing through the hub"))
+                .await;
         }
         self.report(service, &ports, &item).await
     }

@@ -357,13 +357,20 @@ where
     let read = CancellationToken::new();
     let done = read.clone();
     let events = watcher::watcher(Api::<K>::all(client.clone()), watcher::Config::default());
-    let events =
-        reflector::reflector(writer, events.default_backoff()).inspect(move |event| match event {
-            Ok(Event::InitDone) => done.cancel(),
-            Err(error) => warn!(kind = %K::kind(&()), %error, "watch interrupted"),
-            Ok(_) => {}
-        });
+    let events = events.default_backoff().modify(slim);
+    let events = reflector::reflector(writer, events).inspect(move |event| match event {
+        Ok(Event::InitDone) => done.cancel(),
+        Err(error) => warn!(kind = %K::kind(&()), %error, "watch interrupted"),
+        Ok(_) => {}
+    });
     Observed { events: events.boxed(), store, read }
+}
+
+/// Takes away what is of no use here and is the most of an object in memory: who manages its fields, and kubectl's own
+/// copy of it.
+fn slim<K: Resource>(object: &mut K) {
+    object.managed_fields_mut().clear();
+    object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
 }
 
 /// Watches Ingresses. They have no finalizer of ours: one that is deleted is noticed here, and one that

@@ -1,7 +1,7 @@
 //! Metrics in the Prometheus text format.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
@@ -33,7 +33,12 @@ impl Stages {
 
     /// Notes that `stage` began at `start` and ends now.
     pub fn observe(&self, stage: &'static str, start: Instant) {
-        self.0.get_or_create(&Stage { stage }).observe(start.elapsed().as_secs_f64());
+        self.note(stage, start.elapsed());
+    }
+
+    /// Notes that `stage` took this long.
+    pub fn note(&self, stage: &'static str, took: Duration) {
+        self.0.get_or_create(&Stage { stage }).observe(took.as_secs_f64());
     }
 }
 

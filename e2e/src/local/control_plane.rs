@@ -11,17 +11,39 @@ use super::{Local, process};
 use crate::topology::{Cluster, POD_CIDR, SERVICE_CIDR};
 use crate::{cluster, images, run};
 
-pub(super) fn start(cluster: &Cluster, folder: &Path, pki: &Pki) -> Result<()> {
+/// What differs between clusters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Settings {
+    /// etcd waits for the disk, as it does in production.
+    pub(super) synced: bool,
+    /// The range of node ports, where it is not Kubernetes' own.
+    pub(super) node_ports: Option<&'static str>,
+    /// Controllers and a scheduler run.
+    pub(super) controllers: bool,
+}
+
+impl Default for Settings {
+    /// These clusters hold nothing that must outlive a power cut.
+    fn default() -> Self {
+        Self { synced: false, node_ports: None, controllers: true }
+    }
+}
+
+pub(super) fn start(cluster: &Cluster, folder: &Path, pki: &Pki, settings: Settings) -> Result<()> {
     let host = cluster.control_plane();
     let daemon = |program, flags: Vec<String>| process::start(host.name, program, folder, &flags);
-    daemon("etcd", etcd(folder))?;
-    daemon("kube-apiserver", apiserver(&host.address.to_string(), pki))?;
-    daemon("kube-controller-manager", controller_manager(folder, pki))?;
-    let config = folder.join("kube-scheduler.kubeconfig").display().to_string();
-    daemon(
-        "kube-scheduler",
-        vec![format!("--kubeconfig={config}"), "--leader-elect=false".into()],
-    )?;
+    daemon("etcd", etcd(folder, settings.synced))?;
+    let mut flags = apiserver(&host.address.to_string(), pki);
+    flags.extend(settings.node_ports.map(|range| format!("--service-node-port-range={range}")));
+    daemon("kube-apiserver", flags)?;
+    if settings.controllers {
+        daemon("kube-controller-manager", controller_manager(folder, pki))?;
+        let config = folder.join("kube-scheduler.kubeconfig").display().to_string();
+        daemon(
+            "kube-scheduler",
+            vec![format!("--kubeconfig={config}"), "--leader-elect=false".into()],
+        )?;
+    }
     forward(cluster, folder)?;
     run::wait_for("the apiserver", Duration::from_secs(90), || {
         cluster::kubectl(&Local, cluster, &["get", "--raw", "/readyz"])
@@ -38,18 +60,19 @@ fn forward(cluster: &Cluster, folder: &Path) -> Result<()> {
         .arg(format!("--listen=127.0.0.1:{}", cluster.api_port))
         // Only so that `down` knows the process for ours.
         .arg(format!("--state={}", folder.display()));
-    process::spawn(command, &format!("{}-forward", cluster.name), &folder.join("forward.log"))
+    let name = format!("{}-forward", cluster.name);
+    process::spawn(command, &name, &folder.join("forward.log")).map(drop)
 }
 
-fn etcd(folder: &Path) -> Vec<String> {
-    vec![
+fn etcd(folder: &Path, synced: bool) -> Vec<String> {
+    let mut flags = vec![
         format!("--data-dir={}", folder.join("etcd").display()),
         "--listen-client-urls=http://127.0.0.1:2379".into(),
         "--advertise-client-urls=http://127.0.0.1:2379".into(),
         "--listen-peer-urls=http://127.0.0.1:2380".into(),
-        // These clusters hold nothing that must outlive a power cut.
-        "--unsafe-no-fsync".into(),
-    ]
+    ];
+    flags.extend((!synced).then(|| "--unsafe-no-fsync".into()));
+    flags
 }
 
 fn apiserver(address: &str, pki: &Pki) -> Vec<String> {

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use control_plane::Settings;
+
 use crate::driver::Driver;
 use crate::say::say;
 use crate::topology::{self, Cluster};
@@ -50,7 +52,7 @@ impl Driver for Local {
         let pause = images::pause()?;
         let coredns = images::coredns()?;
         std::thread::scope(|scope| {
-            let bring_up = |cluster| start(cluster, &pause, &coredns);
+            let bring_up = |cluster| start(cluster, &pause, &coredns, Settings::default());
             let threads: Vec<_> =
                 clusters.iter().map(|cluster| scope.spawn(move || bring_up(cluster))).collect();
             threads.into_iter().try_for_each(|thread| {
@@ -101,18 +103,71 @@ impl Local {
     pub fn up_spare(self) -> Result<Cluster> {
         let spare = topology::spare();
         if cluster::kubectl(&self, &spare, &["get", "--raw", "/readyz"]).is_err() {
-            start(&spare, &images::pause()?, &images::coredns()?)?;
+            start(&spare, &images::pause()?, &images::coredns()?, Settings::default())?;
         }
         Ok(spare)
+    }
+
+    /// Brings up, from nothing, what the bench needs: the hub, and of the spare cluster etcd and the apiserver
+    /// alone. Both etcds wait for the disk. What was there before is taken down.
+    pub fn up_for_bench(self) -> Result<Cluster> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!("the bench needs root; use sudo");
+        }
+        packages::ensure()?;
+        binaries::ensure()?;
+        down::all()?;
+        net::up()?;
+        let synced = Settings { synced: true, ..Settings::default() };
+        start(&topology::hub(), &images::pause()?, &images::coredns()?, synced)?;
+        let spare = topology::spare();
+        let folder = folder(&spare);
+        std::fs::create_dir_all(&folder)?;
+        let pki = pki::make(&spare, &folder)?;
+        // A node port for each Service, and the ports that a Service with `Local` has beside them.
+        let settings = Settings { node_ports: Some("10000-32767"), controllers: false, ..synced };
+        control_plane::start(&spare, &folder, &pki, settings)?;
+        Ok(spare)
+    }
+
+    /// A kubeconfig for hosts on the fabric: it leads to the apiserver itself, and not through the way from the
+    /// machine's loopback.
+    pub fn direct_kubeconfig(self, cluster: &Cluster) -> Result<PathBuf> {
+        let path = folder(cluster).join("direct.kubeconfig");
+        let text = std::fs::read_to_string(self.kubeconfig(cluster))?;
+        let direct = format!("https://{}:6443", cluster.control_plane().address);
+        let loopback = format!("https://127.0.0.1:{}", cluster.api_port);
+        std::fs::write(&path, text.replace(&loopback, &direct))?;
+        Ok(path)
+    }
+
+    /// Starts a program of this workspace as a daemon in the network of `host`. It is copied beside the clusters'
+    /// state: by that [`Driver::down`] knows it for ours.
+    pub fn daemon(self, host: &str, program: &Path, variables: &[(&str, &str)]) -> Result<u32> {
+        let name = program.file_name().context("a program")?.to_string_lossy().into_owned();
+        let copy = paths::state().join("programs").join(&name);
+        if !copy.exists() {
+            std::fs::create_dir_all(paths::state().join("programs"))?;
+            std::fs::copy(program, &copy)?;
+        }
+        let mut command = net::enter(host, &copy.display().to_string());
+        command.envs(variables.iter().copied());
+        let name = format!("{host}-{name}");
+        process::spawn(command, &name, &paths::state().join(format!("{name}.log")))
     }
 }
 
 /// One cluster from nothing to working DNS.
-fn start(cluster: &Cluster, pause: &Path, coredns: &images::Image) -> Result<()> {
+fn start(
+    cluster: &Cluster,
+    pause: &Path,
+    coredns: &images::Image,
+    settings: Settings,
+) -> Result<()> {
     let folder = folder(cluster);
     std::fs::create_dir_all(&folder)?;
     let pki = pki::make(cluster, &folder)?;
-    control_plane::start(cluster, &folder, &pki)?;
+    control_plane::start(cluster, &folder, &pki, settings)?;
     for host in &cluster.nodes {
         node::start(cluster, host, &folder, &pki)?;
     }

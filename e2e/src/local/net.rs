@@ -1,7 +1,7 @@
 //! Network namespaces: one per host, and a fabric with a bridge that joins them.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, anyhow};
@@ -30,10 +30,19 @@ pub fn enter(host: &str, program: &str) -> Command {
 
 /// Runs `work` on a thread of its own that is in the network of `host`.
 pub fn within<T: Send>(host: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let path = file(host);
+    inside(&file(host), host, work)
+}
+
+/// Runs `work` on a thread of its own that is in the machine's network, for those who are in a host's.
+pub fn outside<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    // The first thread of a process enters no host's.
+    inside(Path::new("/proc/self/ns/net"), "the machine", work)
+}
+
+fn inside<T: Send>(path: &Path, host: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            let namespace = File::open(&path).with_context(|| format!("{}", path.display()))?;
+            let namespace = File::open(path).with_context(|| format!("{}", path.display()))?;
             setns(&namespace, CloneFlags::CLONE_NEWNET)?;
             work()
         });

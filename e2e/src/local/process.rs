@@ -20,10 +20,11 @@ pub(super) fn start(host: &str, program: &str, folder: &Path, arguments: &[Strin
     let mut command = net::enter(host, &path);
     command.args(arguments);
     spawn(command, &format!("{host}-{program}"), &folder.join(format!("{program}-{host}.log")))
+        .map(drop)
 }
 
-/// Starts a command as a daemon of this name.
-pub(super) fn spawn(mut command: Command, name: &str, log: &Path) -> Result<()> {
+/// Starts a command as a daemon of this name; its process id comes back.
+pub(super) fn spawn(mut command: Command, name: &str, log: &Path) -> Result<u32> {
     std::fs::create_dir_all(pids())?;
     let log = File::create(log)?;
     let child = command
@@ -34,7 +35,8 @@ pub(super) fn spawn(mut command: Command, name: &str, log: &Path) -> Result<()> 
         .process_group(0)
         .spawn()
         .with_context(|| format!("starting {name}"))?;
-    super::write(&pids().join(name), &child.id().to_string())
+    super::write(&pids().join(name), &child.id().to_string())?;
+    Ok(child.id())
 }
 
 /// Every daemon that was started, and whether it runs.

@@ -11,6 +11,7 @@ mod faults;
 mod identity;
 mod ingress;
 mod isolation;
+mod issuers;
 mod layer4;
 mod provider;
 mod services;

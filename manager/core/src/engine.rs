@@ -34,6 +34,7 @@ mod decide;
 mod envoys;
 mod groups;
 mod isolation;
+mod patience;
 mod pools;
 mod release;
 mod report;
@@ -43,6 +44,7 @@ use balancers::Balancers;
 pub use balancers::{Balancer, BalancerPort, SeenBalancer};
 use groups::Groups;
 use isolation::Forbidden;
+use patience::Patience;
 use resting::Resting;
 
 /// What a shell has to carry out.
@@ -70,6 +72,8 @@ pub struct Effects {
     pub balancers: Vec<(String, Option<Balancer>)>,
     /// What Envoys shall check, each that is to be told anew.
     pub checks: Vec<(EnvoyId, HealthCheckSpecifier)>,
+    /// Since when each Route was awaited that all Envoys have now, in milliseconds since 1970.
+    pub programmed: Vec<i64>,
     /// When to step again though nothing happened, in seconds since 1970.
     pub wake: Option<i64>,
 }
@@ -111,6 +115,8 @@ pub struct Engine {
     waiting: BTreeSet<RouteId>,
     /// Routes whose status may have changed.
     unreported: BTreeSet<RouteId>,
+    /// Routes that Envoys are about to have: nothing is said of that for a moment.
+    patience: Patience,
     /// Routes that are not programmed: what Envoys say of a listener that many share is about these.
     unprogrammed: BTreeSet<RouteId>,
     /// Routes whose claims are being created, and which.
@@ -280,6 +286,7 @@ impl Engine {
         let Some(mut entry) = self.routes.remove(id) else { return };
         self.waiting.remove(id);
         self.unreported.remove(id);
+        self.patience.over(id);
         self.unprogrammed.remove(id);
         self.dirty.remove(&(entry.meta.created, id.clone()));
         let group = self.groups.set(id, entry.meta.created, None);
@@ -467,7 +474,7 @@ impl Engine {
         }
         self.translate_web();
         effects.changes = self.publisher.take();
-        effects.checks = self.health.take();
+        effects.checks = self.health.take(now.0.as_millisecond());
         // Rounded up: not before its time.
         let findings = self.health.next().map(|millis| millis.div_euclid(1_000) + 1);
         effects.wake = findings;
@@ -477,12 +484,14 @@ impl Engine {
             self.release_hosts(&mut effects);
             let lookup = |pool: &str| self.pools.get(pool);
             effects.balancers = self.balancers.step(&lookup, &self.claims);
-            effects.wake = self.resting.next().into_iter().chain(findings).min();
+            self.unreported.extend(self.patience.due(now.0.as_millisecond()));
             for id in std::mem::take(&mut self.unreported) {
                 self.report(&id, now, &mut effects);
             }
             self.report_pools(&mut effects);
             self.report_nodes(&mut effects);
+            let awaited = self.patience.next().map(|millis| millis.div_euclid(1_000) + 1);
+            effects.wake = self.resting.next().into_iter().chain(findings).chain(awaited).min();
         }
         effects
     }

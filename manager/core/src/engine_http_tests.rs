@@ -373,7 +373,9 @@ fn a_new_host_is_not_programmed_before_it_is_claimed() {
     let mut world = World::new("10.9.0.1", Sharing::Any);
     world.ingress("blue/a", "a.example/>web:80");
     world.apply_at(ing("blue/a"), ingress("a.example/>web:80 b.example/>web:80"));
-    let effects = world.engine.step(&now());
+    assert!(world.engine.step(&world.now()).statuses.is_empty());
+    world.seconds += 2;
+    let effects = world.engine.step(&world.now());
     let (_, status) = effects.statuses.iter().find(|(id, _)| *id == ing("blue/a")).unwrap();
     let told = status.conditions.iter().find(|c| c.type_ == "Programmed").unwrap();
     assert_eq!((&*told.status, &*told.message), ("False", "host names are being claimed"));

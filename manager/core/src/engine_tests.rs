@@ -170,6 +170,7 @@ impl World {
             guards: _,
             balancers,
             checks: _,
+            programmed: _,
             wake: _,
         } = effects;
         for (name, balancer) in balancers {
@@ -512,6 +513,9 @@ fn programmed_means_every_ready_envoy() {
     let mut world = World::new("10.9.0.1", Sharing::Any);
     world.engine.envoy_ready(&"envoy-2".into(), true);
     world.apply("blue/web", tcp("blue/web", &[80]));
+    world.settle();
+    assert!(world.statuses.is_empty(), "it takes Envoys a moment, of which nothing is said");
+    world.seconds += 2;
     world.settle();
     assert_eq!(
         world.says("blue/web", "Programmed"),

@@ -35,6 +35,9 @@ use crate::pb::{millis, number, socket};
 const CHECKERS: usize = 2;
 /// Checks of all a tenant's backends together, on one of its nodes, by all Envoys.
 const MOST_PER_SECOND: u32 = 50;
+/// HDS knows no changes: an Envoy is told all of its checks again. Then it is told nothing for so many milliseconds
+/// for each of them, so that what changes often costs no more than it should.
+const MILLIS_PER_CHECK: usize = 2;
 /// How often an Envoy tells what it found.
 const REPORT_MILLIS: u32 = 1_000;
 
@@ -104,6 +107,8 @@ pub(crate) struct Health {
     assigned: BTreeMap<EnvoyId, BTreeSet<String>>,
     counts: BTreeMap<TenantId, u32>,
     dirty: BTreeSet<EnvoyId>,
+    /// When an Envoy may be told again, in milliseconds since 1970.
+    rests: BTreeMap<EnvoyId, i64>,
     /// Findings that count only from then on, in milliseconds since 1970.
     pending: BTreeSet<(i64, String)>,
 }
@@ -206,8 +211,10 @@ impl Health {
         if there {
             self.checkers.insert(envoy.clone());
             // Whatever it knew, it is told anew.
+            self.rests.remove(envoy);
             self.dirty.insert(envoy.clone());
         } else {
+            self.rests.remove(envoy);
             self.checkers.remove(envoy);
             self.dirty.remove(envoy);
         }
@@ -271,9 +278,10 @@ impl Health {
         changed
     }
 
-    /// When the next finding begins to count, in milliseconds since 1970.
+    /// When the next finding begins to count, or an Envoy may be told what changed, in milliseconds since 1970.
     pub(crate) fn next(&self) -> Option<i64> {
-        self.pending.first().map(|(at, _)| *at)
+        let told = self.dirty.iter().filter_map(|envoy| self.rests.get(envoy)).copied();
+        self.pending.first().map(|(at, _)| *at).into_iter().chain(told).min()
     }
 
     /// The endpoints of a Cluster to which nothing shall be sent. Where all are unhealthy, none: to try is
@@ -319,10 +327,19 @@ impl Health {
         all.map(|(ip, port)| SocketAddr::new(*ip, *port).to_string()).collect()
     }
 
-    /// What Envoys are to check now, each that is to be told anew.
-    pub(crate) fn take(&mut self) -> Vec<(EnvoyId, HealthCheckSpecifier)> {
-        let dirty = std::mem::take(&mut self.dirty);
-        dirty.into_iter().map(|envoy| (envoy.clone(), self.specifier(&envoy))).collect()
+    /// What Envoys are to check now, each that is to be told anew and may be.
+    pub(crate) fn take(&mut self, now: i64) -> Vec<(EnvoyId, HealthCheckSpecifier)> {
+        let rests = |envoy: &EnvoyId| self.rests.get(envoy).is_some_and(|until| *until > now);
+        let (wait, due) = std::mem::take(&mut self.dirty).into_iter().partition(rests);
+        self.dirty = wait;
+        let mut told = Vec::new();
+        for envoy in due {
+            let specifier = self.specifier(&envoy);
+            let millis = specifier.cluster_health_checks.len() * MILLIS_PER_CHECK;
+            self.rests.insert(envoy.clone(), now + i64::try_from(millis).unwrap_or(i64::MAX / 2));
+            told.push((envoy, specifier));
+        }
+        told
     }
 
     fn specifier(&self, envoy: &EnvoyId) -> HealthCheckSpecifier {

@@ -29,6 +29,12 @@ fn tell(health: &mut Health, envoy: &str, ip: &str, healthy: bool, now: i64) -> 
     health.report(&envoy.into(), report, now)
 }
 
+/// What Envoys are told, all of them long after the last time.
+fn take(health: &mut Health) -> Vec<(EnvoyId, HealthCheckSpecifier)> {
+    health.rests.clear();
+    health.take(0)
+}
+
 fn says(health: &Health) -> String {
     let verdict = health.verdict([&"c".to_owned()].into_iter()).unwrap();
     format!("{} {}", verdict.reason.as_str(), verdict.message)
@@ -38,7 +44,7 @@ fn says(health: &Health) -> String {
 fn an_endpoint_that_does_not_answer_is_left_out_until_it_does() {
     let mut health = with(&["e1"]);
     health.set("c", Some(wanted("blue", &["10.0.0.1", "10.0.0.2"])), &[]);
-    let told = health.take();
+    let told = take(&mut health);
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].1.cluster_health_checks[0].locality_endpoints[0].endpoints.len(), 2);
     assert_eq!(says(&health), "Pending not every endpoint was asked yet");
@@ -77,7 +83,7 @@ fn two_envoys_check_however_many_there_are_and_one_that_reaches_it_is_enough() {
     for number in 0..60 {
         health.set(&format!("c{number}"), Some(wanted("blue", &["10.0.0.1", "10.0.0.2"])), &[]);
     }
-    let told = health.take();
+    let told = take(&mut health);
     let checks: usize = told.iter().map(|(_, one)| one.cluster_health_checks.len()).sum();
     assert_eq!(checks, 120, "two for each");
     assert!(told.iter().all(|(_, one)| one.cluster_health_checks.len() > 5), "spread");
@@ -105,7 +111,7 @@ fn what_a_node_is_asked_is_bounded_whatever_the_tenant_wants() {
         // Another tenant is asked as often as before.
         health.set("other", Some(wanted("red", &["10.0.1.1"])), &[]);
         let mut per_second = 0.0;
-        for (_, specifier) in health.take() {
+        for (_, specifier) in take(&mut health) {
             for check in specifier.cluster_health_checks {
                 let interval = check.health_checks[0].interval.unwrap();
                 if check.cluster_name.starts_with("hds/other/") {
@@ -145,7 +151,7 @@ fn each_port_of_a_node_counts() {
     health.set("c", Some(slots(16)), &[]);
     let interval = |health: &mut Health| {
         health.checker(&"e3".into(), true);
-        let told = health.take();
+        let told = take(health);
         let mut all = told.into_iter().flat_map(|(_, one)| one.cluster_health_checks);
         all.next().unwrap().health_checks[0].interval.unwrap().seconds
     };
@@ -174,7 +180,7 @@ fn another_check_has_another_name_and_no_endpoint_no_check() {
     assert_ne!(health.checks["c"].name, first);
     health.set("c", Some(wanted("blue", &[])), &[]);
     assert!(health.checks.is_empty() && health.names.is_empty() && health.counts.is_empty());
-    assert!(health.take().iter().all(|(_, one)| one.cluster_health_checks.is_empty()));
+    assert!(take(&mut health).iter().all(|(_, one)| one.cluster_health_checks.is_empty()));
 }
 
 #[test]
@@ -184,8 +190,28 @@ fn ports_of_kube_proxy_are_asked_plainly_and_in_place_of_the_backends() {
     local.check.probe = Probe::Http { path: "/healthz".into(), host: None, port: Some(31_000) };
     local.socket = Some(TransportSocket::default());
     health.set("c", Some(local), &[]);
-    let told = health.take().remove(0).1.cluster_health_checks.remove(0);
+    let told = take(&mut health).remove(0).1.cluster_health_checks.remove(0);
     assert!(told.transport_socket_matches.is_empty());
     let endpoint = &told.locality_endpoints[0].endpoints[0];
     assert_eq!(endpoint.health_check_config.as_ref().unwrap().port_value, 31_000);
+}
+
+#[test]
+fn an_envoy_is_told_all_of_its_checks_seldom_where_they_are_many() {
+    let mut health = with(&["e1"]);
+    for number in 0..500 {
+        health.set(&format!("c{number}"), Some(wanted("blue", &["10.0.0.1"])), &[]);
+    }
+    assert_eq!(health.take(10_000).len(), 1);
+    health.set("c7", Some(wanted("blue", &["10.0.0.2"])), &[]);
+    assert_eq!((health.take(10_999).len(), health.next()), (0, Some(11_000)));
+    health.set("c8", Some(wanted("blue", &["10.0.0.2"])), &[]);
+    assert_eq!(health.take(11_000).len(), 1, "both at once");
+    assert_eq!((health.take(20_000).len(), health.next()), (0, None));
+    // One that connects anew knows nothing.
+    health.set("c9", Some(wanted("blue", &["10.0.0.2"])), &[]);
+    assert_eq!(health.take(20_000).len(), 1);
+    health.checker(&"e1".into(), false);
+    health.checker(&"e1".into(), true);
+    assert_eq!(health.take(20_001).len(), 1);
 }

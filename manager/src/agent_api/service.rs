@@ -360,9 +360,11 @@ impl Stream {
     ) -> impl Future<Output = (Item, Upload, Outcome)> + Send + use<> {
         let (hub, tenant, stages) =
             (self.api.hub.clone(), self.tenant.clone(), self.api.stages.clone());
+        let there = self.api.records.read(&self.tenant, |all| all.items.get(&item).is_some());
+        let known = there.unwrap_or(false);
         async move {
             let start = Instant::now();
-            let written = write(&hub, &tenant, &item, upload.clone());
+            let written = write(&hub, &tenant, &item, upload.clone(), known);
             let outcome = match tokio::time::timeout(WRITE_TIMEOUT, written).await {
                 Ok(Ok(())) => {
                     stages.observe("store", start);
@@ -400,11 +402,18 @@ enum Outcome {
     Failed,
 }
 
-async fn write(hub: &Hub, tenant: &TenantId, item: &Item, upload: Upload) -> kube::Result<()> {
+/// `known`: the item is there already.
+async fn write(
+    hub: &Hub,
+    tenant: &TenantId,
+    item: &Item,
+    upload: Upload,
+    known: bool,
+) -> kube::Result<()> {
     match (item, upload) {
         (Item::Route(name), Upload::Route(_, spec)) => {
             let id = RouteId { tenant: tenant.clone(), name: name.clone() };
-            hub.store_route(&id, *spec).await
+            hub.store_route(&id, *spec, known).await
         }
         (Item::Route(name), _) => {
             hub.delete_route(&RouteId { tenant: tenant.clone(), name: name.clone() }).await

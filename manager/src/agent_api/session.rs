@@ -44,12 +44,46 @@ pub(super) enum Upload {
 pub(super) struct Session {
     max_routes: usize,
     complete: bool,
-    /// The hash of what the agent wants of each item.
-    wanted: HashMap<Item, Box<str>>,
+    wanted: Wanted,
     /// The report that the agent was sent last.
     reported: HashMap<RouteName, Arc<Record>>,
     /// Deletions whose outcome the agent waits for.
     deleting: HashSet<Item>,
+}
+
+/// The hash of what the agent wants of each item.
+#[derive(Debug, Default)]
+struct Wanted {
+    all: HashMap<Item, Box<str>>,
+    routes: usize,
+    secrets: usize,
+}
+
+impl Wanted {
+    fn insert(&mut self, item: Item, hash: Box<str>) {
+        let new = !self.all.contains_key(&item);
+        if new && let Some(count) = self.count(&item) {
+            *count += 1;
+        }
+        self.all.insert(item, hash);
+    }
+
+    fn remove(&mut self, item: &Item) -> Option<Box<str>> {
+        let hash = self.all.remove(item)?;
+        if let Some(count) = self.count(item) {
+            *count -= 1;
+        }
+        Some(hash)
+    }
+
+    /// How many items of this one's kind there are, where they are counted.
+    fn count(&mut self, like: &Item) -> Option<&mut usize> {
+        match like {
+            Item::Nodes => None,
+            Item::Route(_) => Some(&mut self.routes),
+            Item::Secret(_) => Some(&mut self.secrets),
+        }
+    }
 }
 
 impl Session {
@@ -57,7 +91,7 @@ impl Session {
         Self {
             max_routes: max_routes as usize,
             complete: false,
-            wanted: HashMap::new(),
+            wanted: Wanted::default(),
             reported: HashMap::new(),
             deleting: HashSet::new(),
         }
@@ -104,7 +138,7 @@ impl Session {
             let hash = convert::hash(&hash).map_err(Status::invalid_argument)?;
             self.wanted.insert(item, hash);
             // Far beyond the quota there is no use in naming each.
-            if self.wanted.len() > self.max_routes * 3 + 1_000 {
+            if self.wanted.all.len() > self.max_routes * 3 + 1_000 {
                 return Err(Status::resource_exhausted(self.quota()));
             }
         }
@@ -120,14 +154,19 @@ impl Session {
         let there: HashMap<Item, Arc<Record>> = records.collect();
         let missing =
             |item: &Item, hash: &str| there.get(item).is_none_or(|record| *record.hash != *hash);
-        let mut lacking: Vec<_> =
-            self.wanted.iter().filter(|(i, hash)| missing(i, hash)).map(|(item, _)| item).collect();
+        let mut lacking: Vec<_> = self
+            .wanted
+            .all
+            .iter()
+            .filter(|(i, hash)| missing(i, hash))
+            .map(|(item, _)| item)
+            .collect();
         // The nodes first: no Route can be served without them.
         lacking.sort();
         let lacking: Vec<Item> = lacking.into_iter().cloned().collect();
         // What the hub has is kept; of the rest, what the quota has room for.
         let is_route = |item: &&Item| matches!(item, Item::Route(_));
-        let kept = there.keys().filter(is_route).filter(|item| self.wanted.contains_key(*item));
+        let kept = there.keys().filter(is_route).filter(|item| self.wanted.all.contains_key(*item));
         let mut room = self.max_routes.saturating_sub(kept.count());
         let (mut keys, mut actions) = (Vec::new(), Vec::new());
         for item in lacking {
@@ -161,15 +200,6 @@ impl Session {
         )
     }
 
-    /// How many items of this one's kind are wanted.
-    fn wanted_like(&self, item: &Item) -> usize {
-        let like = |other: &&Item| std::mem::discriminant(*other) == std::mem::discriminant(item);
-        match item {
-            Item::Nodes => 0,
-            Item::Route(_) | Item::Secret(_) => self.wanted.keys().filter(like).count(),
-        }
-    }
-
     fn put(&mut self, put: v1::Put) -> Action {
         let v1::Put { key, hash, object } = put;
         let key = key.unwrap_or_default();
@@ -192,7 +222,8 @@ impl Session {
         let item = convert::item(key).map_err(invalid)?;
         let hash = convert::hash(hash).map_err(invalid)?;
         // A Secret is of use to a Route, so there are not more of them.
-        if !self.wanted.contains_key(&item) && self.wanted_like(&item) >= self.max_routes {
+        let new = !self.wanted.all.contains_key(&item);
+        if new && self.wanted.count(&item).is_some_and(|count| *count >= self.max_routes) {
             return Err(("TooManyRoutes", self.quota()));
         }
         let upload = match (&item, object) {
@@ -229,9 +260,9 @@ impl Session {
             }
             // Somebody else deleted it: the agent still wants it.
             let want = To::Want(v1::Want { keys: vec![convert::key(item)] });
-            return self.wanted.contains_key(item).then_some(Action::Send(want));
+            return self.wanted.all.contains_key(item).then_some(Action::Send(want));
         };
-        let Some(hash) = self.wanted.get(item) else {
+        let Some(hash) = self.wanted.all.get(item) else {
             // The agent waits for the deletion that is under way: another must not take its place.
             let gone = || Action::Store(item.clone(), Upload::Gone { told: false });
             return (!self.deleting.contains(item)).then(gone);

@@ -169,7 +169,7 @@ proptest::proptest! {
             let Ok(message) = v1::AgentMessage::decode(bytes.as_slice()) else { continue };
             let Some(message) = message.message else { continue };
             let _ = session.on_message(message, &mut std::iter::empty());
-            proptest::prop_assert!(session.wanted.len() <= 3);
+            proptest::prop_assert!(session.wanted.all.len() <= 3);
         }
     }
 

@@ -70,7 +70,8 @@ impl Engine {
         }
         let Some(entry) = self.routes.get(route) else { return false };
         if self.tentative.contains_key(route) {
-            return true;
+            // What it let go before is not its own again by that.
+            return self.claims.leaving(&claim.key).is_none();
         }
         match &entry.serving {
             Some(serving) => serving.keys().any(|key| key == claim.key),

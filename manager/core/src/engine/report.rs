@@ -32,6 +32,18 @@ impl Engine {
         };
         let programmed = programmed(entry, &accepted, verdict, old);
         let is_programmed = programmed.holds;
+        let millis = now.0.as_millisecond();
+        if programmed.reason == Reason::Pending {
+            self.unprogrammed.insert(id.clone());
+            if !self.patience.is_over(id, millis) {
+                // It takes Envoys a moment, and each word costs a write here and in the tenant's cluster.
+                return;
+            }
+        } else if let Some(since) = self.patience.over(id)
+            && is_programmed
+        {
+            effects.programmed.push(since);
+        }
         let resolved = entry.resolved.clone().map(|verdict| certified(verdict, &self.web, id));
         let on = entry.serving.iter().flat_map(|serving| &serving.addresses);
         let pool = |ip: &IpAddr| self.claims.on(*ip).next().map(|claim| claim.pool.clone());

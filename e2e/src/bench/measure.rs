@@ -1,0 +1,203 @@
+//! What processes cost, read from `/proc`, and what Envoy counts.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+/// A process of the stage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process(u32);
+
+/// CPU time of a process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cpu {
+    /// Of all its threads.
+    pub all: Duration,
+    /// Of the first one; Envoy applies configuration there.
+    pub main: Duration,
+}
+
+impl std::ops::Sub for Cpu {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            all: self.all.saturating_sub(before.all),
+            main: self.main.saturating_sub(before.main),
+        }
+    }
+}
+
+impl Process {
+    /// The processes with this name, of which the kernel keeps 15 characters.
+    pub fn find(name: &str) -> Vec<Self> {
+        let short: String = name.chars().take(15).collect();
+        let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let named = |pid: &u32| {
+            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+            comm.is_ok_and(|comm| comm.trim_end() == short)
+        };
+        pids.filter(named).map(Self).collect()
+    }
+
+    /// The one process with this name.
+    pub fn the(name: &str) -> Result<Self> {
+        let mut all = Self::find(name);
+        match all.len() {
+            1 => Ok(all.remove(0)),
+            count => bail!("{count} processes are named {name}, not one"),
+        }
+    }
+
+    /// Its CPU time so far (`schedstat`, in nanoseconds).
+    pub fn cpu(&self) -> Result<Cpu> {
+        let mut cpu = Cpu::default();
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.0))?.flatten() {
+            // A thread may end meanwhile.
+            let Ok(text) = std::fs::read_to_string(task.path().join("schedstat")) else { continue };
+            let spent = text.split_whitespace().next().context("schedstat")?.parse()?;
+            let spent = Duration::from_nanos(spent);
+            cpu.all += spent;
+            if task.file_name().to_str() == Some(&self.0.to_string()) {
+                cpu.main = spent;
+            }
+        }
+        Ok(cpu)
+    }
+
+    /// Its memory (proportional set size), in bytes.
+    pub fn memory(&self) -> Result<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.0))?;
+        let line = text.lines().find(|line| line.starts_with("Pss:")).context("no Pss")?;
+        let kib: u64 = line.split_whitespace().nth(1).context("no figure")?.parse()?;
+        Ok(kib * 1024)
+    }
+
+    fn is_of_the_fleet(&self) -> bool {
+        self.file(ADMIN).exists()
+    }
+
+    /// A file as the process sees it.
+    fn file(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.0))
+    }
+}
+
+/// What Envoy counts.
+pub type Stats = BTreeMap<String, u64>;
+
+/// One Envoy of the fleet.
+#[derive(Debug, Clone)]
+pub struct Envoy(pub Process);
+
+/// Where Envoys of the fleet are asked what they count.
+const ADMIN: &str = "/run/fairlead/admin.sock";
+
+/// What is looked at of Envoy's counters.
+const COUNTED: &str = "^(cluster\\.xds\\.upstream_cx_rx_bytes_total|cluster_manager\\.(active_clusters|cluster_added|cluster_modified|cluster_removed|cds\\.update_success)|listener_manager\\.(total_listeners_active|listener_added|listener_modified|listener_removed|lds\\.update_success))$";
+
+impl Envoy {
+    /// The fleet.
+    pub fn fleet() -> Vec<Self> {
+        Process::find("envoy").into_iter().filter(Process::is_of_the_fleet).map(Self).collect()
+    }
+
+    /// Envoys that are not of the fleet.
+    pub fn others() -> Vec<Process> {
+        Process::find("envoy").into_iter().filter(|one| !one.is_of_the_fleet()).collect()
+    }
+
+    /// Its counters.
+    pub fn stats(&self) -> Result<Stats> {
+        let mut socket = UnixStream::connect(self.0.file(ADMIN))?;
+        let filter = COUNTED.replace('\\', "%5C").replace('|', "%7C").replace('^', "%5E");
+        let ask =
+            format!("GET /stats?filter={filter} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        socket.write_all(ask.as_bytes())?;
+        let mut said = String::new();
+        socket.read_to_string(&mut said)?;
+        let lines = said.lines().filter_map(|line| line.split_once(": "));
+        Ok(lines.filter_map(|(name, n)| Some((name.to_owned(), n.parse().ok()?))).collect())
+    }
+}
+
+/// What the manager, the agent and the fleet had spent at one moment.
+#[derive(Debug, Clone)]
+pub struct Spent {
+    at: std::time::Instant,
+    manager: Cpu,
+    agent: Cpu,
+    /// Of each Envoy: CPU, and bytes that its xDS stream brought.
+    envoys: Vec<(Cpu, u64)>,
+}
+
+/// What was spent between two moments.
+#[derive(Debug, Clone, Copy)]
+pub struct Cost {
+    /// How long that took.
+    pub seconds: f64,
+    /// CPU seconds of the manager.
+    pub manager: f64,
+    /// CPU seconds of the agent.
+    pub agent: f64,
+    /// CPU seconds of an Envoy's main thread, on average.
+    pub envoy: f64,
+    /// Bytes of xDS for each Envoy, on average.
+    pub bytes: f64,
+}
+
+impl Spent {
+    /// As it is now.
+    pub fn now() -> Result<Self> {
+        let fleet = Envoy::fleet();
+        let envoys = fleet.iter().map(|envoy| {
+            let bytes = envoy.stats()?.get("cluster.xds.upstream_cx_rx_bytes_total").copied();
+            Ok((envoy.0.cpu()?, bytes.unwrap_or(0)))
+        });
+        Ok(Self {
+            at: std::time::Instant::now(),
+            manager: Process::the("fairlead-manager")?.cpu()?,
+            agent: Process::the("fairlead-agent")?.cpu()?,
+            envoys: envoys.collect::<Result<_>>()?,
+        })
+    }
+
+    /// What was spent since.
+    pub fn until_now(&self) -> Result<Cost> {
+        let now = Self::now()?;
+        let count = self.envoys.len().max(1) as f64;
+        let pairs = || self.envoys.iter().zip(&now.envoys);
+        let envoy: f64 = pairs().map(|(was, is)| (is.0 - was.0).main.as_secs_f64()).sum();
+        let bytes: f64 = pairs().map(|(was, is)| is.1.saturating_sub(was.1) as f64).sum();
+        Ok(Cost {
+            seconds: (now.at - self.at).as_secs_f64(),
+            manager: (now.manager - self.manager).all.as_secs_f64(),
+            agent: (now.agent - self.agent).all.as_secs_f64(),
+            envoy: envoy / count,
+            bytes: bytes / count,
+        })
+    }
+}
+
+impl Cost {
+    /// What each of `count` changes cost, beyond what is spent when nothing changes.
+    #[must_use]
+    pub fn each(&self, count: usize, idle: &Self) -> Self {
+        let per = |spent: f64, at_rest: f64| {
+            let rest = at_rest / idle.seconds * self.seconds;
+            (spent - rest).max(0.0) / count.max(1) as f64
+        };
+        Self {
+            seconds: self.seconds / count.max(1) as f64,
+            manager: per(self.manager, idle.manager),
+            agent: per(self.agent, idle.agent),
+            envoy: per(self.envoy, idle.envoy),
+            bytes: per(self.bytes, idle.bytes),
+        }
+    }
+}
