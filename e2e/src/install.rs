@@ -65,7 +65,7 @@ pub fn fairlead_on(driver: &dyn Driver, hub: &Cluster, arguments: &[&str]) -> Re
 const NODES: &str = "172.18.0.0/24";
 
 /// Installs the manager and its Envoys on the hub, with a pool. `more`: values of the chart.
-pub fn hub(driver: &dyn Driver, images: &Images, more: &[&str]) -> Result<()> {
+pub fn hub(driver: &dyn Driver, images: &Images, more: &[String]) -> Result<()> {
     let hub = topology::hub();
     namespace(driver, &hub)?;
     // Helm installs CRDs but never upgrades them.
@@ -75,7 +75,7 @@ pub fn hub(driver: &dyn Driver, images: &Images, more: &[&str]) -> Result<()> {
         format!("manager.image.tag={}", images.manager.tag()),
         format!("envoy.image.tag={}", images.envoy.tag()),
     ];
-    values.extend(more.iter().map(|value| (*value).to_owned()));
+    values.extend_from_slice(more);
     chart(driver, &hub, "fairlead-manager", &values)?;
     let manifest = include_str!("../manifests/hub.yaml");
     let manifest = manifest.replace("${POOL}", POOL).replace("${RANGE}", POOL_RANGE);

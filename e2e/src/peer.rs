@@ -78,6 +78,8 @@ pub struct Agent {
     pub id: String,
     /// Its certificate, its key, and whom it trusts.
     pub credentials: Arc<Credentials>,
+    /// Its certificate (PEM) and the key of it.
+    pub own: (Vec<u8>, String),
     /// Where its hub is.
     pub hub: String,
 }
@@ -100,7 +102,8 @@ impl Agent {
         }
         let roots = issued.trust.context("no trust")?.roots;
         let credentials = Credentials::from_pem(&roots, Some((&issued.chain, key.as_bytes())))?;
-        Ok(Self { id: issued.id, credentials: Arc::new(credentials), hub: hub.to_owned() })
+        let (id, own) = (issued.id, (issued.chain, key));
+        Ok(Self { id, credentials: Arc::new(credentials), own, hub: hub.to_owned() })
     }
 
     /// Connects.

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use envoy_types::pb::envoy::config::core::v3::address::Address;
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
@@ -40,11 +40,20 @@ pub(crate) enum Checked {
 /// What an Envoy was told to check last; `None`: nothing yet.
 type Told = Option<HealthCheckSpecifier>;
 
+/// The stream of one Envoy.
+#[derive(Debug)]
+struct Checker {
+    number: u64,
+    tell: watch::Sender<Told>,
+    /// What it says next counts, though it says the same as before: what was known of it may be forgotten.
+    told_anew: Arc<AtomicBool>,
+}
+
 /// The Envoys that can be asked, and what each is to check.
 #[derive(Debug)]
 pub(crate) struct Checkers {
     to: mpsc::UnboundedSender<Checked>,
-    streams: Mutex<HashMap<EnvoyId, (u64, watch::Sender<Told>)>>,
+    streams: Mutex<HashMap<EnvoyId, Checker>>,
     count: AtomicU64,
 }
 
@@ -55,24 +64,27 @@ impl Checkers {
 
     /// Tells an Envoy what to check from now on.
     pub(crate) fn ask(&self, envoy: &EnvoyId, specifier: HealthCheckSpecifier) {
-        if let Some((_, stream)) = lock(&self.streams).get(envoy) {
-            stream.send_replace(Some(specifier));
+        if let Some(checker) = lock(&self.streams).get(envoy) {
+            checker.tell.send_replace(Some(specifier));
+            checker.told_anew.store(true, Ordering::Relaxed);
         }
     }
 
     /// A stream of an Envoy began; what ends it comes back.
-    fn begin(&self, envoy: &EnvoyId) -> (u64, watch::Receiver<Told>) {
+    fn begin(&self, envoy: &EnvoyId) -> (u64, watch::Receiver<Told>, Arc<AtomicBool>) {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
-        let (send, receive) = watch::channel(None);
-        lock(&self.streams).insert(envoy.clone(), (number, send));
+        let (tell, receive) = watch::channel(None);
+        let told_anew = Arc::new(AtomicBool::new(false));
+        let checker = Checker { number, tell, told_anew: told_anew.clone() };
+        lock(&self.streams).insert(envoy.clone(), checker);
         // At shutdown nobody listens any more.
         let _ = self.to.send(Checked::Connected(envoy.clone()));
-        (number, receive)
+        (number, receive, told_anew)
     }
 
     fn end(&self, envoy: &EnvoyId, number: u64) {
         let mut streams = lock(&self.streams);
-        if streams.get(envoy).is_some_and(|(current, _)| *current == number) {
+        if streams.get(envoy).is_some_and(|checker| checker.number == number) {
             streams.remove(envoy);
             let _ = self.to.send(Checked::Disconnected(envoy.clone()));
         }
@@ -81,7 +93,7 @@ impl Checkers {
 
 /// The service, as tonic wants it.
 #[derive(Debug, Clone)]
-pub(crate) struct Service(pub(crate) std::sync::Arc<Checkers>);
+pub(crate) struct Service(pub(crate) Arc<Checkers>);
 
 type Specifiers = Pin<Box<dyn Stream<Item = Result<HealthCheckSpecifier, Status>> + Send>>;
 
@@ -100,7 +112,7 @@ impl HealthDiscoveryService for Service {
         };
         let node = hello.node.map(|node| node.id).unwrap_or_default();
         let envoy = admitted(&extensions, &node)?;
-        let (number, specifiers) = self.0.begin(&envoy);
+        let (number, specifiers, told_anew) = self.0.begin(&envoy);
         let checkers = self.0.clone();
         tokio::spawn(async move {
             info!(%envoy, "asked for health checks");
@@ -110,7 +122,7 @@ impl HealthDiscoveryService for Service {
                 let Some(RequestType::EndpointHealthResponse(found)) = said.request_type else {
                     continue;
                 };
-                if found != last {
+                if told_anew.swap(false, Ordering::Relaxed) || found != last {
                     let _ = checkers.to.send(Checked::Found(envoy.clone(), report(&found)));
                     last = found;
                 }

@@ -35,8 +35,9 @@ use crate::watch::{KINDS, Kind, Observed};
 
 /// Writes to the apiserver under way at the same time.
 const WRITES: usize = 32;
-/// Of them for one tenant: enough for some hundred a second.
-const WRITES_PER_TENANT: usize = 4;
+/// Of them for one tenant: enough for some hundred a second. More would be no faster where the apiserver is busy, and
+/// slower for all others.
+const WRITES_PER_TENANT: usize = 2;
 /// A connection that hangs must not hold its place for ever.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Between two writes of pools' statuses: each port that is given out changes one.
@@ -64,6 +65,8 @@ pub(crate) struct Conductor {
     complete: HashSet<Kind>,
     writes: Queue<Object, Write>,
     under_way: FuturesUnordered<BoxFuture<'static, (Object, Done)>>,
+    /// What failed, and is known as that only after a pause; others may write meanwhile.
+    paused: FuturesUnordered<BoxFuture<'static, (Object, Done)>>,
     /// Statuses of pools that are yet to be written, and when they may be.
     pools: HashMap<String, AddressPoolStatus>,
     pools_due: Instant,
@@ -140,6 +143,7 @@ impl Conductor {
             complete: HashSet::new(),
             writes: Queue::new(WRITES, WRITES_PER_TENANT),
             under_way: FuturesUnordered::new(),
+            paused: FuturesUnordered::new(),
             pools: HashMap::new(),
             pools_due: Instant::now(),
             wake: None,
@@ -176,12 +180,13 @@ impl Conductor {
                     }
                 }
                 Some((object, done)) = self.under_way.next() => {
-                    self.ended(object, done);
+                    self.written(object, done);
                     // What ended at the same time is one step's work.
                     while let Some(Some((object, done))) = self.under_way.next().now_or_never() {
-                        self.ended(object, done);
+                        self.written(object, done);
                     }
                 }
+                Some((object, done)) = self.paused.next() => self.ended(&object, done),
                 () = leadership.changed() => {}
                 () = until(self.wake) => {}
                 () = tokio::time::sleep_until(self.pools_due.into()), if !self.pools.is_empty() => {}
@@ -419,7 +424,7 @@ impl Conductor {
                 failed
             };
             match (&done, &object) {
-                (Done::Failed | Done::HostNotClaimed, _) => pause_after_failure().await,
+                (Done::Failed | Done::HostNotClaimed, _) => {}
                 (_, Object::Status(_)) => stages.observe("report", start),
                 (_, Object::Claims(_) | Object::Host(..)) => stages.observe("allocate", start),
                 _ => {}
@@ -429,9 +434,21 @@ impl Conductor {
         .boxed()
     }
 
-    fn ended(&mut self, object: Object, done: Done) {
+    /// A write ended, in whatever way: its place is free.
+    fn written(&mut self, object: Object, done: Done) {
         self.writes.done(&object);
-        match (&object, done) {
+        if !matches!(done, Done::Failed | Done::HostNotClaimed) {
+            return self.ended(&object, done);
+        }
+        let later = async move {
+            pause_after_failure().await;
+            (object, done)
+        };
+        self.paused.push(later.boxed());
+    }
+
+    fn ended(&mut self, object: &Object, done: Done) {
+        match (object, done) {
             (Object::Claims(id), Done::Claimed(claims)) => self.engine.claimed(id, Some(claims)),
             (Object::Claims(id), Done::Obstructed(held)) => {
                 self.engine.claim(*held);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use fairlead_api::RouteName;
-use fairlead_api::route::{Protocol, SourceKind};
+use fairlead_api::route::{Protocol, Source, SourceKind};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use kube::client::Body;
@@ -56,6 +56,17 @@ impl Apiserver {
                 }
                 let gone = self.claims.remove(&name).unwrap();
                 (StatusCode::OK, gone)
+            }
+            Method::PATCH => {
+                let Some(there) = self.claims.get_mut(&name) else {
+                    return status(404, "NotFound");
+                };
+                assert_eq!(
+                    (&sent[0]["op"], &sent[0]["path"]),
+                    (&json!("replace"), &json!("/spec"))
+                );
+                there["spec"] = sent[0]["value"].clone();
+                (StatusCode::OK, there.clone())
             }
             _ => status(405, "MethodNotAllowed"),
         }
@@ -138,4 +149,33 @@ async fn a_release_is_of_exactly_the_object_that_is_meant() {
     hub.release(&made[0].key, &made[0].object).await.unwrap();
     hub.release(&made[0].key, &made[0].object).await.unwrap();
     assert!(shared.lock().unwrap().claims.is_empty());
+}
+
+#[tokio::test]
+async fn a_route_is_stored_whatever_was_known_of_it() {
+    let (hub, shared) = hub();
+    let name = RouteName::new(SourceKind::Service, "shop", "web").unwrap();
+    let id = RouteId { tenant: "blue".parse().unwrap(), name };
+    let requests = || std::mem::take(&mut shared.lock().unwrap().requests);
+    let store = async |content: &str, known: bool| {
+        let source = Source {
+            kind: SourceKind::Service,
+            namespace: "shop".into(),
+            name: "web".into(),
+            uid: "u".into(),
+            created: 0,
+        };
+        hub.store_route(&id, RouteSpec::new(source, content), known).await.unwrap();
+        shared.lock().unwrap().claims["svc.shop.web"]["spec"]["contentHash"].clone()
+    };
+    // Known though it is gone, new, not known though it is there, and known.
+    assert_eq!(store("01", true).await, "01");
+    assert_eq!(requests(), ["PATCH svc.shop.web", "POST routes"]);
+    shared.lock().unwrap().claims.clear();
+    assert_eq!(store("02", false).await, "02");
+    assert_eq!(requests(), ["POST routes"]);
+    assert_eq!(store("03", false).await, "03");
+    assert_eq!(requests(), ["POST routes", "PATCH svc.shop.web"]);
+    assert_eq!(store("04", true).await, "04");
+    assert_eq!(requests(), ["PATCH svc.shop.web"]);
 }

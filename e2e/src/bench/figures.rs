@@ -31,8 +31,9 @@ pub struct AtSize {
     pub layout: Layout,
     /// How many Routes there are.
     pub routes: usize,
-    /// How many were added at once, and the seconds from the agent's start until all of them were served.
-    pub loaded: (usize, f64),
+    /// How many were added at once, and the seconds from the agent's start until all of them were in every Envoy, and
+    /// until each of them had answered (which takes a while to ask).
+    pub loaded: (usize, f64, f64),
     /// Milliseconds of two writes one after the other, to the tenant's apiserver and the hub's, by the same client.
     pub two_writes: Spread,
     /// Milliseconds from a source's change to the first good answer.
@@ -68,12 +69,12 @@ pub struct Largest {
     pub restart: Restart,
     /// Seconds from the agent's start until a change of the tenant is served.
     pub agent_restart_seconds: f64,
-    /// Bytes that the agent sent while it compared its Routes with the hub's.
+    /// A node that goes and comes back.
     pub node_change: NodeChange,
     /// Another tenant's changes, 100 a second.
-    pub neighbour: Option<Neighbour>,
+    pub neighbour: Neighbour,
     /// Requests a second against a configuration written by hand.
-    pub data_path: Option<DataPath>,
+    pub data_path: DataPath,
 }
 
 /// The manager's restart.
@@ -81,10 +82,12 @@ pub struct Largest {
 pub struct Restart {
     /// Seconds from the old manager's end until a change made then is served.
     pub seconds_to_serving: f64,
-    /// Resources that each Envoy was sent though it had them.
-    pub resources_resent: u64,
-    /// Bytes of xDS for each Envoy until that change was served.
+    /// Clusters and Listeners that Envoys took to be others than before.
+    pub resources_changed: u64,
+    /// Bytes of xDS for each Envoy until that change was served: the stream's beginning, and what it was sent.
     pub bytes: f64,
+    /// Bytes of xDS that each Envoy had been sent before.
+    pub bytes_before: f64,
     /// Requests meanwhile, and how many of them were lost.
     pub requests: (u64, u64),
 }
@@ -172,7 +175,7 @@ impl Report {
         text += "layout      routes  loaded          writes   p50   p99    max   manager  agent  Envoy   bytes  manager agent Envoy  lost\n";
         text += "                    s (routes)      ms      ms    ms     ms    ms       ms     ms             MiB     MiB   MiB\n";
         for one in &self.sizes {
-            let (added, seconds) = one.loaded;
+            let (added, seconds, _) = one.loaded;
             // Writing to a String cannot fail.
             let _ = writeln!(
                 text,
@@ -222,11 +225,12 @@ impl Report {
 impl Largest {
     fn describe(&self, text: &mut String) {
         let _ = writeln!(text, "\n{} at {} routes:", self.layout.name(), self.routes);
-        let Restart { seconds_to_serving, resources_resent, bytes, requests } = &self.restart;
+        let Restart { seconds_to_serving, resources_changed, bytes, bytes_before, requests } =
+            &self.restart;
         let _ = writeln!(
             text,
-            "  manager restarted: a change is served after {seconds_to_serving:.1} s; {resources_resent} resources \
-             resent, {bytes:.0} bytes for each Envoy; {} of {} requests lost",
+            "  manager restarted: a change is served after {seconds_to_serving:.1} s; {resources_changed} Clusters or \
+             Listeners changed by it, {bytes:.0} bytes for each Envoy ({bytes_before:.0} before); {} of {} requests lost",
             requests.1, requests.0
         );
         let seconds = self.agent_restart_seconds;
@@ -243,25 +247,23 @@ impl Largest {
             node.bytes,
             node.others_touched
         );
-        if let Some(one) = &self.neighbour {
-            let _ = writeln!(
-                text,
-                "  another tenant makes {:.0} changes/s: p50 {:.1} → {:.1}, p99 {:.1} → {:.1} ms",
-                one.rate, one.quiet.p50, one.noisy.p50, one.quiet.p99, one.noisy.p99
-            );
-        }
-        if let Some(one) = &self.data_path {
-            let (ours, by_hand) = one.requests_per_second;
-            let _ = writeln!(
-                text,
-                "  data path: {ours:.0} requests/s, {by_hand:.0} with a configuration by hand ({:.2}); CPU {:.1} and \
-                 {:.1} µs a request; p99 {:.2} and {:.2} ms",
-                ours / by_hand,
-                one.cpu_micros.0,
-                one.cpu_micros.1,
-                one.latency.0.p99,
-                one.latency.1.p99
-            );
-        }
+        let Neighbour { rate, quiet, noisy } = &self.neighbour;
+        let _ = writeln!(
+            text,
+            "  another tenant makes {rate:.0} changes/s: p50 {:.1} → {:.1}, p99 {:.1} → {:.1} ms",
+            quiet.p50, noisy.p50, quiet.p99, noisy.p99
+        );
+        let DataPath { requests_per_second: (ours, by_hand), cpu_micros, latency } =
+            &self.data_path;
+        let _ = writeln!(
+            text,
+            "  data path: {ours:.0} requests/s, {by_hand:.0} with a configuration by hand ({:.2}); CPU {:.1} and {:.1} µs \
+             a request; p99 {:.2} and {:.2} ms",
+            ours / by_hand,
+            cpu_micros.0,
+            cpu_micros.1,
+            latency.0.p99,
+            latency.1.p99
+        );
     }
 }

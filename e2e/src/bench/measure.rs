@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -19,17 +19,6 @@ pub struct Cpu {
     pub all: Duration,
     /// Of the first one; Envoy applies configuration there.
     pub main: Duration,
-}
-
-impl std::ops::Sub for Cpu {
-    type Output = Self;
-
-    fn sub(self, before: Self) -> Self {
-        Self {
-            all: self.all.saturating_sub(before.all),
-            main: self.main.saturating_sub(before.main),
-        }
-    }
 }
 
 impl Process {
@@ -99,7 +88,11 @@ pub struct Envoy(pub Process);
 const ADMIN: &str = "/run/fairlead/admin.sock";
 
 /// What is looked at of Envoy's counters.
-const COUNTED: &str = "^(cluster\\.xds\\.upstream_cx_rx_bytes_total|cluster_manager\\.(active_clusters|cluster_added|cluster_modified|cluster_removed|cds\\.update_success)|listener_manager\\.(total_listeners_active|listener_added|listener_modified|listener_removed|lds\\.update_success))$";
+const COUNTED: &str = concat!(
+    r"^(cluster\.xds\.upstream_cx_rx_bytes_total",
+    r"|cluster_manager\.(active_clusters|cluster_added|cluster_modified|cluster_removed)",
+    r"|listener_manager\.(listener_added|listener_modified|listener_removed))$"
+);
 
 impl Envoy {
     /// The fleet.
@@ -126,14 +119,12 @@ impl Envoy {
     }
 }
 
-/// What the manager, the agent and the fleet had spent at one moment.
+/// What was spent up to one moment.
 #[derive(Debug, Clone)]
 pub struct Spent {
-    at: std::time::Instant,
-    manager: Cpu,
-    agent: Cpu,
-    /// Of each Envoy: CPU, and bytes that its xDS stream brought.
-    envoys: Vec<(Cpu, u64)>,
+    at: Instant,
+    cpu: [f64; 3],
+    bytes: f64,
 }
 
 /// What was spent between two moments.
@@ -152,36 +143,44 @@ pub struct Cost {
 }
 
 impl Spent {
-    /// As it is now.
+    /// As it is now, and what is spent from now on.
     pub fn now() -> Result<Self> {
-        let fleet = Envoy::fleet();
-        let envoys = fleet.iter().map(|envoy| {
-            let bytes = envoy.stats()?.get("cluster.xds.upstream_cx_rx_bytes_total").copied();
-            Ok((envoy.0.cpu()?, bytes.unwrap_or(0)))
-        });
-        Ok(Self {
-            at: std::time::Instant::now(),
-            manager: Process::the("fairlead-manager")?.cpu()?,
-            agent: Process::the("fairlead-agent")?.cpu()?,
-            envoys: envoys.collect::<Result<_>>()?,
-        })
+        // To be asked costs Envoys something: that is over before the clocks are read.
+        let bytes = received()?;
+        Ok(Self { at: Instant::now(), cpu: cpu()?, bytes })
     }
 
     /// What was spent since.
     pub fn until_now(&self) -> Result<Cost> {
-        let now = Self::now()?;
-        let count = self.envoys.len().max(1) as f64;
-        let pairs = || self.envoys.iter().zip(&now.envoys);
-        let envoy: f64 = pairs().map(|(was, is)| (is.0 - was.0).main.as_secs_f64()).sum();
-        let bytes: f64 = pairs().map(|(was, is)| is.1.saturating_sub(was.1) as f64).sum();
+        let (at, [manager, agent, envoy]) = (Instant::now(), cpu()?);
+        let [was_manager, was_agent, was_envoy] = self.cpu;
         Ok(Cost {
-            seconds: (now.at - self.at).as_secs_f64(),
-            manager: (now.manager - self.manager).all.as_secs_f64(),
-            agent: (now.agent - self.agent).all.as_secs_f64(),
-            envoy: envoy / count,
-            bytes: bytes / count,
+            seconds: (at - self.at).as_secs_f64(),
+            manager: manager - was_manager,
+            agent: agent - was_agent,
+            envoy: envoy - was_envoy,
+            bytes: received()? - self.bytes,
         })
     }
+}
+
+/// CPU seconds of the manager, the agent and, on average, an Envoy's main thread.
+fn cpu() -> Result<[f64; 3]> {
+    let fleet = Envoy::fleet();
+    let main = fleet.iter().map(|envoy| Ok(envoy.0.cpu()?.main.as_secs_f64()));
+    let main = main.sum::<Result<f64>>()? / fleet.len().max(1) as f64;
+    let all = |name: &str| Ok::<_, anyhow::Error>(Process::the(name)?.cpu()?.all.as_secs_f64());
+    Ok([all("fairlead-manager")?, all("fairlead-agent")?, main])
+}
+
+/// Bytes of xDS that an Envoy was sent so far, on average.
+pub fn received() -> Result<f64> {
+    let fleet = Envoy::fleet();
+    let each = fleet.iter().map(|envoy| {
+        let count = envoy.stats()?.get("cluster.xds.upstream_cx_rx_bytes_total").copied();
+        Ok(count.unwrap_or(0) as f64)
+    });
+    Ok(each.sum::<Result<f64>>()? / fleet.len().max(1) as f64)
 }
 
 impl Cost {

@@ -155,15 +155,15 @@ async fn measure_layout(
         restart,
         agent_restart_seconds,
         node_change,
-        neighbour: Some(neighbour),
-        data_path: Some(data_path),
+        neighbour,
+        data_path,
     });
     Ok(())
 }
 
 /// Makes what is missing while the agent is away, then lets the agent find it: how many, and the seconds until all
-/// of them are served.
-async fn load(stage: &mut Stage, objects: &mut Objects, size: usize) -> Result<(usize, f64)> {
+/// of them are in every Envoy, and until each of them has answered.
+async fn load(stage: &mut Stage, objects: &mut Objects, size: usize) -> Result<(usize, f64, f64)> {
     stage.stop_agent()?;
     let before = objects.count();
     objects.fill(size).await?;
@@ -178,13 +178,14 @@ async fn load(stage: &mut Stage, objects: &mut Objects, size: usize) -> Result<(
     };
     let wanted = clusters()? + missing as u64;
     stage.start_agent()?;
-    // What is asked of an Envoy costs it little; what is sent through it while it loads is no part of the load.
     while clusters()? < wanted {
         if start.elapsed() > Duration::from_secs(600) {
             bail!("{} of {wanted} clusters after 10 min", clusters()?);
         }
-        tokio::time::sleep(Duration::from_millis(250)).await;
+        // To be asked costs them something, too.
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
+    let everywhere = start.elapsed().as_secs_f64();
     objects.wait_for_address().await?;
     let objects = &*objects;
     let answers = objects.all().skip(before).map(|index| async move {
@@ -192,9 +193,11 @@ async fn load(stage: &mut Stage, objects: &mut Objects, size: usize) -> Result<(
     });
     let last: Vec<Instant> = stream::iter(answers).buffer_unordered(8).try_collect().await?;
     let seconds = last.into_iter().max().map_or(0.0, |at| (at - start).as_secs_f64());
-    say(&format!("{size} are served, {missing} of them for {seconds:.1} s"));
+    say(&format!(
+        "{missing} more are in every Envoy after {everywhere:.1} s; all have answered after {seconds:.1} s"
+    ));
     settle().await?;
-    Ok((missing, seconds))
+    Ok((missing, everywhere, seconds))
 }
 
 /// Waits until the manager and the agent have no more to do: statuses, Events.
@@ -243,7 +246,7 @@ async fn measure_size(
     hub: &Client,
     seeded: &mut Seeded,
     options: &Options,
-    loaded: (usize, f64),
+    loaded: (usize, f64, f64),
 ) -> Result<AtSize> {
     let (routes, layout) = (objects.count(), objects.layout());
     let mut writes = Vec::new();
@@ -322,39 +325,29 @@ fn touched_by_all() -> Result<u64> {
 async fn restart(objects: &mut Objects, seeded: &mut Seeded) -> Result<Restart> {
     settle().await?;
     let background = Background::start(objects.target(0)?, Duration::from_millis(10));
-    let bytes = || -> Result<u64> {
-        let fleet = Envoy::fleet();
-        let each = fleet.iter().map(|envoy| {
-            let count = envoy.stats()?.get("cluster.xds.upstream_cx_rx_bytes_total").copied();
-            Ok(count.unwrap_or(0))
-        });
-        each.sum()
-    };
-    let (before, had) = (touched_by_all()?, bytes()?);
+    let (before, had) = (touched_by_all()?, measure::received()?);
     let old = Process::the("fairlead-manager")?;
-    stage::restart_manager()?;
-    run::wait_for("the manager's end", Duration::from_secs(60), || {
-        anyhow::ensure!(!Process::find("fairlead-manager").contains(&old), "it runs");
-        Ok(())
-    })?;
+    // On another thread: requests go on meanwhile.
+    let ended = tokio::task::spawn_blocking(move || {
+        stage::restart_manager()?;
+        run::wait_for("the manager's end", Duration::from_secs(60), || {
+            anyhow::ensure!(!Process::find("fairlead-manager").contains(&old), "it runs");
+            Ok(())
+        })
+    });
+    ended.await??;
     let start = Instant::now();
-    // Endpoints touch no cluster and no listener: whatever else is touched was sent again.
+    // Endpoints touch no Cluster and no Listener: whatever else is changed was sent again.
     one_change(objects, seeded, Change::Endpoints).await?;
     let seconds_to_serving = start.elapsed().as_secs_f64();
     settle().await?;
-    let count = Envoy::fleet().len().max(1) as f64;
-    let (after, has) = (touched_by_all()?, bytes()?);
-    let log = stage::manager_log()?;
+    let (resources_changed, bytes) = (touched_by_all()? - before, measure::received()? - had);
+    let requests = background.stop().await?;
+    let log = tokio::task::spawn_blocking(stage::manager_log).await??;
     for line in log.lines().filter(|line| line.contains("read") || line.contains("connected")) {
         say(line);
     }
-    let requests = background.stop().await?;
-    Ok(Restart {
-        seconds_to_serving,
-        resources_resent: after - before,
-        bytes: (has - had) as f64 / count,
-        requests,
-    })
+    Ok(Restart { seconds_to_serving, resources_changed, bytes, bytes_before: had, requests })
 }
 
 async fn agent_restart(
@@ -375,7 +368,8 @@ async fn node_change(objects: &Objects) -> Result<NodeChange> {
     let there: Vec<usize> = objects.all().filter(|index| objects.is_on_second(*index)).collect();
     let step = there.len() / 20 + 1;
     let sample: Vec<usize> = there.iter().copied().step_by(step).collect();
-    let (before, touched_before) = (Spent::now()?, touched_by_all()?);
+    let touched_before = touched_by_all()?;
+    let before = Spent::now()?;
     objects.exclude_node(true).await?;
     for index in &sample {
         // An Envoy without endpoints answers 503, or closes the connection.

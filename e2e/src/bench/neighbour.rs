@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use fairlead_process::token::Token;
 
 use super::figures::{Neighbour, Spread};
 use super::generate::{Change, Objects, Seeded};
+use super::measure::received;
 use super::one_change;
 use crate::local::{Local, net};
 use crate::peer::{Agent, Stream, tcp};
@@ -39,7 +40,7 @@ async fn noise(mut stream: Stream, stop: Arc<AtomicBool>, sent: Arc<AtomicU64>) 
             message = stream.receive.message() => drop(message?.context("the hub closed")?),
             _ = tick.tick() => {
                 let route = u16::try_from(number % u64::from(ROUTES))?;
-                let node_port = 20_000 + u16::try_from(number / u64::from(ROUTES) % 2)?;
+                let node_port = 30_000 + u16::try_from(number / u64::from(ROUTES) % 2)?;
                 let spec = tcp(&format!("n{route}"), POOL, 64_000 + route, node_port);
                 stream.put(&spec).await?;
                 number += 1;
@@ -74,9 +75,12 @@ pub(super) async fn measure(
     let noise = tokio::spawn(noise(stream, stop.clone(), sent.clone()));
     // Its Routes are made first; what is measured is their change.
     tokio::time::sleep(Duration::from_secs(3)).await;
+    let bytes = received()?;
     let (start, before) = (Instant::now(), sent.load(Ordering::Relaxed));
     let noisy = propagation(objects, seeded, count).await?;
     let rate = (sent.load(Ordering::Relaxed) - before) as f64 / start.elapsed().as_secs_f64();
+    let each = (received()? - bytes) / rate / start.elapsed().as_secs_f64();
+    ensure!(each > 50.0, "the neighbour's changes reach no Envoy: {each:.0} bytes each");
     stop.store(true, Ordering::Relaxed);
     noise.await??;
     net::outside(|| install::fairlead(&Local, &["tenant", "remove", "loud", "--yes"]))?;

@@ -25,6 +25,8 @@ pub const NODES: [(&str, &str); 2] = [("n1", "172.18.0.41"), ("n2", "172.18.0.42
 pub const BACKENDS: [&str; 2] = ["port=8081", "port=8082"];
 /// The tenant.
 pub const TENANT: &str = "bench";
+/// What each program on the hub requests of a processor.
+pub const SHARE: &str = "500m";
 /// Where the agent reaches the hub.
 const HUB: &str = "172.18.0.11:30843";
 
@@ -45,7 +47,7 @@ impl Stage {
         Local.load_image(&hub, &images.manager.archive)?;
         Local.load_image(&hub, &images.envoy.archive)?;
         // Their share of the processor, which they have to themselves: what they wait for otherwise is the machine's.
-        let share = ["manager.resources.requests.cpu=700m", "envoy.resources.requests.cpu=700m"];
+        let share = ["manager", "envoy"].map(|who| format!("{who}.resources.requests.cpu={SHARE}"));
         install::hub(&Local, &images, &share)?;
         let nodes = NODES.map(|(_, address)| format!("{address}/32")).join(",");
         let pool = topology::POOL;

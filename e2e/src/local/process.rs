@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::net;
 use crate::{binaries, paths};
+
+const FILES: u64 = 1 << 20;
 
 fn pids() -> PathBuf {
     paths::state().join("pids")
@@ -25,6 +28,7 @@ pub(super) fn start(host: &str, program: &str, folder: &Path, arguments: &[Strin
 
 /// Starts a command as a daemon of this name; its process id comes back.
 pub(super) fn spawn(mut command: Command, name: &str, log: &Path) -> Result<u32> {
+    raise_limit();
     std::fs::create_dir_all(pids())?;
     let log = File::create(log)?;
     let child = command
@@ -37,6 +41,14 @@ pub(super) fn spawn(mut command: Command, name: &str, log: &Path) -> Result<u32>
         .with_context(|| format!("starting {name}"))?;
     super::write(&pids().join(name), &child.id().to_string())?;
     Ok(child.id())
+}
+
+/// Daemons may open as many files as systemd lets containerd: an Envoy has one for each listener and worker.
+fn raise_limit() {
+    let files = Resource::RLIMIT_NOFILE;
+    let hard = getrlimit(files).map_or(0, |(_, hard)| hard);
+    // Where it cannot be raised, the limit that there is will do for most.
+    let _ = setrlimit(files, FILES, hard.max(FILES));
 }
 
 /// Every daemon that was started, and whether it runs.

@@ -195,6 +195,7 @@ impl Engine {
         if leads && !self.leads {
             self.claims.forget_releases();
             self.resting = Resting::default();
+            self.patience = Patience::default();
             self.hosts.forget_releases();
             self.pool_statuses.clear();
             self.guards_sent.clear();

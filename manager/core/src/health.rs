@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 
 use envoy_types::pb::envoy::config::cluster::v3::cluster::TransportSocketMatch;
 use envoy_types::pb::envoy::config::core::v3::health_check::{
@@ -107,8 +108,8 @@ pub(crate) struct Health {
     assigned: BTreeMap<EnvoyId, BTreeSet<String>>,
     counts: BTreeMap<TenantId, u32>,
     dirty: BTreeSet<EnvoyId>,
-    /// When an Envoy may be told again, in milliseconds since 1970.
-    rests: BTreeMap<EnvoyId, i64>,
+    /// When an Envoy was told, and when it may be told again, in milliseconds since 1970.
+    rests: BTreeMap<EnvoyId, Range<i64>>,
     /// Findings that count only from then on, in milliseconds since 1970.
     pending: BTreeSet<(i64, String)>,
 }
@@ -280,7 +281,7 @@ impl Health {
 
     /// When the next finding begins to count, or an Envoy may be told what changed, in milliseconds since 1970.
     pub(crate) fn next(&self) -> Option<i64> {
-        let told = self.dirty.iter().filter_map(|envoy| self.rests.get(envoy)).copied();
+        let told = self.dirty.iter().filter_map(|envoy| self.rests.get(envoy)).map(|rest| rest.end);
         self.pending.first().map(|(at, _)| *at).into_iter().chain(told).min()
     }
 
@@ -329,14 +330,15 @@ impl Health {
 
     /// What Envoys are to check now, each that is to be told anew and may be.
     pub(crate) fn take(&mut self, now: i64) -> Vec<(EnvoyId, HealthCheckSpecifier)> {
-        let rests = |envoy: &EnvoyId| self.rests.get(envoy).is_some_and(|until| *until > now);
+        let rests = |envoy: &EnvoyId| self.rests.get(envoy).is_some_and(|rest| rest.contains(&now));
         let (wait, due) = std::mem::take(&mut self.dirty).into_iter().partition(rests);
         self.dirty = wait;
         let mut told = Vec::new();
         for envoy in due {
             let specifier = self.specifier(&envoy);
             let millis = specifier.cluster_health_checks.len() * MILLIS_PER_CHECK;
-            self.rests.insert(envoy.clone(), now + i64::try_from(millis).unwrap_or(i64::MAX / 2));
+            let until = now + i64::try_from(millis).unwrap_or(i64::MAX / 2);
+            self.rests.insert(envoy.clone(), now..until);
             told.push((envoy, specifier));
         }
         told

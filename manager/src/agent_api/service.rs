@@ -30,7 +30,7 @@ use crate::queue::{Laned, Queue};
 use crate::records::{Existing, Item, Record, Records};
 
 /// Uploads of one agent under way at the same time.
-const UPLOADS: usize = 4;
+const UPLOADS: usize = 2;
 /// Uploads that wait before the agent is read no further.
 const WAITING: usize = 256;
 /// Messages that wait for the transport.

@@ -27,7 +27,8 @@ impl Patience {
                 now
             }
         };
-        now - since >= PATIENCE
+        // A clock that was set back must not make it wait.
+        !(since..since + PATIENCE).contains(&now)
     }
 
     /// A Route is awaited no more; since when it was.
@@ -40,7 +41,8 @@ impl Patience {
     /// The Routes that are spoken of from now on.
     pub(super) fn due(&mut self, now: i64) -> Vec<RouteId> {
         let mut due = Vec::new();
-        while self.ends.first().is_some_and(|(end, _)| *end <= now) {
+        let is_due = |end: i64| end <= now || end > now + PATIENCE;
+        while self.ends.first().is_some_and(|(end, _)| is_due(*end)) {
             due.extend(self.ends.pop_first().map(|(_, id)| id));
         }
         due
@@ -72,6 +74,8 @@ mod tests {
         assert!(patience.is_over(&id, 6_000));
         assert_eq!(patience.over(&id), Some(5_000));
         assert!(!patience.is_over(&id, 7_000), "the next time is another");
+        assert_eq!(patience.due(2_000).len(), 1, "the clock was set back");
+        assert!(patience.is_over(&id, 2_000));
         patience.over(&id);
         assert_eq!(patience.next(), None);
     }
