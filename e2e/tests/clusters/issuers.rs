@@ -92,7 +92,8 @@ impl Manager {
         self.until("the tenant's namespace", || {
             on(&self.hub, &["get", "namespace", &format!("tenant-{name}")])
         });
-        let create = ["--system-namespace", SPACE, "token", "create", name, "--token-only"];
+        let create = ["--system-namespace", SPACE, "token", "create", name, "--hub-address", HUB];
+        let create = [&create[..], &["--token-only"]].concat();
         let token = self.until("a token", || install::fairlead_on(&Local, &self.hub, &create));
         token.trim().parse().expect("a token")
     }
@@ -208,7 +209,7 @@ fn certificates_come_from_cert_managers_api_and_what_it_signs_is_looked_at() {
             let id = joins(&token).unwrap_or_else(|error| panic!("{error:#}\n{}", manager.said()));
             assert!(id.starts_with("spiffe://fairlead.local/tenant/cm/agent/"), "{id}");
             for (bad, wanted) in [
-                (ANOTHER_NAME, "other names, or a CA's"),
+                (ANOTHER_NAME, "must have exactly one SPIFFE id"),
                 (A_CA, "other names, or a CA's"),
                 (DENIED, "by the test"),
             ] {

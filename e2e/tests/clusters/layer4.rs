@@ -203,8 +203,11 @@ fn affinity_reaches_one_pod_and_moves_when_it_dies() {
             fetch(&url).is_ok_and(|answer| word(&answer, "pod=") != pod)
         });
         kubectl(&cluster, "-n sticky rollout status deployment/echo --timeout=60s");
-        eventually("one pod answers again", || one_pod(30));
-        assert_eq!(pods(&url, 100).unwrap().len(), 1);
+        // The pod in its place has a slot again: until then clients are on their way to it.
+        let ready = "-n sticky get endpointslices -l fairlead.dev/shadow-of=one \
+                     -o jsonpath={.items[*].endpoints[*].conditions.ready}";
+        until(&cluster, ready, |all| all.matches("true").count() == replicas);
+        eventually("one pod answers again", || one_pod(100));
         // Whoever was with another pod is there still, but for a few.
         let then = clients();
         let others = || first.iter().zip(&then).filter(|(was, _)| was.as_ref() != Some(pod));
