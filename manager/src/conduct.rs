@@ -134,6 +134,13 @@ enum Done {
     Failed,
 }
 
+impl Done {
+    /// It is to be tried again.
+    fn is_failure(&self) -> bool {
+        matches!(self, Self::Failed | Self::HostNotClaimed)
+    }
+}
+
 impl Conductor {
     pub(crate) fn new(engine: Engine, around: Around, unready: Guard) -> Self {
         Self {
@@ -423,10 +430,10 @@ impl Conductor {
             } else {
                 failed
             };
-            match (&done, &object) {
-                (Done::Failed | Done::HostNotClaimed, _) => {}
-                (_, Object::Status(_)) => stages.observe("report", start),
-                (_, Object::Claims(_) | Object::Host(..)) => stages.observe("allocate", start),
+            match &object {
+                _ if done.is_failure() => {}
+                Object::Status(_) => stages.observe("report", start),
+                Object::Claims(_) | Object::Host(..) => stages.observe("allocate", start),
                 _ => {}
             }
             (object, done)
@@ -437,7 +444,7 @@ impl Conductor {
     /// A write ended, in whatever way: its place is free.
     fn written(&mut self, object: Object, done: Done) {
         self.writes.done(&object);
-        if !matches!(done, Done::Failed | Done::HostNotClaimed) {
+        if !done.is_failure() {
             return self.ended(&object, done);
         }
         let later = async move {

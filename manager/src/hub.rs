@@ -32,19 +32,6 @@ const GUARD: &str = "fairlead-manager-guard";
 /// The field manager of what the manager itself makes.
 const MANAGER: &str = "fairlead-manager";
 
-async fn create_route(api: &Api<Route>, id: &RouteId, spec: &RouteSpec) -> kube::Result<()> {
-    let params = PostParams { field_manager: Some(AGENT_API.into()), ..PostParams::default() };
-    api.create(&params, &Route::new(id.name.as_str(), spec.clone())).await.map(drop)
-}
-
-async fn replace_spec(api: &Api<Route>, id: &RouteId, spec: &RouteSpec) -> kube::Result<()> {
-    let replace = json!([{"op": "replace", "path": "/spec", "value": spec}]);
-    let patch = serde_json::from_value(replace).map_err(kube::Error::SerdeError)?;
-    let params = PatchParams { field_manager: Some(AGENT_API.into()), ..PatchParams::default() };
-    let patch = Patch::Json::<()>(patch);
-    api.patch(id.name.as_str(), &params, &patch).await.map(drop)
-}
-
 /// The hub's apiserver.
 #[derive(Clone)]
 pub(crate) struct Hub {
@@ -320,6 +307,19 @@ impl Hub {
         let params = PatchParams::apply(MANAGER).force();
         api.patch(&name, &params, &Patch::Apply(&namespace)).await.map(drop)
     }
+}
+
+async fn create_route(api: &Api<Route>, id: &RouteId, spec: &RouteSpec) -> kube::Result<()> {
+    let params = PostParams { field_manager: Some(AGENT_API.into()), ..PostParams::default() };
+    api.create(&params, &Route::new(id.name.as_str(), spec.clone())).await.map(drop)
+}
+
+async fn replace_spec(api: &Api<Route>, id: &RouteId, spec: &RouteSpec) -> kube::Result<()> {
+    let replace = json!([{"op": "replace", "path": "/spec", "value": spec}]);
+    let patch = serde_json::from_value(replace).map_err(kube::Error::SerdeError)?;
+    let params = PatchParams { field_manager: Some(AGENT_API.into()), ..PatchParams::default() };
+    let patch = Patch::Json::<()>(patch);
+    api.patch(id.name.as_str(), &params, &patch).await.map(drop)
 }
 
 /// Gives an object a finalizer, or takes it away. As the owner of that one only: others' stay.

@@ -477,7 +477,8 @@ impl Engine {
         effects.changes = self.publisher.take();
         effects.checks = self.health.take(now.0.as_millisecond());
         // Rounded up: not before its time.
-        let findings = self.health.next().map(|millis| millis.div_euclid(1_000) + 1);
+        let second = |millis: i64| millis.div_euclid(1_000) + 1;
+        let findings = self.health.next().map(second);
         effects.wake = findings;
         if self.leads {
             let stale = std::mem::take(&mut self.stale);
@@ -491,7 +492,7 @@ impl Engine {
             }
             self.report_pools(&mut effects);
             self.report_nodes(&mut effects);
-            let awaited = self.patience.next().map(|millis| millis.div_euclid(1_000) + 1);
+            let awaited = self.patience.next().map(second);
             effects.wake = self.resting.next().into_iter().chain(findings).chain(awaited).min();
         }
         effects

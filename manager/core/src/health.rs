@@ -209,13 +209,12 @@ impl Health {
 
     /// An Envoy can be asked now, or no more.
     pub(crate) fn checker(&mut self, envoy: &EnvoyId, there: bool) {
+        self.rests.remove(envoy);
         if there {
             self.checkers.insert(envoy.clone());
             // Whatever it knew, it is told anew.
-            self.rests.remove(envoy);
             self.dirty.insert(envoy.clone());
         } else {
-            self.rests.remove(envoy);
             self.checkers.remove(envoy);
             self.dirty.remove(envoy);
         }

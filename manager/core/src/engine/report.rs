@@ -31,18 +31,19 @@ impl Engine {
             None => self.fleet.verdict(&entry.published),
         };
         let programmed = programmed(entry, &accepted, verdict, old);
-        let is_programmed = programmed.holds;
-        let millis = now.0.as_millisecond();
-        if programmed.reason == Reason::Pending {
+        if programmed.holds {
+            self.unprogrammed.remove(id);
+        } else {
             self.unprogrammed.insert(id.clone());
-            if !self.patience.is_over(id, millis) {
+        }
+        if programmed.reason == Reason::Pending {
+            if !self.patience.is_over(id, now.0.as_millisecond()) {
                 // It takes Envoys a moment, and each word costs a write here and in the tenant's cluster.
                 return;
             }
-        } else if let Some(since) = self.patience.over(id)
-            && is_programmed
-        {
-            effects.programmed.push(since);
+        } else {
+            let since = self.patience.over(id);
+            effects.programmed.extend(since.filter(|_| programmed.holds));
         }
         let resolved = entry.resolved.clone().map(|verdict| certified(verdict, &self.web, id));
         let on = entry.serving.iter().flat_map(|serving| &serving.addresses);
@@ -66,11 +67,6 @@ impl Engine {
             shadowed: self.web.shadowed(id),
         };
         let new = status(findings, old, now);
-        if is_programmed {
-            self.unprogrammed.remove(id);
-        } else {
-            self.unprogrammed.insert(id.clone());
-        }
         if old != Some(&new) {
             entry.sent = Some(new.clone());
             effects.statuses.push((id.clone(), new));

@@ -1,12 +1,4 @@
-//! `change <layout> <kind> <routes>`: brings a hub and a client to that many Routes, then changes one of them, and says
-//! how many bytes that sends.
-//!
-//! Layouts: `layer-4` (a Service with a port of its own), `hosts` (an Ingress with a host name of its own). Kinds:
-//! `endpoints`, `edit`, `add`, and `none` for what counts as nothing. For callgrind:
-//! `--toggle-collect='*one_change*'`.
-#![allow(clippy::unwrap_used)]
-
-use std::hint::black_box;
+//! A hub and a client, for what one change costs: the example counts it, and the bench takes its time.
 
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use fairlead_api::http::{BackendRef, Host, HttpMatch, HttpRule, PathMatch, PathMatchType};
@@ -23,11 +15,12 @@ use k8s_openapi::jiff::Timestamp;
 const ENVOY: &str = "envoy";
 
 /// A hub whose apiserver persists at once, and one client that takes all.
-struct Hub {
+pub struct Hub {
     engine: Engine,
     state: State,
     session: Session,
-    bytes: usize,
+    /// What the client was sent.
+    pub bytes: usize,
 }
 
 fn hub() -> Hub {
@@ -60,6 +53,16 @@ fn hub() -> Hub {
     hub
 }
 
+/// With that many Routes.
+pub fn filled(layout: &str, count: usize) -> Hub {
+    let mut hub = hub();
+    for number in 0..count {
+        hub.put(layout, number, 1, "add");
+    }
+    hub.settle();
+    hub
+}
+
 impl Hub {
     fn ask(&mut self, request: DeltaDiscoveryRequest) {
         let mut events = Vec::new();
@@ -80,7 +83,7 @@ impl Hub {
     }
 
     /// Until nothing is left to do.
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
         loop {
             let now = Time(Timestamp::UNIX_EPOCH);
             let effects = Effects { wake: None, ..self.engine.step(&now) };
@@ -104,7 +107,8 @@ impl Hub {
         }
     }
 
-    fn put(&mut self, layout: &str, number: usize, generation: i64, kind: &str) {
+    /// A Route as it is now.
+    pub fn put(&mut self, layout: &str, number: usize, generation: i64, kind: &str) {
         let edited = kind == "edit";
         let node = if kind == "endpoints" { "n2" } else { "n1" };
         let spec = match layout {
@@ -157,36 +161,4 @@ fn hosts(number: usize, node: &str, edited: bool) -> RouteSpec {
         hosts: vec![Host { hostname, rules, ..Host::default() }],
         ..route(SourceKind::Ingress, node_port(number), node)
     }
-}
-
-/// What is counted: one change, from the Route to the client's acknowledgement.
-#[inline(never)]
-fn one_change(hub: &mut Hub, layout: &str, kind: &str, count: usize) {
-    match kind {
-        "none" => return,
-        "add" => hub.put(layout, count, 1, kind),
-        _ => hub.put(layout, count / 2, 2, kind),
-    }
-    hub.settle();
-}
-
-fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let layout = arguments.next().unwrap_or_else(|| "layer-4".into());
-    let kind = arguments.next().unwrap_or_else(|| "endpoints".into());
-    let count: usize = arguments.next().map_or(10_000, |text| text.parse().unwrap());
-    let mut hub = hub();
-    for number in 0..count {
-        hub.put(&layout, number, 1, "add");
-    }
-    hub.settle();
-    // What was freed until now is sorted by the allocator with the next that is taken: that is no change's cost.
-    for number in 1..=20 {
-        hub.put(&layout, count / 2 + number, 2, "edit");
-        hub.settle();
-    }
-    let before = hub.bytes;
-    one_change(&mut hub, &layout, &kind, count);
-    black_box(&hub.state);
-    println!("{layout}, {kind} at {count} Routes: {} bytes", hub.bytes - before);
 }
