@@ -67,8 +67,7 @@ impl Hub {
                 told.send((listener.local_addr()?, nix::unistd::gettid().as_raw()))?;
                 let server = Server::new(served, Arc::new(LetIn));
                 let incoming = TcpListenerStream::new(listener);
-                let builder = tonic::transport::Server::builder().tcp_nodelay(true);
-                let mut builder = builder;
+                let mut builder = tonic::transport::Server::builder().tcp_nodelay(true);
                 builder.add_service(server).serve_with_incoming(incoming).await?;
                 Ok::<_, anyhow::Error>(())
             };

@@ -105,6 +105,11 @@ impl Envoy {
         Process::find("envoy").into_iter().filter(|one| !one.is_of_the_fleet()).collect()
     }
 
+    /// One of its counters.
+    pub fn counted(&self, name: &str) -> Result<u64> {
+        Ok(self.stats()?.get(name).copied().unwrap_or(0))
+    }
+
     /// Its counters.
     pub fn stats(&self) -> Result<Stats> {
         let mut socket = UnixStream::connect(self.0.file(ADMIN))?;
@@ -165,7 +170,7 @@ impl Spent {
 }
 
 /// CPU seconds of the manager, the agent and, on average, an Envoy's main thread.
-fn cpu() -> Result<[f64; 3]> {
+pub fn cpu() -> Result<[f64; 3]> {
     let fleet = Envoy::fleet();
     let main = fleet.iter().map(|envoy| Ok(envoy.0.cpu()?.main.as_secs_f64()));
     let main = main.sum::<Result<f64>>()? / fleet.len().max(1) as f64;
@@ -176,10 +181,8 @@ fn cpu() -> Result<[f64; 3]> {
 /// Bytes of xDS that an Envoy was sent so far, on average.
 pub fn received() -> Result<f64> {
     let fleet = Envoy::fleet();
-    let each = fleet.iter().map(|envoy| {
-        let count = envoy.stats()?.get("cluster.xds.upstream_cx_rx_bytes_total").copied();
-        Ok(count.unwrap_or(0) as f64)
-    });
+    let name = "cluster.xds.upstream_cx_rx_bytes_total";
+    let each = fleet.iter().map(|envoy| Ok(envoy.counted(name)? as f64));
     Ok(each.sum::<Result<f64>>()? / fleet.len().max(1) as f64)
 }
 

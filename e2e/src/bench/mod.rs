@@ -27,7 +27,7 @@ use kube::Client;
 use self::figures::{AtSize, Largest, NodeChange, Report, Restart, Spread};
 use self::generate::{Change, Layout, Objects, Seeded};
 use self::measure::{Cost, Envoy, Process, Spent};
-use self::probe::{Background, Wanted};
+use self::probe::Background;
 use self::stage::Stage;
 use crate::driver::Driver;
 use crate::local::{Local, net};
@@ -171,9 +171,7 @@ async fn load(stage: &mut Stage, objects: &mut Objects, size: usize) -> Result<(
     let (start, missing) = (Instant::now(), size - before);
     let clusters = || -> Result<u64> {
         let fleet = Envoy::fleet();
-        let counts = fleet.iter().map(|envoy| {
-            Ok(envoy.stats()?.get("cluster_manager.active_clusters").copied().unwrap_or(0))
-        });
+        let counts = fleet.iter().map(|envoy| envoy.counted("cluster_manager.active_clusters"));
         counts.collect::<Result<Vec<u64>>>()?.into_iter().min().context("no Envoy")
     };
     let wanted = clusters()? + missing as u64;
@@ -203,14 +201,11 @@ async fn load(stage: &mut Stage, objects: &mut Objects, size: usize) -> Result<(
 /// Waits until the manager and the agent have no more to do: statuses, Events.
 async fn settle() -> Result<()> {
     // Envoys are not asked what they count: with thousands of listeners that is work, too.
-    let spent = || -> Result<Duration> {
-        let both = ["fairlead-manager", "fairlead-agent"];
-        both.iter().map(|name| Ok(Process::the(name)?.cpu()?.all)).sum()
-    };
     for _ in 0..300 {
-        let before = spent()?;
+        let [was_manager, was_agent, _] = measure::cpu()?;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        if spent()?.saturating_sub(before) < Duration::from_millis(40) {
+        let [manager, agent, _] = measure::cpu()?;
+        if manager - was_manager + agent - was_agent < 0.04 {
             return Ok(());
         }
     }
@@ -385,8 +380,7 @@ async fn node_change(objects: &Objects) -> Result<NodeChange> {
     let start = Instant::now();
     objects.exclude_node(false).await?;
     for index in &sample {
-        let wanted: Wanted = objects.wanted(*index);
-        probe::until(&objects.target(*index)?, &wanted).await?;
+        probe::until(&objects.target(*index)?, &objects.wanted(*index)).await?;
     }
     let took = start.elapsed();
     settle().await?;

@@ -121,12 +121,9 @@ impl Local {
         let synced = Settings { synced: true, ..Settings::default() };
         start(&topology::hub(), &images::pause()?, &images::coredns()?, synced)?;
         let spare = topology::spare();
-        let folder = folder(&spare);
-        std::fs::create_dir_all(&folder)?;
-        let pki = pki::make(&spare, &folder)?;
         // A node port for each Service, and the ports that a Service with `Local` has beside them.
         let settings = Settings { node_ports: Some("10000-32767"), controllers: false, ..synced };
-        control_plane::start(&spare, &folder, &pki, settings)?;
+        start_control_plane(&spare, settings)?;
         Ok(spare)
     }
 
@@ -157,6 +154,15 @@ impl Local {
     }
 }
 
+/// A cluster's apiserver from nothing; its folder and what it was given of keys come back.
+fn start_control_plane(cluster: &Cluster, settings: Settings) -> Result<(PathBuf, pki::Pki)> {
+    let folder = folder(cluster);
+    std::fs::create_dir_all(&folder)?;
+    let pki = pki::make(cluster, &folder)?;
+    control_plane::start(cluster, &folder, &pki, settings)?;
+    Ok((folder, pki))
+}
+
 /// One cluster from nothing to working DNS.
 fn start(
     cluster: &Cluster,
@@ -164,10 +170,7 @@ fn start(
     coredns: &images::Image,
     settings: Settings,
 ) -> Result<()> {
-    let folder = folder(cluster);
-    std::fs::create_dir_all(&folder)?;
-    let pki = pki::make(cluster, &folder)?;
-    control_plane::start(cluster, &folder, &pki, settings)?;
+    let (folder, pki) = start_control_plane(cluster, settings)?;
     for host in &cluster.nodes {
         node::start(cluster, host, &folder, &pki)?;
     }
