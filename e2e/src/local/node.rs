@@ -104,6 +104,7 @@ sandbox = "{pause}"
     )
 }
 
+/// What tests kill is started again at once: the default would hold it back for 10 s, and twice as long each time.
 fn kubelet(host: &Host, folder: &Path, pki: &Pki) -> String {
     let at = |name: &str| folder.join(name).display().to_string();
     format!(
@@ -129,6 +130,7 @@ address: {address}
 healthzBindAddress: 127.0.0.1
 volumePluginDir: {plugins:?}
 imageGCHighThresholdPercent: 100
+crashLoopBackOff: {{maxContainerRestartPeriod: 1s}}
 evictionHard: {{imagefs.available: 1%, nodefs.available: 1%, memory.available: 50Mi}}
 ",
         ca = pki.file("ca.crt"),
