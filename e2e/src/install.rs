@@ -121,8 +121,14 @@ fn chart(driver: &dyn Driver, cluster: &Cluster, name: &str, values: &[String]) 
         "--create-namespace",
     ];
     arguments.extend(["--timeout", "180s"]);
-    for value in values {
-        arguments.extend(["--set-string", value]);
+    // Numbers are written `key=json:1`: what looks like one is a string otherwise, as a tag may.
+    let typed: Vec<_> = values.iter().map(|value| value.replacen("=json:", "=", 1)).collect();
+    for (value, typed) in values.iter().zip(&typed) {
+        arguments.extend(if value == typed {
+            ["--set-string", value]
+        } else {
+            ["--set-json", typed]
+        });
     }
     cluster::helm(driver, cluster, &arguments).map(drop).map_err(|error| {
         let get = ["-n", NAMESPACE, "get", "pods", "-o", "wide"];

@@ -4,7 +4,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use fairlead_e2e::{packages, paths, run};
@@ -19,19 +19,36 @@ fn example(name: &str) -> PathBuf {
     root.join("target/release/examples").join(name)
 }
 
-/// Instructions of one function of an example.
-fn counted(example: &PathBuf, function: &str, arguments: &[&str]) -> u64 {
+/// What an example says under one of valgrind's tools, and what the tool says.
+fn under(tool: &[&str], example: &Path, arguments: &[&str]) -> (String, String) {
     let mut valgrind = Command::new("valgrind");
-    valgrind
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg(format!("--toggle-collect=*{function}*"))
-        .arg(example)
-        .args(arguments);
+    valgrind.args(tool).arg(example).args(arguments);
     let output = valgrind.output().expect("valgrind");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    let line = said.lines().find_map(|line| line.split("Collected : ").nth(1));
-    line.expect("a count").trim().parse().expect("a number")
+    let [said, counted] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(output.status.success(), "{counted}");
+    (said, counted)
+}
+
+/// Instructions of one function of an example.
+fn counted(example: &Path, function: &str, arguments: &[&str]) -> u64 {
+    let toggle = format!("--toggle-collect=*{function}*");
+    let tool = ["--tool=callgrind", "--callgrind-out-file=/dev/null", &toggle];
+    number_in(&under(&tool, example, arguments).1, "Collected : ")
+}
+
+/// The number that follows `what`.
+fn number_in(text: &str, what: &str) -> u64 {
+    let rest = text.split(what).nth(1).unwrap_or_else(|| panic!("no {what:?} in {text}"));
+    let digits = rest.chars().take_while(|c| c.is_ascii_digit() || *c == ',').filter(|c| *c != ',');
+    digits.collect::<String>().parse().expect("a number")
+}
+
+/// Blocks that an example takes from the heap, and bytes that it says one change sends.
+fn taken(example: &Path, arguments: &[&str]) -> (u64, u64) {
+    let tool = ["--tool=dhat", "--dhat-out-file=/dev/null"];
+    let (said, counted) = under(&tool, example, arguments);
+    (number_in(&counted, "bytes in "), number_in(&said, "Routes: "))
 }
 
 #[test]
@@ -49,4 +66,35 @@ fn one_claim_more_costs_the_same_at_100_as_at_10_000() {
         assert!(many * 10_000 < 250_000_000, "{layout}: {many} each");
     }
     println!("{}", run::output(Command::new(&allocate).args(["same-port", "10000"])).unwrap());
+}
+
+/// From the Route that changed to the client's acknowledgement.
+#[test]
+fn one_change_costs_the_same_at_100_as_at_1_000() {
+    packages::ensure_one("/usr/bin/valgrind", "valgrind").expect("valgrind");
+    let change = example("change");
+    for layout in ["layer-4", "hosts"] {
+        let none = ["100", "1000"].map(|count| taken(&change, &[layout, "none", count]).0);
+        for kind in ["endpoints", "edit", "add"] {
+            let at = |count: &str| counted(&change, "one_change", &[layout, kind, count]);
+            let (few, many) = (at("100"), at("1000"));
+            let [(blocks, bytes), (many_blocks, many_bytes)] =
+                ["100", "1000"].map(|count| taken(&change, &[layout, kind, count]));
+            let (blocks, many_blocks) = (blocks - none[0], many_blocks - none[1]);
+            println!(
+                "{layout}, {kind}: {few} and {many} instructions, {blocks} and {many_blocks} allocations, {bytes} and \
+                 {many_bytes} bytes"
+            );
+            assert!(few > 1_000 && blocks > 10 && bytes > 100, "nothing was counted");
+            assert!(many <= few + few / 4, "{layout}, {kind}: {few} instructions, then {many}");
+            // A map that grows by one takes another block now and then.
+            assert!(
+                many_blocks <= blocks + blocks / 4,
+                "{layout}, {kind}: {blocks} allocations, then {many_blocks}"
+            );
+            // Names are a digit longer, here and there.
+            assert!(many_bytes <= bytes + 32, "{layout}, {kind}: {bytes} bytes, then {many_bytes}");
+            assert!(many_bytes <= 4_096, "{layout}, {kind}: {many_bytes} bytes");
+        }
+    }
 }

@@ -104,6 +104,11 @@ impl Laned for Object {
     fn is_bounded(lane: &Option<TenantId>) -> bool {
         lane.is_some()
     }
+
+    /// What is served comes before what is said of it.
+    fn can_wait(&self) -> bool {
+        matches!(self, Self::Status(_) | Self::Nodes(_) | Self::Pool(_))
+    }
 }
 
 #[derive(Debug)]

@@ -16,13 +16,53 @@ pub(crate) trait Laned {
     fn is_bounded(_: &Self::Lane) -> bool {
         true
     }
+
+    /// Whether it can wait until the lane has nothing else to do.
+    fn can_wait(&self) -> bool {
+        false
+    }
+}
+
+/// The keys of a lane, in the order in which they came.
+#[derive(Debug)]
+struct Keys<K> {
+    first: VecDeque<K>,
+    /// Those that can wait.
+    then: VecDeque<K>,
+}
+
+impl<K: Laned> Keys<K> {
+    fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.then.is_empty()
+    }
+
+    fn push(&mut self, key: K) {
+        if key.can_wait() { self.then.push_back(key) } else { self.first.push_back(key) }
+    }
+
+    /// Which is the next one that is free.
+    fn position(&self, is_free: impl Fn(&K) -> bool) -> Option<usize> {
+        self.first.iter().chain(&self.then).position(is_free)
+    }
+
+    fn remove(&mut self, index: usize) -> Option<K> {
+        match index.checked_sub(self.first.len()) {
+            None => self.first.remove(index),
+            Some(index) => self.then.remove(index),
+        }
+    }
+}
+
+impl<K> Default for Keys<K> {
+    fn default() -> Self {
+        Self { first: VecDeque::new(), then: VecDeque::new() }
+    }
 }
 
 /// What is to be done, and for which keys something is being done.
 #[derive(Debug)]
 pub(crate) struct Queue<K: Laned, V> {
-    /// Keys in the order in which they came.
-    lanes: HashMap<K::Lane, VecDeque<K>>,
+    lanes: HashMap<K::Lane, Keys<K>>,
     /// Lanes with keys, the next one first.
     turns: VecDeque<K::Lane>,
     waiting: HashMap<K, V>,
@@ -57,7 +97,7 @@ impl<K: Laned + Hash + Eq + Clone, V> Queue<K, V> {
         if keys.is_empty() {
             self.turns.push_back(lane);
         }
-        keys.push_back(key);
+        keys.push(key);
     }
 
     /// Puts work back that could not be done; what came meanwhile is newer, and counts.
@@ -72,7 +112,7 @@ impl<K: Laned + Hash + Eq + Clone, V> Queue<K, V> {
         if self.busy.len() >= self.limit {
             return None;
         }
-        let free = |keys: &VecDeque<K>| keys.iter().position(|key| !self.busy.contains(key));
+        let free = |keys: &Keys<K>| keys.position(|key| !self.busy.contains(key));
         let has_room = |lane: &K::Lane| {
             !K::is_bounded(lane)
                 || self.busy_lanes.get(lane).is_none_or(|count| *count < self.per_lane)
@@ -124,6 +164,20 @@ mod tests {
         fn lane(&self) -> u8 {
             self.as_bytes()[0]
         }
+
+        fn can_wait(&self) -> bool {
+            self.ends_with("later")
+        }
+    }
+
+    #[test]
+    fn what_can_wait_lets_all_others_of_its_lane_go_first() {
+        let mut queue = Queue::new(10, 10);
+        for key in ["a-later", "b-later", "a1", "a2"] {
+            queue.push(key, 0);
+        }
+        let order: Vec<_> = std::iter::from_fn(|| queue.next()).map(|(key, _)| key).collect();
+        assert_eq!(order, ["a1", "b-later", "a2", "a-later"]);
     }
 
     #[test]

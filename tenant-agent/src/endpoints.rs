@@ -1,7 +1,8 @@
 //! `EndpointSlices`, boiled down to what a plan needs: on which nodes a Service has a ready endpoint.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
@@ -27,10 +28,23 @@ pub(crate) struct Ready {
 /// A Service by namespace and name.
 pub(crate) type ServiceKey = (String, String);
 
+/// What a slice says. There are as many as there are Services, or more: small, and without a tree for one node.
+#[derive(Debug)]
+struct Said {
+    slice: Box<str>,
+    any: bool,
+    nodes: Box<[Arc<str>]>,
+    content: u64,
+    /// Seen in the list that is under way.
+    listed: bool,
+}
+
 /// What all slices say.
 #[derive(Debug, Default)]
 pub(crate) struct Endpoints {
-    services: HashMap<ServiceKey, BTreeMap<String, Ready>>,
+    services: HashMap<ServiceKey, Vec<Said>>,
+    /// Each name of a node once.
+    nodes: HashSet<Arc<str>>,
     /// Services of which every change of an endpoint counts.
     watched: HashSet<ServiceKey>,
 }
@@ -40,9 +54,43 @@ impl Endpoints {
     pub(crate) fn apply(&mut self, slice: &EndpointSlice) -> Option<ServiceKey> {
         let (key, name) = names(slice)?;
         let before = self.ready(&key);
-        let closely = self.watched.contains(&key);
-        self.services.entry(key.clone()).or_default().insert(name, summarize(slice, closely));
+        let Ready { any, nodes, content } = summarize(slice, self.watched.contains(&key));
+        let nodes = nodes.into_iter().map(|node| self.node(node)).collect();
+        let said = Said { slice: name.into(), any, nodes, content, listed: true };
+        let slices = self.services.entry(key.clone()).or_default();
+        match slices.iter_mut().find(|old| old.slice == said.slice) {
+            Some(old) => *old = said,
+            None => slices.push(said),
+        }
         (self.ready(&key) != before).then_some(key)
+    }
+
+    fn node(&mut self, name: String) -> Arc<str> {
+        if let Some(known) = self.nodes.get(name.as_str()) {
+            return known.clone();
+        }
+        let new = Arc::<str>::from(name);
+        self.nodes.insert(new.clone());
+        new
+    }
+
+    /// A list begins: what it does not name is gone once it is [done](Endpoints::listed).
+    pub(crate) fn list(&mut self) {
+        self.services.values_mut().flatten().for_each(|said| said.listed = false);
+    }
+
+    /// A list was read to its end; the Services come back that can be told less now.
+    pub(crate) fn listed(&mut self) -> Vec<ServiceKey> {
+        let lost = |slices: &Vec<Said>| slices.iter().any(|said| !said.listed);
+        let lost = self.services.iter().filter(|(_, slices)| lost(slices));
+        let mut changed: Vec<_> = lost.map(|(key, _)| (key.clone(), self.ready(key))).collect();
+        self.services.retain(|_, slices| {
+            slices.retain(|said| said.listed);
+            !slices.is_empty()
+        });
+        self.nodes.retain(|node| Arc::strong_count(node) > 1);
+        changed.retain(|(key, before)| self.ready(key) != *before);
+        changed.into_iter().map(|(key, _)| key).collect()
     }
 
     /// Forgets a slice; the Service comes back if what it can be told changed.
@@ -50,7 +98,7 @@ impl Endpoints {
         let (key, name) = names(slice)?;
         let before = self.ready(&key);
         let slices = self.services.get_mut(&key)?;
-        slices.remove(&name);
+        slices.retain(|said| *said.slice != *name);
         if slices.is_empty() {
             self.services.remove(&key);
         }
@@ -69,9 +117,9 @@ impl Endpoints {
     /// Where a Service has ready endpoints.
     pub(crate) fn ready(&self, key: &ServiceKey) -> Ready {
         let mut all = Ready::default();
-        for slice in self.services.get(key).into_iter().flat_map(BTreeMap::values) {
+        for slice in self.services.get(key).into_iter().flatten() {
             all.any |= slice.any;
-            all.nodes.extend(slice.nodes.iter().cloned());
+            all.nodes.extend(slice.nodes.iter().map(ToString::to_string));
             all.content ^= slice.content;
         }
         all
@@ -137,5 +185,22 @@ mod tests {
         assert_eq!(endpoints.delete(&one), None);
         assert_eq!(endpoints.delete(&two), Some(key.clone()));
         assert_eq!(endpoints.ready(&key), Ready::default());
+    }
+
+    #[test]
+    fn what_a_list_does_not_name_is_gone() {
+        let mut endpoints = Endpoints::default();
+        let on = |node: &str| json!([{"addresses": ["10.0.0.1"], "nodeName": node}]);
+        endpoints.apply(&slice("a", &on("n1")));
+        endpoints.apply(&slice("b", &on("n2")));
+        endpoints.list();
+        endpoints.apply(&slice("b", &on("n2")));
+        let key = ("shop".to_owned(), "web".to_owned());
+        assert_eq!(endpoints.listed(), std::slice::from_ref(&key));
+        assert!(endpoints.ready(&key).nodes.iter().eq(["n2"]));
+        endpoints.list();
+        assert_eq!(endpoints.listed(), std::slice::from_ref(&key), "the last one");
+        assert_eq!(endpoints.ready(&key), Ready::default());
+        assert!(endpoints.listed().is_empty());
     }
 }

@@ -20,6 +20,8 @@ use crate::outbox::{Item, Outbox, Word};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
+/// How long a new agent plans before it tells the hub what it has.
+const PLANNING: Duration = Duration::from_secs(5);
 /// Messages that wait for the transport.
 const OUTBOUND: usize = 64;
 
@@ -38,6 +40,8 @@ pub(crate) struct Link {
 impl Link {
     /// Keeps a stream open for ever.
     pub(crate) async fn run(mut self) {
+        // What cannot be planned for now must not keep everything else from the hub.
+        let _ = tokio::time::timeout(PLANNING, self.outbox.planned()).await;
         let mut pause = FIRST_PAUSE;
         loop {
             let start = Instant::now();

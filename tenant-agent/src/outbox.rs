@@ -73,6 +73,8 @@ pub(crate) enum Word {
 struct State {
     /// `None`: wanted, but not planned yet.
     wanted: BTreeMap<Item, Option<(Hash, Arc<Object>)>>,
+    /// How many of them are not planned.
+    unplanned: usize,
     /// To be deleted, until the hub says that it is.
     deleting: BTreeSet<Item>,
     /// Deletions that somebody waits for.
@@ -86,6 +88,20 @@ struct State {
     words: HashMap<Item, (Hash, Word)>,
     /// Why there is no stream.
     down: Option<String>,
+}
+
+impl State {
+    fn want(&mut self, item: Item, content: Option<(Hash, Arc<Object>)>) {
+        self.unplanned += usize::from(content.is_none());
+        let old = self.wanted.insert(item, content);
+        self.unplanned -= usize::from(old.is_some_and(|old| old.is_none()));
+    }
+
+    fn forget(&mut self, item: &Item) -> bool {
+        let old = self.wanted.remove(item);
+        self.unplanned -= usize::from(old.as_ref().is_some_and(Option::is_none));
+        old.is_some()
+    }
 }
 
 /// What the hub shall have, and what it said.
@@ -120,7 +136,9 @@ impl Outbox {
     /// Notes that an item is wanted, before it is planned.
     pub(crate) fn expect(&self, item: Item) {
         self.with(|state| {
-            state.wanted.entry(item).or_insert(None);
+            if !state.wanted.contains_key(&item) {
+                state.want(item, None);
+            }
         });
     }
 
@@ -136,9 +154,10 @@ impl Outbox {
             let refused = v1::Refused { reason: "TooLarge".into(), message, ..Default::default() };
             return self.with(|state| {
                 state.deleting.remove(&item);
-                state.wanted.insert(item.clone(), Some((UNPLANNED.to_vec(), Arc::new(object))));
+                state.want(item.clone(), Some((UNPLANNED.to_vec(), Arc::new(object))));
                 state.unsent.remove(&item);
                 state.words.insert(item, (UNPLANNED.to_vec(), Word::Refused(refused)));
+                self.changed.notify_one();
             });
         }
         self.with(|state| {
@@ -147,7 +166,7 @@ impl Outbox {
             state.gone.remove(&item);
             let same = |old: &Option<(Hash, _)>| old.as_ref().is_some_and(|(old, _)| *old == hash);
             if !state.wanted.get(&item).is_some_and(same) {
-                state.wanted.insert(item.clone(), Some((hash, Arc::new(object))));
+                state.want(item.clone(), Some((hash, Arc::new(object))));
                 state.unsent.insert(item);
                 self.changed.notify_one();
             }
@@ -159,7 +178,7 @@ impl Outbox {
     pub(crate) fn delete(&self, item: &Item) -> bool {
         self.with(|state| {
             state.words.remove(item);
-            state.wanted.remove(item);
+            state.forget(item);
             if state.gone.remove(item) {
                 return true;
             }
@@ -176,12 +195,21 @@ impl Outbox {
     pub(crate) fn retract(&self, item: &Item) {
         self.with(|state| {
             state.words.remove(item);
-            if state.wanted.remove(item).is_some() {
+            if state.forget(item) {
                 state.deleting.insert(item.clone());
                 state.unsent.insert(item.clone());
                 self.changed.notify_one();
             }
         });
+    }
+
+    /// Waits until all that is wanted is planned: an inventory that names what it says nothing of makes the hub ask for
+    /// all of it.
+    pub(crate) async fn planned(&self) {
+        // Each plan and each retraction tells; who is woken for nothing waits again.
+        while self.with(|state| state.unplanned > 0) {
+            self.changed.notified().await;
+        }
     }
 
     /// What is wanted.
@@ -354,6 +382,27 @@ mod tests {
         assert!(sent(&outbox).is_empty());
         outbox.put(web(), route("1"));
         assert_eq!(sent(&outbox), ["put"]);
+    }
+
+    #[tokio::test]
+    async fn the_first_inventory_waits_for_what_can_be_planned() {
+        let outbox = Arc::new(Outbox::default());
+        outbox.planned().await;
+        let ingress = Item::Ingress(("shop".into(), "front".into()));
+        outbox.expect(web());
+        outbox.expect(web());
+        outbox.expect(ingress.clone());
+        let waiting = tokio::spawn({
+            let outbox = outbox.clone();
+            async move { outbox.planned().await }
+        });
+        outbox.put(web(), route("1"));
+        outbox.put(web(), route("2"));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "one is left");
+        outbox.retract(&ingress);
+        waiting.await.unwrap();
+        assert!(outbox.inventory().iter().all(|item| item.hash != UNPLANNED));
     }
 
     #[test]

@@ -155,9 +155,7 @@ impl Context {
             None => self.outbox.retract(&item),
         }
         if is_new {
-            // The change goes first: an Event is a write, too.
-            self.tell(service, &Note::normal("EnsuringLoadBalancer", "Publishing through the hub"))
-                .await;
+            self.tell(service, &Note::normal("EnsuringLoadBalancer", "Publishing through the hub"));
         }
         self.report(service, &ports, &item).await
     }
@@ -180,7 +178,7 @@ impl Context {
             self.stages.observe("report", start);
         }
         for note in &report.events {
-            self.tell(service, note).await;
+            self.tell(service, note);
         }
         self.tell_ports(service, given_ports(word.as_ref())).await?;
         if word.is_some() || ports.served.is_empty() {
@@ -189,7 +187,7 @@ impl Context {
         // The hub has not spoken yet. It wakes us when it does; if it cannot, somebody should know.
         if let Some(why) = self.outbox.down() {
             let message = format!("HubUnreachable: the hub cannot be reached, trying again: {why}");
-            self.tell(service, &Note::warning("SyncLoadBalancerFailed", message)).await;
+            self.tell(service, &Note::warning("SyncLoadBalancerFailed", message));
         }
         Ok(Action::requeue(SILENCE))
     }
@@ -219,7 +217,7 @@ impl Context {
                     "AffinityToNode: clients keep to a node and not to a pod, since a slot cannot be made: {}",
                     status.message
                 );
-                self.tell(service, &Note::warning("SyncLoadBalancerFailed", message)).await;
+                self.tell(service, &Note::warning("SyncLoadBalancerFailed", message));
                 Vec::new()
             }
             slots => slots?,
@@ -453,13 +451,12 @@ impl Context {
                     service.name_any(),
                     plan::FORCE,
                 );
-                self.tell(service, &Note::warning("SyncLoadBalancerFailed", message)).await;
+                self.tell(service, &Note::warning("SyncLoadBalancerFailed", message));
             } else {
                 self.tell(
                     service,
                     &Note::normal("DeletingLoadBalancer", "Withdrawing from the hub"),
-                )
-                .await;
+                );
             }
             return Ok(Action::requeue(SILENCE));
         }
@@ -477,7 +474,7 @@ impl Context {
             .collect();
         self.set_finalizers(service, &left).await?;
         info!(service = %ObjectRef::from_obj(service), forced, "withdrawn");
-        self.tell(service, &Note::normal("DeletedLoadBalancer", "Withdrawn from the hub")).await;
+        self.tell(service, &Note::normal("DeletedLoadBalancer", "Withdrawn from the hub"));
         Ok(Action::await_change())
     }
 
@@ -495,7 +492,7 @@ impl Context {
         )
     }
 
-    async fn tell(&self, service: &Service, note: &Note) {
-        self.events.tell(&service.object_ref(&()), note).await;
+    fn tell(&self, service: &Service, note: &Note) {
+        self.events.tell(service.object_ref(&()), note);
     }
 }

@@ -1,6 +1,6 @@
 //! Wiring.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,10 +18,9 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::api::ListParams;
-use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{Controller, WatchStreamExt};
+use kube::runtime::{Controller, WatchStreamExt, controller};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -46,6 +45,8 @@ use crate::shadow::{self, SHADOW_OF};
 
 /// How often Services are looked for that went without a word.
 const SWEEP: Duration = Duration::from_secs(60);
+/// Reconciliations at the same time, of Services and of Ingresses each.
+const RECONCILIATIONS: u16 = 16;
 
 impl Args {
     /// Runs the agent until it is told to stop.
@@ -124,9 +125,7 @@ impl Args {
         let (services_again, services_due) = mpsc::unbounded_channel();
         let (ingresses_again, ingresses_due) = mpsc::unbounded_channel();
         tasks.spawn(distribute(to_look_at, services_again, ingresses_again, users.clone()));
-        let reporter =
-            Reporter { controller: "fairlead-agent".into(), instance: Some(self.name.clone()) };
-        let events = Events(Recorder::new(client.clone(), reporter));
+        let events = Events::begin(client.clone(), self.name.clone(), &mut tasks);
 
         let Observed { events: service_events, store: services, read: services_read } =
             observe::<Service>(&client);
@@ -142,6 +141,7 @@ impl Args {
         let controller = Controller::for_stream(service_events.applied_objects(), services.clone())
             .owns(Api::<Service>::all(client.clone()), watcher::Config::default().labels(SHADOW_OF))
             .reconcile_on(references::<Service>(services_due))
+            .with_config(at_once())
             .graceful_shutdown_on(stop.clone().cancelled_owned());
         let context = Arc::new(Context {
             client: client.clone(),
@@ -332,6 +332,12 @@ async fn distribute(
     Ok(())
 }
 
+/// How much is done at a time. Each reconciliation waits for writes of its own, and may have a connection of its own:
+/// all objects of a large cluster at once leave the apiserver no time for the lease.
+fn at_once() -> controller::Config {
+    controller::Config::default().concurrency(RECONCILIATIONS)
+}
+
 fn references<K: Resource<DynamicType = ()>>(
     due: mpsc::UnboundedReceiver<ServiceKey>,
 ) -> impl Stream<Item = ObjectRef<K>> {
@@ -397,6 +403,7 @@ async fn watch_ingresses(
         .reconcile_on(references::<Ingress>(due))
         // A class that changed may change whose any Ingress is.
         .reconcile_all_on(UnboundedReceiverStream::new(class_changes))
+        .with_config(at_once())
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(ingress::reconcile::reconcile, ingress::reconcile::retry, context.clone());
     let sweeping = async {
@@ -472,43 +479,19 @@ async fn watch_endpoints(
     let stream = watcher::watcher(Api::<EndpointSlice>::all(client), config);
     let mut stream = std::pin::pin!(stream.default_backoff());
     let mut read = Some(read);
-    let mut known: BTreeMap<(Option<String>, String), EndpointSlice> = BTreeMap::new();
-    let mut listed = HashSet::new();
-    let name = |slice: &EndpointSlice| (slice.namespace(), slice.name_any());
-    // Only the names are kept: enough to tell later that a slice is gone.
-    let husk = |slice: &EndpointSlice| {
-        let mut husk =
-            EndpointSlice { metadata: slice.metadata.clone(), ..EndpointSlice::default() };
-        husk.metadata.managed_fields = None;
-        husk.metadata.annotations = None;
-        husk
-    };
     loop {
         let mut changed = Vec::new();
         match stream.try_next().await {
             Ok(None) => return Ok(()),
-            Ok(Some(Event::Init)) => listed.clear(),
-            Ok(Some(Event::InitApply(slice))) => {
-                listed.insert(name(&slice));
-                known.insert(name(&slice), husk(&slice));
-                changed.extend(lock(&endpoints).apply(&slice));
-            }
-            Ok(Some(Event::Apply(slice))) => {
-                known.insert(name(&slice), husk(&slice));
+            Ok(Some(Event::Init)) => lock(&endpoints).list(),
+            Ok(Some(Event::InitApply(slice) | Event::Apply(slice))) => {
                 changed.extend(lock(&endpoints).apply(&slice));
             }
             Ok(Some(Event::InitDone)) => {
-                let lost: Vec<_> =
-                    known.keys().filter(|id| !listed.contains(id)).cloned().collect();
-                let gone = lost.iter().filter_map(|id| known.remove(id));
-                changed.extend(gone.filter_map(|slice| lock(&endpoints).delete(&slice)));
-                listed = HashSet::new();
+                changed = lock(&endpoints).listed();
                 read.take().map(|read| read.send(()));
             }
-            Ok(Some(Event::Delete(slice))) => {
-                known.remove(&name(&slice));
-                changed.extend(lock(&endpoints).delete(&slice));
-            }
+            Ok(Some(Event::Delete(slice))) => changed.extend(lock(&endpoints).delete(&slice)),
             Err(error) => warn!(%error, "watch of EndpointSlices interrupted"),
         }
         for service in changed {

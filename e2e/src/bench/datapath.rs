@@ -80,13 +80,14 @@ static_resources:
 impl ByHand {
     /// A pod beside the fleet's, with the same image and the same bounds on what it may do: what the kernel checks of
     /// each system call is a part of what a request costs.
-    async fn start(ours: &Target, http: bool) -> Result<Self> {
+    async fn start(ours: &Target, workers: u64, http: bool) -> Result<Self> {
         let address: SocketAddr = "172.18.0.11:9080".parse()?;
         let made = Self { target: Target { address, ..ours.clone() } };
         let image = images::all()?.envoy.reference;
         let arguments = ["--disable-hot-restart", "--log-level", "warning", "--config-yaml"];
         let mut arguments: Vec<_> = arguments.map(str::to_owned).into();
         arguments.push(config(&made.target, http));
+        arguments.extend(["--concurrency".to_owned(), workers.to_string()]);
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": NAME, "namespace": NAMESPACE},
@@ -173,9 +174,9 @@ fn median(rounds: &[Round], of: impl Fn(&Round) -> f64) -> f64 {
 }
 
 /// Measures both, in turns.
-pub(super) async fn measure(objects: &Objects, quick: bool) -> Result<DataPath> {
+pub(super) async fn measure(objects: &Objects, workers: u64, quick: bool) -> Result<DataPath> {
     let ours = objects.target(0)?;
-    let by_hand = ByHand::start(&ours, ours.address.port() == 80).await?;
+    let by_hand = ByHand::start(&ours, workers, ours.address.port() == 80).await?;
     let fleet: Vec<_> = Envoy::fleet().into_iter().map(|envoy| envoy.0).collect();
     let other = Envoy::others();
     let (count, seconds) = if quick { (3, 2) } else { (7, 3) };

@@ -98,7 +98,11 @@ pub fn run(options: &Options) -> Result<()> {
         fan_out: Vec::new(),
     };
     for layout in layouts {
-        let mut stage = Stage::up()?;
+        let listeners = match layout {
+            Layout::Layer4 => options.sizes().into_iter().max().unwrap_or(0),
+            Layout::Hosts => 2,
+        };
+        let mut stage = Stage::up(listeners)?;
         let measured = net::within("client", || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(measure_layout(&mut stage, layout, options, &mut report))
@@ -147,7 +151,7 @@ async fn measure_layout(
     let restart = restart(&mut objects, &mut seeded).await?;
     let node_change = node_change(&objects).await?;
     let neighbour = neighbour::measure(&mut objects, &mut seeded, options.changes()).await?;
-    let data_path = datapath::measure(&objects, options.quick).await?;
+    let data_path = datapath::measure(&objects, stage.workers, options.quick).await?;
     let agent_restart_seconds = agent_restart(stage, &mut objects, &mut seeded).await?;
     report.largest.push(Largest {
         layout,
@@ -180,6 +184,7 @@ async fn load(stage: &mut Stage, objects: &mut Objects, size: usize) -> Result<(
         if start.elapsed() > Duration::from_secs(600) {
             bail!("{} of {wanted} clusters after 10 min", clusters()?);
         }
+        Process::the("fairlead-agent").context("the agent has ended; its log tells why")?;
         // To be asked costs them something, too.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::driver::Driver;
 use crate::install::{self, NAMESPACE};
@@ -36,11 +37,13 @@ pub struct Stage {
     tenant: Cluster,
     token: String,
     agent: Option<u32>,
+    /// Workers of each Envoy.
+    pub workers: u64,
 }
 
 impl Stage {
-    /// Brings everything up from nothing, but the agent.
-    pub fn up() -> Result<Self> {
+    /// Brings everything up from nothing, but the agent. `listeners`: how many each Envoy will have, at most.
+    pub fn up(listeners: usize) -> Result<Self> {
         let tenant = Local.up_for_bench()?;
         let images = images::all()?;
         let hub = topology::hub();
@@ -48,7 +51,9 @@ impl Stage {
         Local.load_image(&hub, &images.envoy.archive)?;
         // Their share of the processor, which they have to themselves: what they wait for otherwise is the machine's.
         let share = ["manager", "envoy"].map(|who| format!("{who}.resources.requests.cpu={SHARE}"));
-        install::hub(&Local, &images, &share)?;
+        let workers = workers(listeners)?;
+        let concurrency = format!("envoy.concurrency=json:{workers}");
+        install::hub(&Local, &images, &[&share[..], &[concurrency]].concat())?;
         let nodes = NODES.map(|(_, address)| format!("{address}/32")).join(",");
         let pool = topology::POOL;
         let add = ["tenant", "add", TENANT, "--node-cidr", &nodes, "--pool", pool];
@@ -72,7 +77,7 @@ impl Stage {
             cluster::kubectl(&Local, &hub, &["get", "namespace", "tenant-bench"])
         })?;
         say("the hub and the tenant's apiserver are ready");
-        Ok(Self { tenant, token, agent: None })
+        Ok(Self { tenant, token, agent: None, workers })
     }
 
     /// Starts the agent.
@@ -133,6 +138,22 @@ fn workload(tenant: &Cluster) -> Result<()> {
     let ports = BACKENDS.map(|backend| backend.trim_start_matches("port=").to_owned()).join(",");
     let program = images::release()?.join("echo");
     Local.daemon(host, &program, &[("HTTP_PORTS", &ports)]).map(drop)
+}
+
+/// Envoy's workers: as many as there are cores, unless that needs more files than this machine lets a process have. Each
+/// worker has a socket for each listener, and an Envoy that cannot have another one ends itself.
+fn workers(listeners: usize) -> Result<u64> {
+    let cores = std::thread::available_parallelism()?.get() as u64;
+    let (_, files) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    // Some are on their way out when others come.
+    let needed = listeners as u64 * 6 / 5 + 1_000;
+    let workers = cores.min(files / needed).max(1);
+    if workers < cores {
+        say(&format!(
+            "Envoy has {workers} of {cores} workers, since a process may open {files} files"
+        ));
+    }
+    Ok(workers)
 }
 
 /// Ends the manager's pod, whose Deployment starts another.

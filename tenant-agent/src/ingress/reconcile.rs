@@ -180,7 +180,7 @@ impl Context {
             notes.push(Note::warning("HubUnreachable", message));
         }
         for note in self.news(key, notes, silent) {
-            self.events.tell(&ingress.object_ref(&()), &note).await;
+            self.events.tell(ingress.object_ref(&()), &note);
         }
         Ok(silent)
     }
