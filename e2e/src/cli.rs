@@ -66,6 +66,8 @@ enum What {
     },
     /// Measure what a change costs at 100, 1,000 and 10,000 Routes. Clusters that are up are taken down.
     Bench(bench::Options),
+    /// Measure what a host name with a certificate costs Envoy, by the layout of its configuration. No cluster is used.
+    Layouts(bench::layouts::Options),
     #[command(hide = true)]
     Forward {
         #[arg(long)]
@@ -106,6 +108,7 @@ impl Args {
             What::Images { what: ImagesWhat::Load } => install::load(driver, &images::all()?),
             What::Demo { exit } => demo::run(driver, exit),
             What::Bench(options) => bench::run(&options),
+            What::Layouts(options) => bench::layouts::run(&options),
             What::Forward { listen, host, to, state: _ } => {
                 local::forward::serve(listen, &host, to)
             }

@@ -17,6 +17,9 @@ const MAX_NOTE: usize = 1_000;
 /// Events that wait to be written; what comes then is not told, as client-go's recorder drops it.
 const WAITING: usize = 1_024;
 
+/// After so many a new recorder begins: it keeps what it wrote for minutes, to fold what is written again into it.
+const FOLDED: usize = 1_024;
+
 /// Tells of what happens, without anybody waiting for it: an Event is a write as dear as a change of what is served.
 #[derive(Debug, Clone)]
 pub(crate) struct Events(mpsc::Sender<(Event, ObjectReference)>);
@@ -25,10 +28,15 @@ impl Events {
     /// Begins to write what is told, one after the other. `instance`: who tells it.
     pub(crate) fn begin(client: Client, instance: String, tasks: &mut JoinSet<Result<()>>) -> Self {
         let reporter = Reporter { controller: "fairlead-agent".into(), instance: Some(instance) };
-        let recorder = Recorder::new(client, reporter);
         let (tell, mut told) = mpsc::channel::<(Event, ObjectReference)>(WAITING);
         tasks.spawn(async move {
+            let mut recorder = Recorder::new(client.clone(), reporter.clone());
+            let mut written = 0;
             while let Some((event, about)) = told.recv().await {
+                written += 1;
+                if written % FOLDED == 0 {
+                    recorder = Recorder::new(client.clone(), reporter.clone());
+                }
                 if let Err(error) = recorder.publish(&event, &about).await {
                     warn!(%error, "Event not written");
                 }

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use super::figures::{DataPath, Spread};
 use super::generate::Objects;
 use super::measure::{Envoy, Process};
-use super::probe::{Target, Wanted, until};
+use super::probe::{Target, Wanted, is_whole, until};
 use super::stage::{NODES, SHARE};
 use crate::install::NAMESPACE;
 use crate::local::{Local, net};
@@ -127,22 +127,14 @@ async fn requests(target: Target, end: Instant) -> Result<Vec<Duration>> {
             let count = stream.read(&mut buffer[read..]).await?;
             anyhow::ensure!(count > 0, "the connection was closed");
             read += count;
-            if is_whole(&buffer[..read])? {
+            if is_whole(&buffer[..read]) {
+                anyhow::ensure!(buffer.starts_with(b"HTTP/1.1 200"), "not a good answer");
                 break;
             }
         }
         samples.push(start.elapsed());
     }
     Ok(samples)
-}
-
-/// Whether this is all of a good answer.
-fn is_whole(answer: &[u8]) -> Result<bool> {
-    let text = std::str::from_utf8(answer)?;
-    let Some((head, body)) = text.split_once("\r\n\r\n") else { return Ok(false) };
-    anyhow::ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-    Ok(body.len() >= length.context("no length")?.parse::<usize>()?)
 }
 
 struct Round {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -41,6 +41,11 @@ impl Process {
             1 => Ok(all.remove(0)),
             count => bail!("{count} processes are named {name}, not one"),
         }
+    }
+
+    /// The one with this number.
+    pub fn of(pid: u32) -> Self {
+        Self(pid)
     }
 
     /// Its CPU time so far (`schedstat`, in nanoseconds).
@@ -112,16 +117,21 @@ impl Envoy {
 
     /// Its counters.
     pub fn stats(&self) -> Result<Stats> {
-        let mut socket = UnixStream::connect(self.0.file(ADMIN))?;
-        let filter = COUNTED.replace('\\', "%5C").replace('|', "%7C").replace('^', "%5E");
-        let ask =
-            format!("GET /stats?filter={filter} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        socket.write_all(ask.as_bytes())?;
-        let mut said = String::new();
-        socket.read_to_string(&mut said)?;
-        let lines = said.lines().filter_map(|line| line.split_once(": "));
-        Ok(lines.filter_map(|(name, n)| Some((name.to_owned(), n.parse().ok()?))).collect())
+        stats_of(&self.0.file(ADMIN))
     }
+}
+
+/// The counters of the Envoy with this socket.
+pub fn stats_of(admin: &Path) -> Result<Stats> {
+    let mut socket = UnixStream::connect(admin)?;
+    let filter = COUNTED.replace('\\', "%5C").replace('|', "%7C").replace('^', "%5E");
+    let ask =
+        format!("GET /stats?filter={filter} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    socket.write_all(ask.as_bytes())?;
+    let mut said = String::new();
+    socket.read_to_string(&mut said)?;
+    let lines = said.lines().filter_map(|line| line.split_once(": "));
+    Ok(lines.filter_map(|(name, n)| Some((name.to_owned(), n.parse().ok()?))).collect())
 }
 
 /// What was spent up to one moment.

@@ -11,6 +11,7 @@ mod datapath;
 mod fanout;
 mod figures;
 mod generate;
+pub mod layouts;
 pub mod measure;
 mod neighbour;
 mod probe;

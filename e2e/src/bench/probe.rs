@@ -43,12 +43,23 @@ pub async fn ask(target: &Target) -> Result<(u16, String)> {
         let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::with_capacity(1_024);
-        stream.read_to_end(&mut answer).await?;
+        // Not until the connection is closed: Envoy gives its client a second to do that.
+        while !is_whole(&answer) && stream.read_buf(&mut answer).await? > 0 {}
         let answer = String::from_utf8_lossy(&answer).into_owned();
         let status = answer.split(' ').nth(1).context("no answer")?.parse()?;
         Ok::<_, anyhow::Error>((status, answer))
     };
     tokio::time::timeout(REQUEST, asked).await?
+}
+
+/// Whether this is all of an answer.
+pub fn is_whole(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    length
+        .and_then(|length| length.parse::<usize>().ok())
+        .is_some_and(|length| body.len() >= length)
 }
 
 /// Asks until the answer is as wanted.

@@ -183,6 +183,16 @@ struct Entry {
     sent: Option<RouteStatus>,
 }
 
+impl Entry {
+    /// The status as the hub's object has it. What was sent and is there need not be kept twice.
+    fn see(&mut self, seen: Option<RouteStatus>) {
+        if self.sent == seen {
+            self.sent = None;
+        }
+        self.seen = seen;
+    }
+}
+
 impl Engine {
     /// Everything was read once. Nothing is decided before.
     pub fn complete(&mut self) {
@@ -247,7 +257,7 @@ impl Engine {
         if let Some(entry) = self.routes.get_mut(&id)
             && entry.meta == meta
         {
-            entry.seen = seen;
+            entry.see(seen);
             return;
         }
         if self.routes.get(&id).is_some_and(|old| old.meta.uid != meta.uid) {
@@ -279,7 +289,8 @@ impl Engine {
             seen: None,
             sent: None,
         });
-        (entry.meta, entry.source, entry.wish, entry.seen) = (meta, source, wish, seen);
+        (entry.meta, entry.source, entry.wish) = (meta, source, wish);
+        entry.see(seen);
     }
 
     /// A Route is gone: so is what it published, and its claims may go.

@@ -43,7 +43,7 @@ pub(crate) struct Surroundings<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Web {
     served: BTreeMap<RouteId, Served>,
-    seats: BTreeMap<IpAddr, BTreeSet<RouteId>>,
+    seats: BTreeMap<IpAddr, Seats>,
     sites: BTreeMap<SiteKey, Site>,
     upstreams: BTreeMap<String, Shared>,
     fronts: BTreeMap<IpAddr, Published>,
@@ -59,6 +59,21 @@ pub(crate) struct Web {
     dirty_sites: BTreeSet<SiteKey>,
     dirty_upstreams: BTreeSet<String>,
     dirty_fronts: BTreeSet<IpAddr>,
+}
+
+/// Routes that are served at an address.
+#[derive(Debug, Default)]
+struct Seats {
+    routes: BTreeSet<RouteId>,
+    /// How many of them serve plain HTTP. Port 80 may be somebody else's while a Route keeps 443.
+    plain: usize,
+}
+
+impl Seats {
+    /// What the listeners of the address say of them: that there are any, and that some serve plain HTTP.
+    fn outline(&self) -> (bool, bool) {
+        (!self.routes.is_empty(), self.plain > 0)
+    }
 }
 
 #[derive(Debug)]
@@ -143,23 +158,32 @@ impl Web {
             let come = new.hosts.difference(&old.hosts);
             return come.for_each(|hostname| self.enter_site(id, new, hostname));
         }
+        let addresses = old.iter().chain(&served).map(|one| one.address);
+        let before: BTreeMap<_, _> = addresses.map(|one| (one, self.outline(one))).collect();
         if let Some(old) = &old {
-            self.leave(id, old, served.as_ref());
+            self.leave(id, old);
         }
         if let Some(new) = &served {
             self.enter(id, new);
         }
+        for (address, before) in before {
+            if self.outline(address) != before {
+                self.dirty_fronts.insert(address);
+            }
+            if self.seats.get(&address).is_some_and(|seats| seats.routes.is_empty()) {
+                self.seats.remove(&address);
+            }
+        }
     }
 
-    fn leave(&mut self, id: &RouteId, old: &Served, new: Option<&Served>) {
-        if new.is_none_or(|new| new.address != old.address) {
-            if let Some(routes) = self.seats.get_mut(&old.address) {
-                routes.remove(id);
-                if routes.is_empty() {
-                    self.seats.remove(&old.address);
-                }
-            }
-            self.dirty_fronts.insert(old.address);
+    fn outline(&self, address: IpAddr) -> (bool, bool) {
+        self.seats.get(&address).map(Seats::outline).unwrap_or_default()
+    }
+
+    fn leave(&mut self, id: &RouteId, old: &Served) {
+        if let Some(seats) = self.seats.get_mut(&old.address) {
+            seats.routes.remove(id);
+            seats.plain -= usize::from(old.wish.serves(Protocol::Http));
         }
         for hostname in &old.hosts {
             self.leave_site(id, old, hostname);
@@ -174,9 +198,9 @@ impl Web {
     }
 
     fn enter(&mut self, id: &RouteId, new: &Served) {
-        if self.seats.entry(new.address).or_default().insert(id.clone()) {
-            self.dirty_fronts.insert(new.address);
-        }
+        let seats = self.seats.entry(new.address).or_default();
+        seats.routes.insert(id.clone());
+        seats.plain += usize::from(new.wish.serves(Protocol::Http));
         for hostname in &new.hosts {
             self.enter_site(id, new, hostname);
         }
@@ -262,7 +286,7 @@ impl Web {
 
     /// Routes that are served at an address.
     pub(crate) fn seated(&self, address: IpAddr) -> impl Iterator<Item = &RouteId> {
-        self.seats.get(&address).into_iter().flatten()
+        self.seats.get(&address).into_iter().flat_map(|seats| &seats.routes)
     }
 
     /// Routes that are part of a site.
@@ -372,9 +396,7 @@ impl Web {
             self.wild.remove(&address);
             return None;
         }
-        // Port 80 may be somebody else's while a Route keeps 443.
-        let serves = |id| self.served.get(id).is_some_and(|one| one.wish.serves(Protocol::Http));
-        let plain = self.seated(address).any(serves);
+        let (_, plain) = self.outline(address);
         let trusted_hops = (around.trusted_hops)(address);
         let mut front = Front { plain, trusted_hops, ..Front::default() };
         let first = SiteKey { address, hostname: "".into() };

@@ -1,0 +1,386 @@
+//! `cargo e2e layouts`: what a host name with a certificate of its own costs a real Envoy, by the way in which Envoy finds
+//! the certificate. No cluster is needed: Envoy and an xDS server in this process, and sockets in the file system.
+
+// Counts are far below 2^52.
+#![allow(clippy::cast_precision_loss)]
+
+mod config;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use fairlead_xds::{Cache, Change, Event, Observer, Outcome, Server};
+use http::Extensions;
+use serde::Serialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::Status;
+
+use self::config::{LAYOUTS, Layout, Pair, host};
+use super::figures::Spread;
+use super::measure::{Process, stats_of};
+use crate::binaries;
+use crate::say::say;
+
+/// Changes of each kind at each size.
+const CHANGES: usize = 20;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How it is run.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// How many host names, each with a certificate.
+    #[arg(long, value_delimiter = ',', default_value = "100,1000,4000")]
+    hosts: Vec<usize>,
+    /// Where layouts.json is written.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+}
+
+/// One layout at one size.
+#[derive(Debug, Serialize)]
+struct Measured {
+    layout: Layout,
+    hosts: usize,
+    /// Seconds until the last host answered.
+    load_seconds: f64,
+    /// MiB (proportional set size), once each host was asked for.
+    mib: f64,
+    /// Milliseconds until one host more answers.
+    add: Spread,
+    /// Milliseconds until a new certificate of a host is shown.
+    rotate: Spread,
+    /// Milliseconds of a handshake with a host that was asked for before.
+    handshake: Spread,
+    /// Bytes of xDS for one host more.
+    add_bytes: f64,
+    /// CPU milliseconds of Envoy's main thread for one host more.
+    add_cpu_ms: f64,
+    /// Connections that were open while hosts were added, and how many of them answered after it.
+    connections: (usize, usize),
+}
+
+/// Runs it, prints the table and writes the file.
+pub fn run(options: &Options) -> Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let mut all = Vec::new();
+    for layout in LAYOUTS {
+        for hosts in options.hosts.iter().filter(|hosts| **hosts <= layout.most()) {
+            let measured = runtime.block_on(measure(layout, *hosts))?;
+            say(&format!("{} at {hosts}: {measured:?}", layout.name()));
+            all.push(measured);
+        }
+    }
+    std::fs::create_dir_all(&options.out)?;
+    let file = options.out.join("layouts.json");
+    std::fs::write(&file, serde_json::to_string_pretty(&all)?)?;
+    println!("{}", table(&all));
+    say(&format!("figures are in {}", file.display()));
+    Ok(())
+}
+
+fn table(all: &[Measured]) -> String {
+    let head = "| layout | hosts | load s | MiB | one more: ms p50, p99 | bytes | CPU ms | rotated: ms p50 | handshake: ms p50 | connections kept |\n\
+                | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
+    let row = |one: &Measured| {
+        format!(
+            "| {} | {} | {:.1} | {:.0} | {:.1}, {:.1} | {:.0} | {:.1} | {:.1} | {:.1} | {} of {} |\n",
+            one.layout.name(),
+            one.hosts,
+            one.load_seconds,
+            one.mib,
+            one.add.p50,
+            one.add.p99,
+            one.add_bytes,
+            one.add_cpu_ms,
+            one.rotate.p50,
+            one.handshake.p50,
+            one.connections.1,
+            one.connections.0,
+        )
+    };
+    head.to_owned() + &all.iter().map(row).collect::<String>()
+}
+
+async fn measure(layout: Layout, hosts: usize) -> Result<Measured> {
+    let mut stage = Stage::start(layout)?;
+    let start = Instant::now();
+    for _ in 0..hosts {
+        stage.add()?;
+    }
+    stage.publish_listener();
+    for number in (0..hosts).rev() {
+        stage.until_shown(number).await?;
+    }
+    let load_seconds = start.elapsed().as_secs_f64();
+    let mut open = Vec::new();
+    for number in 0..hosts.min(10) {
+        open.push((host(number), stage.connect(number).await?.0));
+    }
+    let (before, cpu) = (stage.received()?, stage.process.cpu()?.main);
+    let mut add = Vec::new();
+    for _ in 0..CHANGES {
+        let start = Instant::now();
+        let number = stage.add()?;
+        if layout.touches_listener() {
+            stage.publish_listener();
+        }
+        stage.until_shown(number).await?;
+        add.push(start.elapsed());
+    }
+    let add_bytes = (stage.received()? - before) / CHANGES as f64;
+    let add_cpu = stage.process.cpu()?.main.saturating_sub(cpu);
+    let connections = open.len();
+    let mut kept = 0;
+    for (host, stream) in &mut open {
+        kept += usize::from(answers(stream, host).await.is_ok());
+    }
+    let mut rotate = Vec::new();
+    for number in 0..CHANGES.min(hosts) {
+        let start = Instant::now();
+        stage.rotate(number)?;
+        stage.until_shown(number).await?;
+        rotate.push(start.elapsed());
+    }
+    let mut handshake = Vec::new();
+    for number in 0..hosts.min(200) {
+        let start = Instant::now();
+        stage.connect(number).await?;
+        handshake.push(start.elapsed());
+    }
+    Ok(Measured {
+        layout,
+        hosts,
+        load_seconds,
+        mib: stage.process.memory()? as f64 / f64::from(1 << 20),
+        add: Spread::of(&add),
+        rotate: Spread::of(&rotate),
+        handshake: Spread::of(&handshake),
+        add_bytes,
+        add_cpu_ms: add_cpu.as_secs_f64() * 1e3 / CHANGES as f64,
+        connections: (connections, kept),
+    })
+}
+
+/// Lets everybody in, and says what Envoy does not take.
+struct Everybody;
+
+impl Observer for Everybody {
+    type Client = ();
+
+    fn admit(&self, _: &Extensions, _: &str) -> Result<(), Status> {
+        Ok(())
+    }
+
+    fn observe(&self, (): &(), events: Vec<Event>) {
+        for event in events {
+            if let Outcome::Rejected(_, why) = event.outcome {
+                say(&format!("Envoy does not take {}: {why}", event.key));
+            }
+        }
+    }
+}
+
+/// An Envoy, and what it is given.
+struct Stage {
+    layout: Layout,
+    folder: PathBuf,
+    cache: Arc<Cache>,
+    envoy: Child,
+    process: Process,
+    pairs: Vec<Pair>,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let _ = self.envoy.kill();
+        let _ = self.envoy.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Stage {
+    fn start(layout: Layout) -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("fairlead-layouts-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder)?;
+        let cache = Arc::new(Cache::default());
+        cache.complete();
+        let server = Server::new(cache.clone(), Arc::new(Everybody));
+        let incoming = UnixListenerStream::new(UnixListener::bind(folder.join("xds"))?);
+        tokio::spawn(
+            tonic::transport::Server::builder().add_service(server).serve_with_incoming(incoming),
+        );
+        let bootstrap = folder.join("envoy.yaml");
+        std::fs::write(&bootstrap, self::bootstrap(&folder))?;
+        let envoy = Command::new(binaries::envoy()?)
+            .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error", "-c"])
+            .arg(&bootstrap)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(folder.join("envoy.log"))?)
+            .spawn()?;
+        let process = Process::of(envoy.id());
+        Ok(Self { layout, folder, cache, envoy, process, pairs: Vec::new() })
+    }
+
+    /// Publishes the certificate of one host more; its number.
+    fn add(&mut self) -> Result<usize> {
+        let number = self.pairs.len();
+        self.pairs.push(Pair::new(&host(number))?);
+        self.publish(config::certificate(&host(number), &self.pairs[number]));
+        Ok(number)
+    }
+
+    fn rotate(&mut self, number: usize) -> Result<()> {
+        self.pairs[number] = Pair::new(&host(number))?;
+        self.publish(config::certificate(&host(number), &self.pairs[number]));
+        Ok(())
+    }
+
+    fn publish_listener(&self) {
+        self.publish(config::listener(self.layout, self.pairs.len(), &self.folder.join("tls")));
+    }
+
+    fn publish(&self, change: Change) {
+        self.cache.publish(vec![change]);
+    }
+
+    /// Connects to a host; with the certificate that it shows.
+    async fn connect(&self, number: usize) -> Result<(TlsStream<UnixStream>, Vec<u8>)> {
+        let stream = UnixStream::connect(self.folder.join("tls")).await?;
+        let config = ClientConfig::builder()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(accept::Any))
+            .with_no_client_auth();
+        let name = host(number).try_into()?;
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let shown = shown.context("no certificate")?.to_vec();
+        Ok((stream, shown))
+    }
+
+    /// Waits until a host answers with the certificate that was published last.
+    async fn until_shown(&self, number: usize) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let why =
+                match tokio::time::timeout(Duration::from_secs(10), self.connect(number)).await {
+                    Ok(Ok((mut stream, shown))) if shown == self.pairs[number].der => {
+                        return answers(&mut stream, &host(number)).await;
+                    }
+                    Ok(Ok(_)) => "it shows another certificate".to_owned(),
+                    Ok(Err(error)) => format!("{error:#}"),
+                    Err(_) => "no answer".to_owned(),
+                };
+            if Instant::now() > end {
+                bail!("{}: {why}", host(number));
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Bytes of xDS so far.
+    fn received(&self) -> Result<f64> {
+        let name = "cluster.xds.upstream_cx_rx_bytes_total";
+        let stats = stats_of(&self.folder.join("admin"))?;
+        Ok(stats.get(name).copied().unwrap_or(0) as f64)
+    }
+}
+
+/// One request on a connection.
+async fn answers(stream: &mut TlsStream<UnixStream>, host: &str) -> Result<()> {
+    stream.write_all(format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes()).await?;
+    let mut answer = [0; 512];
+    let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut answer)).await??;
+    let said = String::from_utf8_lossy(&answer[..read]);
+    if !said.starts_with("HTTP/1.1 200") {
+        bail!("{host} answers {said:?}");
+    }
+    Ok(())
+}
+
+fn bootstrap(folder: &Path) -> String {
+    let at = |name: &str| folder.join(name).display().to_string();
+    format!(
+        "
+node: {{id: bench, cluster: bench}}
+admin: {{address: {{pipe: {{path: {admin}}}}}}}
+dynamic_resources:
+  ads_config:
+    api_type: DELTA_GRPC
+    transport_api_version: V3
+    grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]
+  lds_config: {{ads: {{}}, resource_api_version: V3}}
+static_resources:
+  clusters:
+  - name: xds
+    type: STATIC
+    connect_timeout: 2s
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {{http2_protocol_options: {{}}}}
+    load_assignment:
+      cluster_name: xds
+      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: {xds}}}}}}}}}]}}]
+",
+        admin = at("admin"),
+        xds = at("xds"),
+    )
+}
+
+/// Any certificate will do: which one it is, is what is looked at.
+mod accept {
+    use tokio_rustls::rustls::client::danger::{
+        HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
+    };
+    use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+    use tokio_rustls::rustls::{DigitallySignedStruct, Error, SignatureScheme};
+
+    #[derive(Debug)]
+    pub(super) struct Any;
+
+    impl ServerCertVerifier for Any {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+        }
+    }
+}
