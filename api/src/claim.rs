@@ -103,7 +103,7 @@ pub struct HostnameClaimSpec {
     pub tenant: String,
 }
 
-/// What a claim of a host name is a claim to.
+/// What a claim of a host name is a claim to. Ordered by name, so that a domain's wildcard comes before its names.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostKey {
     /// `shop.example.com`, `*.example.com`, or `*`.

@@ -71,12 +71,11 @@ pub fn hub(driver: &dyn Driver, images: &Images, more: &[String]) -> Result<()> 
     // Helm installs CRDs but never upgrades them.
     let crds = paths::repository().join("deploy/crds").display().to_string();
     cluster::kubectl(driver, &hub, &["apply", "--server-side", "--force-conflicts", "-f", &crds])?;
-    let mut values = vec![
+    let values = [
         format!("manager.image.tag={}", images.manager.tag()),
         format!("envoy.image.tag={}", images.envoy.tag()),
     ];
-    values.extend_from_slice(more);
-    chart(driver, &hub, "fairlead-manager", &values)?;
+    chart(driver, &hub, "fairlead-manager", &values, more)?;
     let manifest = include_str!("../manifests/hub.yaml");
     let manifest = manifest.replace("${POOL}", POOL).replace("${RANGE}", POOL_RANGE);
     cluster::apply(driver, &hub, &manifest).map(drop)
@@ -92,7 +91,7 @@ fn tenant(driver: &dyn Driver, tenant: &Cluster, images: &Images) -> Result<()> 
         let token = fairlead(driver, &[&add[..], &["--hub-address", &address]].concat())?;
         values.push(format!("joinToken={}", token.trim()));
     }
-    chart(driver, tenant, "fairlead-agent", &values)
+    chart(driver, tenant, "fairlead-agent", &values, &[])
 }
 
 /// Whether the cluster's agent has a certificate: it needs no token any more.
@@ -108,7 +107,14 @@ fn namespace(driver: &dyn Driver, cluster: &Cluster) -> Result<()> {
     cluster::apply(driver, cluster, &manifest).map(drop)
 }
 
-fn chart(driver: &dyn Driver, cluster: &Cluster, name: &str, values: &[String]) -> Result<()> {
+/// `texts`: values that are text, whatever they look like, as a tag is. `values`: those that helm reads as YAML.
+fn chart(
+    driver: &dyn Driver,
+    cluster: &Cluster,
+    name: &str,
+    texts: &[String],
+    values: &[String],
+) -> Result<()> {
     let folder = paths::repository().join("deploy").join(name).display().to_string();
     let mut arguments = vec![
         "upgrade",
@@ -121,15 +127,8 @@ fn chart(driver: &dyn Driver, cluster: &Cluster, name: &str, values: &[String]) 
         "--create-namespace",
     ];
     arguments.extend(["--timeout", "180s"]);
-    // Numbers are written `key=json:1`: what looks like one is a string otherwise, as a tag may.
-    let typed: Vec<_> = values.iter().map(|value| value.replacen("=json:", "=", 1)).collect();
-    for (value, typed) in values.iter().zip(&typed) {
-        arguments.extend(if value == typed {
-            ["--set-string", value]
-        } else {
-            ["--set-json", typed]
-        });
-    }
+    arguments.extend(texts.iter().flat_map(|text| ["--set-string", text]));
+    arguments.extend(values.iter().flat_map(|value| ["--set", value]));
     cluster::helm(driver, cluster, &arguments).map(drop).map_err(|error| {
         let get = ["-n", NAMESPACE, "get", "pods", "-o", "wide"];
         let pods = cluster::kubectl(driver, cluster, &get).unwrap_or_default();

@@ -105,9 +105,9 @@ impl Laned for Object {
         lane.is_some()
     }
 
-    /// What is served comes before what is said of it.
+    /// What is served comes before what is said of it. Not so what is said of nodes: whose one is, is on record there.
     fn can_wait(&self) -> bool {
-        matches!(self, Self::Status(_) | Self::Nodes(_) | Self::Pool(_))
+        matches!(self, Self::Status(_) | Self::Pool(_))
     }
 }
 

@@ -17,7 +17,7 @@ pub(crate) trait Laned {
         true
     }
 
-    /// Whether it can wait until the lane has nothing else to do.
+    /// Whether it can wait until the lane has nothing else to do: for as long as it has, if need be.
     fn can_wait(&self) -> bool {
         false
     }

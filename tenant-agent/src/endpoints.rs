@@ -35,7 +35,7 @@ struct Said {
     any: bool,
     nodes: Box<[Arc<str>]>,
     content: u64,
-    /// Seen in the list that is under way.
+    /// Not missing from the list that is under way.
     listed: bool,
 }
 
@@ -74,15 +74,15 @@ impl Endpoints {
         new
     }
 
-    /// A list begins: what it does not name is gone once it is [done](Endpoints::listed).
-    pub(crate) fn list(&mut self) {
+    /// A list begins: what it does not name is gone at its [end](Endpoints::end_list).
+    pub(crate) fn begin_list(&mut self) {
         self.services.values_mut().flatten().for_each(|said| said.listed = false);
     }
 
     /// A list was read to its end; the Services come back that can be told less now.
-    pub(crate) fn listed(&mut self) -> Vec<ServiceKey> {
-        let lost = |slices: &Vec<Said>| slices.iter().any(|said| !said.listed);
-        let lost = self.services.iter().filter(|(_, slices)| lost(slices));
+    pub(crate) fn end_list(&mut self) -> Vec<ServiceKey> {
+        let lacks = |slices: &Vec<Said>| slices.iter().any(|said| !said.listed);
+        let lost = self.services.iter().filter(|(_, slices)| lacks(slices));
         let mut changed: Vec<_> = lost.map(|(key, _)| (key.clone(), self.ready(key))).collect();
         self.services.retain(|_, slices| {
             slices.retain(|said| said.listed);
@@ -193,14 +193,14 @@ mod tests {
         let on = |node: &str| json!([{"addresses": ["10.0.0.1"], "nodeName": node}]);
         endpoints.apply(&slice("a", &on("n1")));
         endpoints.apply(&slice("b", &on("n2")));
-        endpoints.list();
+        endpoints.begin_list();
         endpoints.apply(&slice("b", &on("n2")));
         let key = ("shop".to_owned(), "web".to_owned());
-        assert_eq!(endpoints.listed(), std::slice::from_ref(&key));
+        assert_eq!(endpoints.end_list(), std::slice::from_ref(&key));
         assert!(endpoints.ready(&key).nodes.iter().eq(["n2"]));
-        endpoints.list();
-        assert_eq!(endpoints.listed(), std::slice::from_ref(&key), "the last one");
+        endpoints.begin_list();
+        assert_eq!(endpoints.end_list(), std::slice::from_ref(&key), "the last one");
         assert_eq!(endpoints.ready(&key), Ready::default());
-        assert!(endpoints.listed().is_empty());
+        assert!(endpoints.end_list().is_empty());
     }
 }

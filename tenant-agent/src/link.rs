@@ -20,7 +20,7 @@ use crate::outbox::{Item, Outbox, Word};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
-/// How long a new agent plans before it tells the hub what it has.
+/// How long a new agent plans, at most, before it tells the hub what it has.
 const PLANNING: Duration = Duration::from_secs(5);
 /// Messages that wait for the transport.
 const OUTBOUND: usize = 64;
@@ -40,8 +40,8 @@ pub(crate) struct Link {
 impl Link {
     /// Keeps a stream open for ever.
     pub(crate) async fn run(mut self) {
-        // What cannot be planned for now must not keep everything else from the hub.
-        let _ = tokio::time::timeout(PLANNING, self.outbox.planned()).await;
+        // What waits for something else must not keep everything from the hub.
+        let _ = tokio::time::timeout(PLANNING, self.outbox.seen()).await;
         let mut pause = FIRST_PAUSE;
         loop {
             let start = Instant::now();

@@ -73,8 +73,8 @@ pub(crate) enum Word {
 struct State {
     /// `None`: wanted, but not planned yet.
     wanted: BTreeMap<Item, Option<(Hash, Arc<Object>)>>,
-    /// How many of them are not planned.
-    unplanned: usize,
+    /// Those of them that nobody has looked at yet.
+    unseen: BTreeSet<Item>,
     /// To be deleted, until the hub says that it is.
     deleting: BTreeSet<Item>,
     /// Deletions that somebody waits for.
@@ -90,26 +90,14 @@ struct State {
     down: Option<String>,
 }
 
-impl State {
-    fn want(&mut self, item: Item, content: Option<(Hash, Arc<Object>)>) {
-        self.unplanned += usize::from(content.is_none());
-        let old = self.wanted.insert(item, content);
-        self.unplanned -= usize::from(old.is_some_and(|old| old.is_none()));
-    }
-
-    fn forget(&mut self, item: &Item) -> bool {
-        let old = self.wanted.remove(item);
-        self.unplanned -= usize::from(old.as_ref().is_some_and(Option::is_none));
-        old.is_some()
-    }
-}
-
 /// What the hub shall have, and what it said.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     state: Mutex<State>,
     /// Something is to be sent.
     pub(crate) changed: Notify,
+    /// All that was expected was looked at.
+    seen: Notify,
 }
 
 /// What is to be sent of an item.
@@ -133,12 +121,28 @@ impl Outbox {
         work(&mut lock(&self.state))
     }
 
-    /// Notes that an item is wanted, before it is planned.
+    /// Somebody has looked at an item, whatever came of it.
+    fn see(&self, state: &mut State, item: &Item) {
+        if state.unseen.remove(item) && state.unseen.is_empty() {
+            self.seen.notify_one();
+        }
+    }
+
+    /// Notes that an item is wanted, before anybody has looked at it.
     pub(crate) fn expect(&self, item: Item) {
         self.with(|state| {
             if !state.wanted.contains_key(&item) {
-                state.want(item, None);
+                state.unseen.insert(item.clone());
+                state.wanted.insert(item, None);
             }
+        });
+    }
+
+    /// An item is wanted and cannot be planned for now: what the hub has of it stays.
+    pub(crate) fn keep(&self, item: Item) {
+        self.with(|state| {
+            self.see(state, &item);
+            state.wanted.entry(item).or_insert(None);
         });
     }
 
@@ -153,20 +157,21 @@ impl Outbox {
             );
             let refused = v1::Refused { reason: "TooLarge".into(), message, ..Default::default() };
             return self.with(|state| {
+                self.see(state, &item);
                 state.deleting.remove(&item);
-                state.want(item.clone(), Some((UNPLANNED.to_vec(), Arc::new(object))));
+                state.wanted.insert(item.clone(), Some((UNPLANNED.to_vec(), Arc::new(object))));
                 state.unsent.remove(&item);
                 state.words.insert(item, (UNPLANNED.to_vec(), Word::Refused(refused)));
-                self.changed.notify_one();
             });
         }
         self.with(|state| {
+            self.see(state, &item);
             state.deleting.remove(&item);
             state.awaited.remove(&item);
             state.gone.remove(&item);
             let same = |old: &Option<(Hash, _)>| old.as_ref().is_some_and(|(old, _)| *old == hash);
             if !state.wanted.get(&item).is_some_and(same) {
-                state.want(item.clone(), Some((hash, Arc::new(object))));
+                state.wanted.insert(item.clone(), Some((hash, Arc::new(object))));
                 state.unsent.insert(item);
                 self.changed.notify_one();
             }
@@ -177,8 +182,9 @@ impl Outbox {
     /// an earlier life of this agent pushed is not known, so the hub is always asked.
     pub(crate) fn delete(&self, item: &Item) -> bool {
         self.with(|state| {
+            self.see(state, item);
             state.words.remove(item);
-            state.forget(item);
+            state.wanted.remove(item);
             if state.gone.remove(item) {
                 return true;
             }
@@ -194,8 +200,9 @@ impl Outbox {
     /// The hub shall not have this any more, and nobody waits for its word.
     pub(crate) fn retract(&self, item: &Item) {
         self.with(|state| {
+            self.see(state, item);
             state.words.remove(item);
-            if state.forget(item) {
+            if state.wanted.remove(item).is_some() {
                 state.deleting.insert(item.clone());
                 state.unsent.insert(item.clone());
                 self.changed.notify_one();
@@ -203,12 +210,10 @@ impl Outbox {
         });
     }
 
-    /// Waits until all that is wanted is planned: an inventory that names what it says nothing of makes the hub ask for
-    /// all of it.
-    pub(crate) async fn planned(&self) {
-        // Each plan and each retraction tells; who is woken for nothing waits again.
-        while self.with(|state| state.unplanned > 0) {
-            self.changed.notified().await;
+    /// Waits until somebody has looked at all that was expected: of what an inventory only names, the hub asks for all.
+    pub(crate) async fn seen(&self) {
+        while self.with(|state| !state.unseen.is_empty()) {
+            self.seen.notified().await;
         }
     }
 
@@ -385,24 +390,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_inventory_waits_for_what_can_be_planned() {
+    async fn the_first_inventory_waits_until_all_was_looked_at() {
         let outbox = Arc::new(Outbox::default());
-        outbox.planned().await;
-        let ingress = Item::Ingress(("shop".into(), "front".into()));
-        outbox.expect(web());
-        outbox.expect(web());
-        outbox.expect(ingress.clone());
+        outbox.seen().await;
+        let [api, old, lost] =
+            ["api", "old", "lost"].map(|name| Item::Service(("shop".into(), name.into())));
+        for item in [&web(), &web(), &api, &old, &lost] {
+            outbox.expect(item.clone());
+        }
         let waiting = tokio::spawn({
             let outbox = outbox.clone();
-            async move { outbox.planned().await }
+            async move { outbox.seen().await }
         });
         outbox.put(web(), route("1"));
         outbox.put(web(), route("2"));
+        outbox.delete(&old);
+        outbox.retract(&lost);
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished(), "one is left");
-        outbox.retract(&ingress);
+        // It has no node port; that must not hold everything else up.
+        outbox.keep(api.clone());
         waiting.await.unwrap();
-        assert!(outbox.inventory().iter().all(|item| item.hash != UNPLANNED));
+        let hashes: Vec<_> = outbox.inventory().into_iter().map(|item| item.hash).collect();
+        assert_eq!(hashes, [UNPLANNED.to_vec(), hash(&route("2"))]);
     }
 
     #[test]

@@ -151,7 +151,7 @@ impl Context {
         match route {
             Some(route) => self.outbox.put(item.clone(), pushed(&route)),
             // A node port is yet to be had: what the hub has stays.
-            None if !ports.served.is_empty() => self.outbox.expect(item.clone()),
+            None if !ports.served.is_empty() => self.outbox.keep(item.clone()),
             None => self.outbox.retract(&item),
         }
         if is_new {

@@ -141,7 +141,7 @@ impl Args {
         let controller = Controller::for_stream(service_events.applied_objects(), services.clone())
             .owns(Api::<Service>::all(client.clone()), watcher::Config::default().labels(SHADOW_OF))
             .reconcile_on(references::<Service>(services_due))
-            .with_config(at_once())
+            .with_config(concurrency())
             .graceful_shutdown_on(stop.clone().cancelled_owned());
         let context = Arc::new(Context {
             client: client.clone(),
@@ -334,7 +334,7 @@ async fn distribute(
 
 /// How much is done at a time. Each reconciliation waits for writes of its own, and may have a connection of its own:
 /// all objects of a large cluster at once leave the apiserver no time for the lease.
-fn at_once() -> controller::Config {
+fn concurrency() -> controller::Config {
     controller::Config::default().concurrency(RECONCILIATIONS)
 }
 
@@ -403,7 +403,7 @@ async fn watch_ingresses(
         .reconcile_on(references::<Ingress>(due))
         // A class that changed may change whose any Ingress is.
         .reconcile_all_on(UnboundedReceiverStream::new(class_changes))
-        .with_config(at_once())
+        .with_config(concurrency())
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(ingress::reconcile::reconcile, ingress::reconcile::retry, context.clone());
     let sweeping = async {
@@ -483,12 +483,12 @@ async fn watch_endpoints(
         let mut changed = Vec::new();
         match stream.try_next().await {
             Ok(None) => return Ok(()),
-            Ok(Some(Event::Init)) => lock(&endpoints).list(),
+            Ok(Some(Event::Init)) => lock(&endpoints).begin_list(),
             Ok(Some(Event::InitApply(slice) | Event::Apply(slice))) => {
                 changed.extend(lock(&endpoints).apply(&slice));
             }
             Ok(Some(Event::InitDone)) => {
-                changed = lock(&endpoints).listed();
+                changed = lock(&endpoints).end_list();
                 read.take().map(|read| read.send(()));
             }
             Ok(Some(Event::Delete(slice))) => changed.extend(lock(&endpoints).delete(&slice)),

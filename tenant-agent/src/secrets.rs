@@ -172,7 +172,7 @@ impl Secrets {
         let parts = match &watched.content {
             Content::Unread => return,
             // The hub may have it from before.
-            Content::Unreadable(_) => return self.outbox.expect(item),
+            Content::Unreadable(_) => return self.outbox.keep(item),
             Content::Missing(_) => {
                 watched.good = v1::Secret::default();
                 return self.outbox.retract(&item);
@@ -194,7 +194,7 @@ impl Secrets {
         if watched.good == v1::Secret::default() {
             // Of a certificate the hub may have a good one from before.
             return if watched.wanted.contains(&Part::Certificate) {
-                self.outbox.expect(item);
+                self.outbox.keep(item);
             } else {
                 self.outbox.retract(&item);
             };

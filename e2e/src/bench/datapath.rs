@@ -128,7 +128,8 @@ async fn requests(target: Target, end: Instant) -> Result<Vec<Duration>> {
             anyhow::ensure!(count > 0, "the connection was closed");
             read += count;
             if is_whole(&buffer[..read]) {
-                anyhow::ensure!(buffer.starts_with(b"HTTP/1.1 200"), "not a good answer");
+                let said = String::from_utf8_lossy(&buffer[..read]);
+                anyhow::ensure!(said.starts_with("HTTP/1.1 200"), "{said}");
                 break;
             }
         }

@@ -17,6 +17,7 @@ use http::Extensions;
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
@@ -26,11 +27,14 @@ use tonic::Status;
 use self::config::{LAYOUTS, Layout, Pair, host};
 use super::figures::Spread;
 use super::measure::{Process, stats_of};
-use crate::binaries;
 use crate::say::say;
+use crate::{binaries, run};
 
 /// Changes of each kind at each size.
 const CHANGES: usize = 20;
+/// Bytes of xDS.
+const RECEIVED: &str = "cluster.xds.upstream_cx_rx_bytes_total";
+const DRAINING: &str = "listener_manager.total_filter_chains_draining";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How it is run.
@@ -111,50 +115,24 @@ fn table(all: &[Measured]) -> String {
 }
 
 async fn measure(layout: Layout, hosts: usize) -> Result<Measured> {
-    let mut stage = Stage::start(layout)?;
-    let start = Instant::now();
-    for _ in 0..hosts {
-        stage.add()?;
-    }
-    stage.publish_listener();
-    for number in (0..hosts).rev() {
-        stage.until_shown(number).await?;
-    }
-    let load_seconds = start.elapsed().as_secs_f64();
+    let mut stage = Stage::start(layout, hosts + CHANGES)?;
+    let load_seconds = load(&mut stage, hosts).await?;
     let mut open = Vec::new();
     for number in 0..hosts.min(10) {
         open.push((host(number), stage.connect(number).await?.0));
     }
-    let (before, cpu) = (stage.received()?, stage.process.cpu()?.main);
-    let mut add = Vec::new();
-    for _ in 0..CHANGES {
-        let start = Instant::now();
-        let number = stage.add()?;
-        if layout.touches_listener() {
-            stage.publish_listener();
-        }
-        stage.until_shown(number).await?;
-        add.push(start.elapsed());
-    }
-    let add_bytes = (stage.received()? - before) / CHANGES as f64;
+    let (bytes, cpu) = (stage.counted(RECEIVED)?, stage.process.cpu()?.main);
+    let add = add(&mut stage).await?;
+    let add_bytes = stage.counted(RECEIVED)?.saturating_sub(bytes) as f64 / CHANGES as f64;
     let add_cpu = stage.process.cpu()?.main.saturating_sub(cpu);
-    let connections = open.len();
-    let mut kept = 0;
+    // What a change of the listener drains is closed by now, or says that it will be.
+    run::wait_for("the end of draining", PATIENCE, || match stage.counted(DRAINING)? {
+        0 => Ok(()),
+        left => bail!("{left} filter chains drain"),
+    })?;
+    let (connections, mut kept) = (open.len(), 0);
     for (host, stream) in &mut open {
         kept += usize::from(answers(stream, host).await.is_ok());
-    }
-    let mut rotate = Vec::new();
-    for number in 0..CHANGES.min(hosts) {
-        let start = Instant::now();
-        stage.rotate(number)?;
-        stage.until_shown(number).await?;
-        rotate.push(start.elapsed());
-    }
-    let mut handshake = Vec::new();
-    for number in 0..hosts.min(200) {
-        let start = Instant::now();
-        stage.connect(number).await?;
-        handshake.push(start.elapsed());
     }
     Ok(Measured {
         layout,
@@ -162,12 +140,63 @@ async fn measure(layout: Layout, hosts: usize) -> Result<Measured> {
         load_seconds,
         mib: stage.process.memory()? as f64 / f64::from(1 << 20),
         add: Spread::of(&add),
-        rotate: Spread::of(&rotate),
-        handshake: Spread::of(&handshake),
+        rotate: Spread::of(&rotate(&mut stage, hosts).await?),
+        handshake: Spread::of(&handshake(&stage, hosts).await?),
         add_bytes,
         add_cpu_ms: add_cpu.as_secs_f64() * 1e3 / CHANGES as f64,
         connections: (connections, kept),
     })
+}
+
+/// Publishes all; the seconds until the last host answers. Then each of them is asked for once.
+async fn load(stage: &mut Stage, hosts: usize) -> Result<f64> {
+    let start = Instant::now();
+    for _ in 0..hosts {
+        stage.add();
+    }
+    stage.publish_listener();
+    stage.until_shown(hosts - 1).await?;
+    let seconds = start.elapsed().as_secs_f64();
+    for number in 0..hosts {
+        stage.until_shown(number).await?;
+    }
+    Ok(seconds)
+}
+
+async fn add(stage: &mut Stage) -> Result<Vec<Duration>> {
+    let mut took = Vec::new();
+    for _ in 0..CHANGES {
+        let start = Instant::now();
+        let number = stage.add();
+        if stage.layout.touches_listener() {
+            stage.publish_listener();
+        }
+        stage.until_shown(number).await?;
+        took.push(start.elapsed());
+    }
+    Ok(took)
+}
+
+async fn rotate(stage: &mut Stage, hosts: usize) -> Result<Vec<Duration>> {
+    let mut took = Vec::new();
+    for number in 0..CHANGES.min(hosts) {
+        stage.pairs[number] = Pair::new(&host(number))?;
+        let start = Instant::now();
+        stage.publish_certificate(number);
+        stage.until_shown(number).await?;
+        took.push(start.elapsed());
+    }
+    Ok(took)
+}
+
+async fn handshake(stage: &Stage, hosts: usize) -> Result<Vec<Duration>> {
+    let mut took = Vec::new();
+    for number in 0..hosts.min(200) {
+        let start = Instant::now();
+        stage.connect(number).await?;
+        took.push(start.elapsed());
+    }
+    Ok(took)
 }
 
 /// Lets everybody in, and says what Envoy does not take.
@@ -196,19 +225,24 @@ struct Stage {
     cache: Arc<Cache>,
     envoy: Child,
     process: Process,
+    server: JoinHandle<()>,
+    /// Of all hosts, also of those that are not published yet.
     pairs: Vec<Pair>,
+    published: usize,
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
         let _ = self.envoy.kill();
         let _ = self.envoy.wait();
+        self.server.abort();
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
 impl Stage {
-    fn start(layout: Layout) -> Result<Self> {
+    fn start(layout: Layout, hosts: usize) -> Result<Self> {
+        let pairs = (0..hosts).map(|number| Pair::new(&host(number))).collect::<Result<_>>()?;
         let folder = std::env::temp_dir().join(format!("fairlead-layouts-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder)?;
@@ -216,38 +250,39 @@ impl Stage {
         cache.complete();
         let server = Server::new(cache.clone(), Arc::new(Everybody));
         let incoming = UnixListenerStream::new(UnixListener::bind(folder.join("xds"))?);
-        tokio::spawn(
-            tonic::transport::Server::builder().add_service(server).serve_with_incoming(incoming),
-        );
+        let serving = tonic::transport::Server::builder().add_service(server);
+        let server = tokio::spawn(async move {
+            if let Err(error) = serving.serve_with_incoming(incoming).await {
+                say(&format!("the xDS server ended: {error}"));
+            }
+        });
         let bootstrap = folder.join("envoy.yaml");
         std::fs::write(&bootstrap, self::bootstrap(&folder))?;
         let envoy = Command::new(binaries::envoy()?)
-            .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error", "-c"])
+            .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"])
+            .args(["--drain-time-s", "1", "--drain-strategy", "immediate", "-c"])
             .arg(&bootstrap)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(folder.join("envoy.log"))?)
             .spawn()?;
         let process = Process::of(envoy.id());
-        Ok(Self { layout, folder, cache, envoy, process, pairs: Vec::new() })
+        Ok(Self { layout, folder, cache, envoy, process, server, pairs, published: 0 })
     }
 
     /// Publishes the certificate of one host more; its number.
-    fn add(&mut self) -> Result<usize> {
-        let number = self.pairs.len();
-        self.pairs.push(Pair::new(&host(number))?);
-        self.publish(config::certificate(&host(number), &self.pairs[number]));
-        Ok(number)
+    fn add(&mut self) -> usize {
+        self.published += 1;
+        self.publish_certificate(self.published - 1);
+        self.published - 1
     }
 
-    fn rotate(&mut self, number: usize) -> Result<()> {
-        self.pairs[number] = Pair::new(&host(number))?;
+    fn publish_certificate(&self, number: usize) {
         self.publish(config::certificate(&host(number), &self.pairs[number]));
-        Ok(())
     }
 
     fn publish_listener(&self) {
-        self.publish(config::listener(self.layout, self.pairs.len(), &self.folder.join("tls")));
+        self.publish(config::listener(self.layout, self.published, &self.folder.join("tls")));
     }
 
     fn publish(&self, change: Change) {
@@ -288,11 +323,8 @@ impl Stage {
         }
     }
 
-    /// Bytes of xDS so far.
-    fn received(&self) -> Result<f64> {
-        let name = "cluster.xds.upstream_cx_rx_bytes_total";
-        let stats = stats_of(&self.folder.join("admin"))?;
-        Ok(stats.get(name).copied().unwrap_or(0) as f64)
+    fn counted(&self, name: &str) -> Result<u64> {
+        Ok(stats_of(&self.folder.join("admin"))?.get(name).copied().unwrap_or(0))
     }
 }
 
@@ -302,7 +334,7 @@ async fn answers(stream: &mut TlsStream<UnixStream>, host: &str) -> Result<()> {
     let mut answer = [0; 512];
     let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut answer)).await??;
     let said = String::from_utf8_lossy(&answer[..read]);
-    if !said.starts_with("HTTP/1.1 200") {
+    if !said.starts_with("HTTP/1.1 200") || said.contains("connection: close") {
         bail!("{host} answers {said:?}");
     }
     Ok(())

@@ -96,7 +96,7 @@ const ADMIN: &str = "/run/fairlead/admin.sock";
 const COUNTED: &str = concat!(
     r"^(cluster\.xds\.upstream_cx_rx_bytes_total",
     r"|cluster_manager\.(active_clusters|cluster_added|cluster_modified|cluster_removed)",
-    r"|listener_manager\.(listener_added|listener_modified|listener_removed))$"
+    r"|listener_manager\.(listener_added|listener_modified|listener_removed|total_filter_chains_draining))$"
 );
 
 impl Envoy {

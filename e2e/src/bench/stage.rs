@@ -52,7 +52,7 @@ impl Stage {
         // Their share of the processor, which they have to themselves: what they wait for otherwise is the machine's.
         let share = ["manager", "envoy"].map(|who| format!("{who}.resources.requests.cpu={SHARE}"));
         let workers = workers(listeners)?;
-        let concurrency = format!("envoy.concurrency=json:{workers}");
+        let concurrency = format!("envoy.concurrency={workers}");
         install::hub(&Local, &images, &[&share[..], &[concurrency]].concat())?;
         let nodes = NODES.map(|(_, address)| format!("{address}/32")).join(",");
         let pool = topology::POOL;

@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -32,7 +31,7 @@ pub(super) fn all() -> Result<()> {
     }
     net::down()?;
     unmount_below(&state);
-    remove_cgroups();
+    remove_cgroups(&state);
     if state.exists() {
         std::fs::remove_dir_all(&state)?;
     }
@@ -95,9 +94,22 @@ fn unmount_below(state: &Path) {
 }
 
 /// What containers leave behind whose runtime was ended before them. Thousands of them, run after run, are read by every
-/// kubelet every few seconds; the kernel lets none go that is used.
-fn remove_cgroups() {
-    let find =
-        "find /sys/fs/cgroup -depth -type d -path '*/k8s.io/*' -exec rmdir {} + 2>/dev/null; true";
-    let _ = run::output(Command::new("sh").args(["-c", find]));
+/// kubelet every few seconds.
+fn remove_cgroups(state: &Path) {
+    let below = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let hosts = below(state).into_iter().flat_map(|cluster| below(&cluster));
+    let tasks = hosts.map(|host| host.join("run/io.containerd.runtime.v2.task/k8s.io"));
+    let ours = tasks.flat_map(|tasks| below(&tasks));
+    let ids: Vec<_> = ours.filter_map(|task| Some(task.file_name()?.to_owned())).collect();
+    let root = Path::new("/sys/fs/cgroup");
+    // With cgroups of version 1 there is a tree for each controller.
+    for tree in below(root).into_iter().chain([root.to_owned()]) {
+        for id in &ids {
+            // The kernel lets none go that is in use.
+            let _ = std::fs::remove_dir(tree.join("k8s.io").join(id));
+        }
+    }
 }

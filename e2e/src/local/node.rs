@@ -104,7 +104,8 @@ sandbox = "{pause}"
     )
 }
 
-/// What tests kill is started again at once: the default would hold it back for 10 s, and twice as long each time.
+/// `maxContainerRestartPeriod`: what tests kill is started again at once. The default would hold it back for 10 s, and
+/// twice as long each time.
 fn kubelet(host: &Host, folder: &Path, pki: &Pki) -> String {
     let at = |name: &str| folder.join(name).display().to_string();
     format!(

@@ -184,7 +184,8 @@ struct Entry {
 }
 
 impl Entry {
-    /// The status as the hub's object has it. What was sent and is there need not be kept twice.
+    /// The status as the hub's object has it. What was sent and is there need not be kept twice. (A status that is sent,
+    /// replaced and sent again before the hub's word of the first is written once more.)
     fn see(&mut self, seen: Option<RouteStatus>) {
         if self.sent == seen {
             self.sent = None;

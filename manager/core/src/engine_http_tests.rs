@@ -369,6 +369,33 @@ fn nobody_serves_plain_http_on_a_port_that_is_somebody_elses() {
 }
 
 #[test]
+fn plain_http_is_served_while_one_route_at_least_asks_for_it() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.certificate("red", "cert", "one");
+    let without_plain = |host: &str| {
+        let mut spec = ingress(&format!("{host}+tls/>web:80"));
+        spec.listeners.remove(0);
+        spec
+    };
+    let listeners = |world: &mut World, route: &str, spec: RouteSpec| {
+        world.apply_at(ing(route), spec);
+        world.settle();
+        world.names(ResourceType::Listener).iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let both = ["TCP/10.9.0.1:443", "TCP/10.9.0.1:80"];
+    assert_eq!(listeners(&mut world, "red/a", ingress("a.example+tls/>web:80")), both);
+    assert_eq!(listeners(&mut world, "red/b", ingress("b.example/>web:80")), both);
+    assert_eq!(listeners(&mut world, "red/a", without_plain("a.example")), both);
+    world.gone("red/b");
+    world.settle();
+    assert_eq!(world.names(ResourceType::Listener), ["TCP/10.9.0.1:443"]);
+    assert_eq!(listeners(&mut world, "red/a", ingress("a.example+tls/>web:80")), both);
+    world.gone("red/a");
+    world.settle();
+    assert!(world.names(ResourceType::Listener).is_empty());
+}
+
+#[test]
 fn a_new_host_is_not_programmed_before_it_is_claimed() {
     let mut world = World::new("10.9.0.1", Sharing::Any);
     world.ingress("blue/a", "a.example/>web:80");

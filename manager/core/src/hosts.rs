@@ -86,7 +86,7 @@ impl Hosts {
     fn overlaps(&self, key: &HostKey) -> impl Iterator<Item = &HostClaim> {
         let wild = key.hostname.starts_with("*.");
         let siblings = self.children.get(parent(&key.hostname)).into_iter().flatten();
-        // A wildcard comes before all names: of those there may be thousands.
+        // A wildcard comes before all names ([`HostKey`]): of those there may be thousands.
         siblings
             .take_while(move |other| wild || other.hostname.starts_with("*."))
             .filter_map(|other| self.claims.get(other))
@@ -211,6 +211,7 @@ mod tests {
     fn a_name_is_one_tenants_and_so_is_what_is_under_its_wildcard() {
         let mut hosts = Hosts::default();
         held(&mut hosts, "*.a.example", "blue");
+        held(&mut hosts, "0.a.example", "blue");
         held(&mut hosts, "shop.b.example", "blue");
         held(&mut hosts, "*", "blue");
         let red = "red".parse().unwrap();

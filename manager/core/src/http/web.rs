@@ -69,11 +69,11 @@ struct Seats {
     plain: usize,
 }
 
-impl Seats {
-    /// What the listeners of the address say of them: that there are any, and that some serve plain HTTP.
-    fn outline(&self) -> (bool, bool) {
-        (!self.routes.is_empty(), self.plain > 0)
-    }
+/// What the listeners of an address say of the Routes there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Outline {
+    any: bool,
+    plain: bool,
 }
 
 #[derive(Debug)]
@@ -176,8 +176,11 @@ impl Web {
         }
     }
 
-    fn outline(&self, address: IpAddr) -> (bool, bool) {
-        self.seats.get(&address).map(Seats::outline).unwrap_or_default()
+    fn outline(&self, address: IpAddr) -> Outline {
+        let Some(Seats { routes, plain }) = self.seats.get(&address) else {
+            return Outline::default();
+        };
+        Outline { any: !routes.is_empty(), plain: *plain > 0 }
     }
 
     fn leave(&mut self, id: &RouteId, old: &Served) {
@@ -396,7 +399,7 @@ impl Web {
             self.wild.remove(&address);
             return None;
         }
-        let (_, plain) = self.outline(address);
+        let Outline { plain, any: _ } = self.outline(address);
         let trusted_hops = (around.trusted_hops)(address);
         let mut front = Front { plain, trusted_hops, ..Front::default() };
         let first = SiteKey { address, hostname: "".into() };
