@@ -11,6 +11,7 @@ pub mod cli;
 pub mod cluster;
 pub mod demo;
 pub mod driver;
+pub mod envoy;
 pub mod images;
 pub mod install;
 pub mod kind;

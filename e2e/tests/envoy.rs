@@ -5,9 +5,6 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fairlead_api::condition::PROGRAMMED;
@@ -23,13 +20,11 @@ use fairlead_core::engine::SeenBalancer;
 use fairlead_core::http::{Pair, Secret, SecretId};
 use fairlead_core::model::Meta;
 use fairlead_core::{Effects, Engine};
-use fairlead_e2e::binaries;
-use fairlead_xds::{Cache, Event, Observer, Server};
+use fairlead_e2e::envoy::Envoy;
+use fairlead_xds::{Event, Observer};
 use http::Extensions;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use tokio::net::UnixListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::Status;
 
 const NODE: &str = "envoy-1";
@@ -49,94 +44,25 @@ impl Observer for Listen {
     }
 }
 
-/// Ends Envoy with the test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// The hub's decisions with an apiserver that persists at once, and a real Envoy.
 struct Hub {
     engine: Engine,
-    cache: Arc<Cache>,
+    envoy: Envoy,
     said: mpsc::UnboundedReceiver<Vec<Event>>,
     statuses: BTreeMap<RouteId, RouteStatus>,
     generation: i64,
-    folder: PathBuf,
-    _envoy: Process,
-}
-
-fn bootstrap(socket: &Path) -> String {
-    format!(
-        "
-node: {{id: {NODE}, cluster: test}}
-dynamic_resources:
-  ads_config:
-    api_type: DELTA_GRPC
-    transport_api_version: V3
-    grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]
-  cds_config: {{ads: {{}}, resource_api_version: V3}}
-  lds_config: {{ads: {{}}, resource_api_version: V3}}
-layered_runtime:
-  layers:
-  - name: fairlead
-    static_layer: {{re2.max_program_size.error_level: 1000}}
-static_resources:
-  clusters:
-  - name: xds
-    type: STATIC
-    connect_timeout: 2s
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    load_assignment:
-      cluster_name: xds
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: {}}}}}}}}}]}}]
-",
-        socket.display()
-    )
 }
 
 impl Hub {
     fn start(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("fairlead-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let socket = folder.join("xds.sock");
         let (send, said) = mpsc::unbounded_channel();
-        let cache = Arc::new(Cache::default());
-        cache.complete();
-        let server = Server::new(cache.clone(), Arc::new(Listen(send)));
-        let incoming = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
-        tokio::spawn(
-            tonic::transport::Server::builder().add_service(server).serve_with_incoming(incoming),
-        );
-        let config = folder.join("envoy.yaml");
-        std::fs::write(&config, bootstrap(&socket)).unwrap();
-        let log = std::fs::File::create(folder.join("envoy.log")).unwrap();
-        let envoy = binaries::envoy().expect("Envoy");
-        let child = Command::new("unshare")
-            .args(["--net", "--"])
-            .arg(envoy)
-            .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning", "-c"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("Envoy needs a network of its own: run this as root");
+        let envoy = Envoy::start(name, Listen(send), &[]).unwrap();
         let mut hub = Self {
             engine: Engine::default(),
-            cache,
+            envoy,
             said,
             statuses: BTreeMap::new(),
             generation: 0,
-            folder,
-            _envoy: Process(child),
         };
         hub.fill();
         hub
@@ -230,7 +156,7 @@ impl Hub {
 
     fn carry_out(&mut self, effects: Effects) {
         let Effects { changes, claim, claim_hosts, statuses, .. } = effects;
-        self.cache.publish(changes);
+        self.envoy.cache.publish(changes);
         for (route, mut claims) in claim {
             for claim in &mut claims {
                 claim.object = claim.key.object_name().into();
@@ -250,16 +176,6 @@ impl Hub {
             Some(condition) if condition.status == "True" => Ok(()),
             other => Err(format!("{other:?}")),
         }
-    }
-}
-
-impl Drop for Hub {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let log = std::fs::read_to_string(self.folder.join("envoy.log")).unwrap_or_default();
-            eprintln!("Envoy's log:\n{}", &log[..log.len().min(20_000)]);
-        }
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

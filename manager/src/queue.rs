@@ -170,14 +170,22 @@ mod tests {
         }
     }
 
+    fn push(queue: &mut Queue<&'static str, u8>, keys: &[&'static str]) {
+        for key in keys {
+            queue.push(key, 0);
+        }
+    }
+
+    /// What may be worked on now, in this order.
+    fn begun(queue: &mut Queue<&'static str, u8>) -> Vec<&'static str> {
+        std::iter::from_fn(|| queue.next()).map(|(key, _)| key).collect()
+    }
+
     #[test]
     fn what_can_wait_lets_all_others_of_its_lane_go_first() {
         let mut queue = Queue::new(10, 10);
-        for key in ["a-later", "b-later", "a1", "a2"] {
-            queue.push(key, 0);
-        }
-        let order: Vec<_> = std::iter::from_fn(|| queue.next()).map(|(key, _)| key).collect();
-        assert_eq!(order, ["a1", "b-later", "a2", "a-later"]);
+        push(&mut queue, &["a-later", "b-later", "a1", "a2"]);
+        assert_eq!(begun(&mut queue), ["a1", "b-later", "a2", "a-later"]);
     }
 
     #[test]
@@ -199,23 +207,15 @@ mod tests {
     #[test]
     fn who_wishes_much_waits_behind_itself() {
         let mut queue = Queue::new(10, 10);
-        for key in ["noisy1", "noisy2", "noisy3", "noisy4"] {
-            queue.push(key, 0);
-        }
-        queue.push("quiet1", 0);
-        queue.push("quiet2", 0);
-        let order: Vec<_> = std::iter::from_fn(|| queue.next()).map(|(key, _)| key).collect();
-        assert_eq!(order, ["noisy1", "quiet1", "noisy2", "quiet2", "noisy3", "noisy4"]);
+        push(&mut queue, &["noisy1", "noisy2", "noisy3", "noisy4", "quiet1", "quiet2"]);
+        assert_eq!(begun(&mut queue), ["noisy1", "quiet1", "noisy2", "quiet2", "noisy3", "noisy4"]);
     }
 
     #[test]
     fn a_lane_has_so_much_under_way_and_no_more() {
         let mut queue = Queue::new(10, 2);
-        for key in ["noisy1", "noisy2", "noisy3", "quiet1"] {
-            queue.push(key, 0);
-        }
-        let order: Vec<_> = std::iter::from_fn(|| queue.next()).map(|(key, _)| key).collect();
-        assert_eq!(order, ["noisy1", "quiet1", "noisy2"]);
+        push(&mut queue, &["noisy1", "noisy2", "noisy3", "quiet1"]);
+        assert_eq!(begun(&mut queue), ["noisy1", "quiet1", "noisy2"]);
         queue.done(&"noisy1");
         assert_eq!(queue.next(), Some(("noisy3", 0)));
     }

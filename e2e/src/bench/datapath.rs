@@ -128,8 +128,12 @@ async fn requests(target: Target, end: Instant) -> Result<Vec<Duration>> {
             anyhow::ensure!(count > 0, "the connection was closed");
             read += count;
             if is_whole(&buffer[..read]) {
-                let said = String::from_utf8_lossy(&buffer[..read]);
-                anyhow::ensure!(said.starts_with("HTTP/1.1 200"), "{said}");
+                let said = &buffer[..read];
+                anyhow::ensure!(
+                    said.starts_with(b"HTTP/1.1 200"),
+                    "{}",
+                    String::from_utf8_lossy(said)
+                );
                 break;
             }
         }

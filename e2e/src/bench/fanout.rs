@@ -1,5 +1,6 @@
 //! One change for 1, 10 and 100 xDS clients: a resource is encoded once, whatever their number.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant};
@@ -10,35 +11,23 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse,
 };
-use fairlead_xds::{Cache, Change, Event, Key, Observer, Resource, ResourceType, Server};
-use http::Extensions;
+use fairlead_xds::{Cache, Change, Key, Resource, ResourceType, Server};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::Status;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic_prost::ProstCodec;
 
 use super::figures::{FanOut, Spread};
+use super::measure::spent;
+use crate::envoy::Everybody;
 
 const METHOD: &str =
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// Resources that are there.
 const CLUSTERS: usize = 10_000;
-
-struct LetIn;
-
-impl Observer for LetIn {
-    type Client = ();
-
-    fn admit(&self, _: &Extensions, _: &str) -> Result<(), Status> {
-        Ok(())
-    }
-
-    fn observe(&self, (): &(), _: Vec<Event>) {}
-}
 
 fn cluster(index: usize, version: usize) -> Change {
     let name = format!("c{index}");
@@ -65,7 +54,7 @@ impl Hub {
             let serve = async {
                 let listener = TcpListener::bind("127.0.0.1:0").await?;
                 told.send((listener.local_addr()?, nix::unistd::gettid().as_raw()))?;
-                let server = Server::new(served, Arc::new(LetIn));
+                let server = Server::new(served, Arc::new(Everybody));
                 let incoming = TcpListenerStream::new(listener);
                 let mut builder = tonic::transport::Server::builder().tcp_nodelay(true);
                 builder.add_service(server).serve_with_incoming(incoming).await?;
@@ -78,10 +67,7 @@ impl Hub {
     }
 
     fn cpu(&self) -> Result<Duration> {
-        let path = format!("/proc/self/task/{}/schedstat", self.thread);
-        let text = std::fs::read_to_string(path)?;
-        let nanos = text.split_whitespace().next().context("schedstat")?.parse()?;
-        Ok(Duration::from_nanos(nanos))
+        spent(Path::new(&format!("/proc/self/task/{}", self.thread)))
     }
 }
 

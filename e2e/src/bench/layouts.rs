@@ -6,29 +6,27 @@
 
 mod config;
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use fairlead_xds::{Cache, Change, Event, Observer, Outcome, Server};
-use http::Extensions;
+use fairlead_xds::Change;
 use serde::Serialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::task::JoinHandle;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::ClientConfig;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::Status;
+use tokio_rustls::rustls::client::Resumption;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use self::config::{LAYOUTS, Layout, Pair, host};
+use self::config::{Authority, LAYOUTS, Layout, Pair, host};
 use super::figures::Spread;
 use super::measure::{Process, stats_of};
+use super::probe::read;
+use crate::envoy::{Envoy, Everybody};
+use crate::run;
 use crate::say::say;
-use crate::{binaries, run};
 
 /// Changes of each kind at each size.
 const CHANGES: usize = 20;
@@ -180,7 +178,7 @@ async fn add(stage: &mut Stage) -> Result<Vec<Duration>> {
 async fn rotate(stage: &mut Stage, hosts: usize) -> Result<Vec<Duration>> {
     let mut took = Vec::new();
     for number in 0..CHANGES.min(hosts) {
-        stage.pairs[number] = Pair::new(&host(number))?;
+        stage.pairs[number] = stage.authority.issue(&host(number))?;
         let start = Instant::now();
         stage.publish_certificate(number);
         stage.until_shown(number).await?;
@@ -199,75 +197,28 @@ async fn handshake(stage: &Stage, hosts: usize) -> Result<Vec<Duration>> {
     Ok(took)
 }
 
-/// Lets everybody in, and says what Envoy does not take.
-struct Everybody;
-
-impl Observer for Everybody {
-    type Client = ();
-
-    fn admit(&self, _: &Extensions, _: &str) -> Result<(), Status> {
-        Ok(())
-    }
-
-    fn observe(&self, (): &(), events: Vec<Event>) {
-        for event in events {
-            if let Outcome::Rejected(_, why) = event.outcome {
-                say(&format!("Envoy does not take {}: {why}", event.key));
-            }
-        }
-    }
-}
-
 /// An Envoy, and what it is given.
 struct Stage {
     layout: Layout,
-    folder: PathBuf,
-    cache: Arc<Cache>,
-    envoy: Child,
+    envoy: Envoy,
     process: Process,
-    server: JoinHandle<()>,
+    authority: Authority,
+    client: TlsConnector,
     /// Of all hosts, also of those that are not published yet.
     pairs: Vec<Pair>,
     published: usize,
 }
 
-impl Drop for Stage {
-    fn drop(&mut self) {
-        let _ = self.envoy.kill();
-        let _ = self.envoy.wait();
-        self.server.abort();
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
 impl Stage {
     fn start(layout: Layout, hosts: usize) -> Result<Self> {
-        let pairs = (0..hosts).map(|number| Pair::new(&host(number))).collect::<Result<_>>()?;
-        let folder = std::env::temp_dir().join(format!("fairlead-layouts-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder)?;
-        let cache = Arc::new(Cache::default());
-        cache.complete();
-        let server = Server::new(cache.clone(), Arc::new(Everybody));
-        let incoming = UnixListenerStream::new(UnixListener::bind(folder.join("xds"))?);
-        let serving = tonic::transport::Server::builder().add_service(server);
-        let server = tokio::spawn(async move {
-            if let Err(error) = serving.serve_with_incoming(incoming).await {
-                say(&format!("the xDS server ended: {error}"));
-            }
-        });
-        let bootstrap = folder.join("envoy.yaml");
-        std::fs::write(&bootstrap, self::bootstrap(&folder))?;
-        let envoy = Command::new(binaries::envoy()?)
-            .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"])
-            .args(["--drain-time-s", "1", "--drain-strategy", "immediate", "-c"])
-            .arg(&bootstrap)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(folder.join("envoy.log"))?)
-            .spawn()?;
-        let process = Process::of(envoy.id());
-        Ok(Self { layout, folder, cache, envoy, process, server, pairs, published: 0 })
+        let authority = Authority::new()?;
+        let issue = |number| authority.issue(&host(number));
+        let pairs = (0..hosts).map(issue).collect::<Result<_>>()?;
+        let client = client(&authority)?;
+        let draining = ["--drain-time-s", "1", "--drain-strategy", "immediate"];
+        let envoy = Envoy::start("layouts", Everybody, &draining)?;
+        let process = Process::of(envoy.pid());
+        Ok(Self { layout, envoy, process, authority, client, pairs, published: 0 })
     }
 
     /// Publishes the certificate of one host more; its number.
@@ -282,22 +233,17 @@ impl Stage {
     }
 
     fn publish_listener(&self) {
-        self.publish(config::listener(self.layout, self.published, &self.folder.join("tls")));
+        self.publish(config::listener(self.layout, self.published, &self.envoy.file("tls")));
     }
 
     fn publish(&self, change: Change) {
-        self.cache.publish(vec![change]);
+        self.envoy.cache.publish(vec![change]);
     }
 
     /// Connects to a host; with the certificate that it shows.
     async fn connect(&self, number: usize) -> Result<(TlsStream<UnixStream>, Vec<u8>)> {
-        let stream = UnixStream::connect(self.folder.join("tls")).await?;
-        let config = ClientConfig::builder()
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(accept::Any))
-            .with_no_client_auth();
-        let name = host(number).try_into()?;
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        let stream = UnixStream::connect(self.envoy.file("tls")).await?;
+        let stream = self.client.connect(host(number).try_into()?, stream).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let shown = shown.context("no certificate")?.to_vec();
         Ok((stream, shown))
@@ -324,95 +270,25 @@ impl Stage {
     }
 
     fn counted(&self, name: &str) -> Result<u64> {
-        Ok(stats_of(&self.folder.join("admin"))?.get(name).copied().unwrap_or(0))
+        Ok(stats_of(&self.envoy.file("admin"))?.get(name).copied().unwrap_or(0))
     }
 }
 
 /// One request on a connection.
 async fn answers(stream: &mut TlsStream<UnixStream>, host: &str) -> Result<()> {
     stream.write_all(format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes()).await?;
-    let mut answer = [0; 512];
-    let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut answer)).await??;
-    let said = String::from_utf8_lossy(&answer[..read]);
+    let said = tokio::time::timeout(Duration::from_secs(10), read(stream)).await??;
     if !said.starts_with("HTTP/1.1 200") || said.contains("connection: close") {
         bail!("{host} answers {said:?}");
     }
     Ok(())
 }
 
-fn bootstrap(folder: &Path) -> String {
-    let at = |name: &str| folder.join(name).display().to_string();
-    format!(
-        "
-node: {{id: bench, cluster: bench}}
-admin: {{address: {{pipe: {{path: {admin}}}}}}}
-dynamic_resources:
-  ads_config:
-    api_type: DELTA_GRPC
-    transport_api_version: V3
-    grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]
-  lds_config: {{ads: {{}}, resource_api_version: V3}}
-static_resources:
-  clusters:
-  - name: xds
-    type: STATIC
-    connect_timeout: 2s
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    load_assignment:
-      cluster_name: xds
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: {xds}}}}}}}}}]}}]
-",
-        admin = at("admin"),
-        xds = at("xds"),
-    )
-}
-
-/// Any certificate will do: which one it is, is what is looked at.
-mod accept {
-    use tokio_rustls::rustls::client::danger::{
-        HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
-    };
-    use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-    use tokio_rustls::rustls::{DigitallySignedStruct, Error, SignatureScheme};
-
-    #[derive(Debug)]
-    pub(super) struct Any;
-
-    impl ServerCertVerifier for Any {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, Error> {
-            Ok(ServerCertVerified::assertion())
-        }
-
-        fn verify_tls12_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            vec![SignatureScheme::ECDSA_NISTP256_SHA256]
-        }
-    }
+/// A client that begins anew with each connection: one that resumes a session is shown no certificate.
+fn client(authority: &Authority) -> Result<TlsConnector> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.certificate())?;
+    let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(TlsConnector::from(Arc::new(config)))
 }

@@ -53,9 +53,10 @@ impl Process {
         let mut cpu = Cpu::default();
         for task in std::fs::read_dir(format!("/proc/{}/task", self.0))?.flatten() {
             // A thread may end meanwhile.
-            let Ok(text) = std::fs::read_to_string(task.path().join("schedstat")) else { continue };
-            let spent = text.split_whitespace().next().context("schedstat")?.parse()?;
-            let spent = Duration::from_nanos(spent);
+            let spent = match spent(&task.path()) {
+                Err(_) if !task.path().exists() => continue,
+                spent => spent?,
+            };
             cpu.all += spent;
             if task.file_name().to_str() == Some(&self.0.to_string()) {
                 cpu.main = spent;
@@ -80,6 +81,13 @@ impl Process {
     fn file(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.0))
     }
+}
+
+/// CPU time of a thread, by its folder below `/proc` (`schedstat`, in nanoseconds).
+pub fn spent(task: &Path) -> Result<Duration> {
+    let text = std::fs::read_to_string(task.join("schedstat"))?;
+    let nanos = text.split_whitespace().next().context("schedstat")?.parse()?;
+    Ok(Duration::from_nanos(nanos))
 }
 
 /// What Envoy counts.

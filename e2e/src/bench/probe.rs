@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Between two requests that wait for a change: what is measured is no finer.
@@ -42,14 +42,18 @@ pub async fn ask(target: &Target) -> Result<(u16, String)> {
         let Target { host, path, .. } = target;
         let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::with_capacity(1_024);
-        // Not until the connection is closed: Envoy gives its client a second to do that.
-        while !is_whole(&answer) && stream.read_buf(&mut answer).await? > 0 {}
-        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let answer = read(&mut stream).await?;
         let status = answer.split(' ').nth(1).context("no answer")?.parse()?;
         Ok::<_, anyhow::Error>((status, answer))
     };
     tokio::time::timeout(REQUEST, asked).await?
+}
+
+/// Reads an answer, not until the connection is closed: Envoy gives its client a second to do that.
+pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<String> {
+    let mut answer = Vec::with_capacity(1_024);
+    while !is_whole(&answer) && stream.read_buf(&mut answer).await? > 0 {}
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// Whether this is all of an answer.

@@ -30,7 +30,9 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
 use envoy_types::pb::google::protobuf::Any;
 use fairlead_xds::{Change, Key, Resource, ResourceType};
 use prost::{Message, Name};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde::Serialize;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 
 /// How Envoy finds the certificate of a server name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -86,14 +88,31 @@ pub struct Pair {
     key: Vec<u8>,
 }
 
-impl Pair {
-    /// A new one for a host.
-    pub fn new(host: &str) -> Result<Self> {
-        let made = rcgen::generate_simple_self_signed(vec![host.to_owned()])?;
-        Ok(Self {
-            der: made.cert.der().to_vec(),
-            chain: made.cert.pem().into_bytes(),
-            key: made.signing_key.serialize_pem().into_bytes(),
+/// Who issues the certificates; clients trust it.
+#[derive(Debug)]
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    /// A new one.
+    pub fn new() -> Result<Self> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Ok(Self(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
+    }
+
+    /// Its own certificate.
+    pub fn certificate(&self) -> CertificateDer<'static> {
+        self.0.der().clone()
+    }
+
+    /// A new certificate for a host.
+    pub fn issue(&self, host: &str) -> Result<Pair> {
+        let key = KeyPair::generate()?;
+        let made = CertificateParams::new(vec![host.to_owned()])?.signed_by(&key, &self.0)?;
+        Ok(Pair {
+            der: made.der().to_vec(),
+            chain: made.pem().into_bytes(),
+            key: key.serialize_pem().into_bytes(),
         })
     }
 }

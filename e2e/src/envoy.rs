@@ -1,0 +1,141 @@
+//! A real Envoy by itself, and an xDS server in this process that tells it what to do.
+//!
+//! They meet at sockets in a folder. Envoy has a network of its own, so root is needed.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use fairlead_xds::{Cache, Event, Observer, Outcome, Server};
+use http::Extensions;
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::Status;
+
+use crate::binaries;
+use crate::say::say;
+
+/// An Envoy and its xDS server; both end with it.
+#[derive(Debug)]
+pub struct Envoy {
+    /// What it is given.
+    pub cache: Arc<Cache>,
+    folder: PathBuf,
+    process: Child,
+    server: JoinHandle<()>,
+}
+
+impl Envoy {
+    /// Starts one with one worker, on the runtime that this is called on. `name`: of its folder. `more`: arguments.
+    pub fn start<O: Observer>(name: &str, observer: O, more: &[&str]) -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("fairlead-{name}-{}", std::process::id()));
+        // What one with this name left behind.
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder)?;
+        let cache = Arc::new(Cache::default());
+        cache.complete();
+        let server = Server::new(cache.clone(), Arc::new(observer));
+        let incoming = UnixListenerStream::new(UnixListener::bind(folder.join("xds"))?);
+        let serving = tonic::transport::Server::builder().add_service(server);
+        let server = tokio::spawn(async move {
+            if let Err(error) = serving.serve_with_incoming(incoming).await {
+                say(&format!("the xDS server ended: {error}"));
+            }
+        });
+        let config = folder.join("envoy.yaml");
+        std::fs::write(&config, bootstrap(&folder))?;
+        let process = Command::new("unshare")
+            .args(["--net", "--"])
+            .arg(binaries::envoy()?)
+            .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"])
+            .args(more)
+            .arg("-c")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(folder.join("envoy.log"))?)
+            .spawn()
+            .context("Envoy needs a network of its own: run this as root")?;
+        Ok(Self { cache, folder, process, server })
+    }
+
+    /// A file, or a socket, of its folder; `admin` is where it says what it counts.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Its process: `unshare` becomes Envoy.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+}
+
+impl Drop for Envoy {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.file("envoy.log")).unwrap_or_default();
+            eprintln!("Envoy's log:\n{}", &log[..log.len().min(20_000)]);
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        self.server.abort();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Lets everybody in, and says what is not taken.
+#[derive(Debug)]
+pub struct Everybody;
+
+impl Observer for Everybody {
+    type Client = ();
+
+    fn admit(&self, _: &Extensions, _: &str) -> Result<(), Status> {
+        Ok(())
+    }
+
+    fn observe(&self, (): &(), events: Vec<Event>) {
+        for event in events {
+            if let Outcome::Rejected(_, why) = event.outcome {
+                say(&format!("Envoy does not take {}: {why}", event.key));
+            }
+        }
+    }
+}
+
+fn bootstrap(folder: &Path) -> String {
+    let at = |name: &str| folder.join(name).display().to_string();
+    format!(
+        "
+node: {{id: envoy-1, cluster: alone}}
+admin: {{address: {{pipe: {{path: {admin}}}}}}}
+dynamic_resources:
+  ads_config:
+    api_type: DELTA_GRPC
+    transport_api_version: V3
+    grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]
+  cds_config: {{ads: {{}}, resource_api_version: V3}}
+  lds_config: {{ads: {{}}, resource_api_version: V3}}
+layered_runtime:
+  layers:
+  - name: fairlead
+    static_layer: {{re2.max_program_size.error_level: 1000}}
+static_resources:
+  clusters:
+  - name: xds
+    type: STATIC
+    connect_timeout: 2s
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {{http2_protocol_options: {{}}}}
+    load_assignment:
+      cluster_name: xds
+      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: {xds}}}}}}}}}]}}]
+",
+        admin = at("admin"),
+        xds = at("xds"),
+    )
+}
