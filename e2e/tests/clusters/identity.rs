@@ -76,18 +76,22 @@ fn connected(name: &str, within: Duration) {
     waited.unwrap_or_else(|error| panic!("{error:#}"));
 }
 
+/// What they logged from then on. The API server knows whole seconds only, in which more happened than is asked for.
 fn logs(cluster: &Cluster, component: &str, since: &str) -> String {
-    let all = "--all-containers --prefix --tail=-1";
-    kubectl(
+    let all = "--all-containers --prefix --timestamps --tail=-1";
+    let said = kubectl(
         cluster,
         &format!(
             "-n {NAMESPACE} logs -l app.kubernetes.io/component={component} {all} --since-time={since}"
         ),
-    )
+    );
+    let later = |line: &&str| line.split(' ').nth(1).is_some_and(|time| time >= since);
+    said.lines().filter(later).collect::<Vec<_>>().join("\n")
 }
 
+/// A time that sorts as text, as those of `kubectl logs` do.
 fn now() -> String {
-    on_host("client", "date -u +%Y-%m-%dT%H:%M:%SZ").expect("date").trim().to_owned()
+    on_host("client", "date -u +%Y-%m-%dT%H:%M:%S.%NZ").expect("date").trim().to_owned()
 }
 
 #[test]
