@@ -7,10 +7,10 @@ use std::sync::Arc;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 /// The label that names a slice's Service.
-const SERVICE: &str = "kubernetes.io/service-name";
+pub(crate) const SERVICE: &str = "kubernetes.io/service-name";
 
 /// The label that names who looks after a slice, and what it says of Kubernetes' own controller.
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub(crate) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const BY_SELECTOR: &str = "endpointslice-controller.k8s.io";
 
 /// Where a Service has ready endpoints.

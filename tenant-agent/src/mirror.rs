@@ -8,14 +8,11 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::ResourceExt;
 
+use crate::endpoints::{MANAGED_BY, SERVICE};
 use crate::shadow::{self, SHADOW_OF};
 use crate::slots::{self, Pod};
 
-/// The label that names a slice's Service.
-pub(crate) const SERVICE: &str = "kubernetes.io/service-name";
-/// The label that names who looks after a slice.
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
-/// What it says of ours.
+/// Who looks after a slice of ours.
 const US: &str = "fairlead.dev";
 
 /// Whether endpoints are looked after by a person, or another controller, rather than by a selector.

@@ -310,7 +310,9 @@ impl Outbox {
 /// A Route as it is pushed. Maps in it are ordered, so equal Routes are equal bytes.
 pub(crate) fn pushed(route: &RouteSpec) -> Object {
     // Every key of its maps is text: it can be written.
-    let spec = serde_json::to_vec(route).unwrap_or_default();
+    let mut spec = serde_json::to_vec(route).unwrap_or_default();
+    // It is kept for as long as the Route is.
+    spec.shrink_to_fit();
     Object::Route(v1::Route { spec })
 }
 

@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::endpoints::{Endpoints, ServiceKey};
+use crate::endpoints::{Endpoints, SERVICE, ServiceKey};
 use crate::events::Events;
 use crate::ingress::users::Users;
 use crate::mirror;
@@ -26,7 +26,7 @@ use crate::outbox::{Item, Outbox, pushed};
 use crate::plan::{self, CLEANUP, Duty, FINALIZER, Ports, Ways};
 use crate::report::{Note, given_ports, report};
 use crate::settings::{GIVEN_PORTS, Settings};
-use crate::{endpoints, shadow, slots};
+use crate::{shadow, slots};
 
 /// The field manager of shadows.
 const MANAGER: &str = "fairlead-agent";
@@ -301,7 +301,7 @@ impl Context {
         }
         let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &namespace);
         let of = |label: &str| ListParams::default().labels(&format!("{label}={name}"));
-        let slices = api.list(&of(mirror::SERVICE)).await?.items;
+        let slices = api.list(&of(SERVICE)).await?.items;
         let mut mirrored = api.list(&of(shadow::SHADOW_OF)).await?.items;
         if !slots::are_possible(&slices) {
             for slot in there {
@@ -311,7 +311,7 @@ impl Context {
         }
         // Those of the shadow of all are another matter.
         let number = |slice: &EndpointSlice| {
-            let of = slice.labels().get(mirror::SERVICE)?;
+            let of = slice.labels().get(SERVICE)?;
             (0..slots::MAX).find(|number| *of == shadow::slot_name(&name, *number))
         };
         mirrored.retain(|slice| number(slice).is_some());
@@ -330,7 +330,7 @@ impl Context {
                 self.write_slice(&api, &mirrored, &wanted).await?;
                 kept.push(wanted.name_any());
             }
-            let ready = slices.iter().flat_map(endpoints::ready);
+            let ready = slices.iter().flat_map(crate::endpoints::ready);
             let ready = ready.filter_map(slots::pod).filter(|pod| pods.contains(pod));
             made.push((shadow, ready.map(|(node, _)| node).collect()));
         }
@@ -363,7 +363,7 @@ impl Context {
     async fn mirror(&self, service: &Service, shadow: &Service) -> kube::Result<()> {
         let namespace = service.namespace().unwrap_or_default();
         let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &namespace);
-        let of = |name: &str| ListParams::default().labels(&format!("{}={name}", mirror::SERVICE));
+        let of = |name: &str| ListParams::default().labels(&format!("{SERVICE}={name}"));
         let slices = api.list(&of(&service.name_any())).await?;
         let mirrored = api.list(&of(&shadow.name_any())).await?;
         let wanted: Vec<_> =

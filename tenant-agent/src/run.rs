@@ -17,6 +17,7 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use k8s_openapi::apimachinery::pkg::version::Info;
 use kube::api::ListParams;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
@@ -30,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::Args;
-use crate::endpoints::{Endpoints, ServiceKey};
+use crate::endpoints::{Endpoints, SERVICE, ServiceKey};
 use crate::events::Events;
 use crate::identity::{Hub, Keeper, Keys, Source};
 use crate::ingress::users::Users;
@@ -106,7 +107,8 @@ impl Args {
         epoch: Epoch,
         stop: &CancellationToken,
     ) -> Result<()> {
-        let cluster_version = client.apiserver_version().await?.git_version;
+        let version = client.apiserver_version().await?;
+        let everything = everything(&version);
         let keys = Keys::new(client.clone(), &self.namespace, &self.identity_secret);
         let outbox = Arc::new(Outbox::default());
         let endpoints = Arc::new(Mutex::new(Endpoints::default()));
@@ -115,7 +117,9 @@ impl Args {
         let (slices_read, slices_ready) = oneshot::channel();
         let mut tasks: JoinSet<Result<()>> = JoinSet::new();
         tasks.spawn(watch_nodes(client.clone(), outbox.clone(), nodes_read));
-        tasks.spawn(watch_endpoints(client.clone(), endpoints.clone(), again.clone(), slices_read));
+        let slices = everything.clone().labels(SERVICE);
+        let slices = watcher::watcher(Api::<EndpointSlice>::all(client.clone()), slices);
+        tasks.spawn(watch_endpoints(slices, endpoints.clone(), again.clone(), slices_read));
 
         let users = Arc::new(Mutex::new(Users::default()));
         expect_all(&client, &outbox, &users, self.default_class).await?;
@@ -128,7 +132,7 @@ impl Args {
         let events = Events::begin(client.clone(), self.name.clone(), &mut tasks);
 
         let Observed { events: service_events, store: services, read: services_read } =
-            observe::<Service>(&client);
+            observe::<Service>(&client, &everything);
         let (class_changed, class_changes) = mpsc::unbounded_channel();
         let (named, told, all) = (users.clone(), again.clone(), class_changed.clone());
         let forgetful = endpoints.clone();
@@ -162,7 +166,7 @@ impl Args {
         });
 
         let Observed { events: class_events, store: classes, read: classes_read } =
-            observe::<IngressClass>(&client);
+            observe::<IngressClass>(&client, &everything);
         tasks.spawn(async move {
             let mut changes = std::pin::pin!(class_events.touched_objects());
             while changes.next().await.is_some() {
@@ -185,11 +189,12 @@ impl Args {
         });
         let read = [services_read.clone(), classes_read];
         let due = (ingresses_due, class_changes);
-        tasks.spawn(watch_ingresses(client, ingresses, read, due, stop.clone()));
+        let observed = observe::<Ingress>(&client, &everything);
+        tasks.spawn(watch_ingresses(observed, ingresses, read, due, stop.clone()));
 
         let hello = v1::Hello {
             agent_version: env!("CARGO_PKG_VERSION").into(),
-            cluster_version,
+            cluster_version: version.git_version,
             instance: self.name.clone(),
             epoch,
             time: None,
@@ -355,14 +360,26 @@ struct Observed<K: Resource<DynamicType = ()> + Clone + 'static> {
     read: CancellationToken,
 }
 
-fn observe<K>(client: &Client) -> Observed<K>
+/// How all objects of a kind are read: as a stream where the apiserver has that (KEP-3157; on unless it is turned off
+/// since Kubernetes 1.34), so that neither side holds pages of them; by pages elsewhere.
+fn everything(version: &Info) -> watcher::Config {
+    let number = |text: &str| text.trim_end_matches('+').parse::<u32>().unwrap_or(0);
+    let config = watcher::Config::default();
+    if (number(&version.major), number(&version.minor)) >= (1, 34) {
+        config.streaming_lists()
+    } else {
+        config
+    }
+}
+
+fn observe<K>(client: &Client, everything: &watcher::Config) -> Observed<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let (store, writer) = reflector::store();
     let read = CancellationToken::new();
     let done = read.clone();
-    let events = watcher::watcher(Api::<K>::all(client.clone()), watcher::Config::default());
+    let events = watcher::watcher(Api::<K>::all(client.clone()), everything.clone());
     let events = events.default_backoff().modify(slim);
     let events = reflector::reflector(writer, events).inspect(move |event| match event {
         Ok(Event::InitDone) => done.cancel(),
@@ -382,7 +399,7 @@ fn slim<K: Resource>(object: &mut K) {
 /// Watches Ingresses. They have no finalizer of ours: one that is deleted is noticed here, and one that
 /// went while nobody watched by `sweep`, or by the next inventory.
 async fn watch_ingresses(
-    client: Client,
+    observed: Observed<Ingress>,
     context: Arc<ingress::reconcile::Context>,
     read: [CancellationToken; 2],
     (due, class_changes): (mpsc::UnboundedReceiver<ServiceKey>, mpsc::UnboundedReceiver<()>),
@@ -392,7 +409,7 @@ async fn watch_ingresses(
     for kind in read {
         kind.cancelled().await;
     }
-    let Observed { events, store, read } = observe::<Ingress>(&client);
+    let Observed { events, store, read } = observed;
     let gone = context.clone();
     let stream = events.inspect_ok(move |event| {
         if let Event::Delete(ingress) = event {
@@ -470,13 +487,11 @@ fn note(nodes: &mut BTreeMap<String, Vec<String>>, node: &Node) {
 
 /// Keeps the endpoints, and tells which Services they changed.
 async fn watch_endpoints(
-    client: Client,
+    stream: impl Stream<Item = Result<Event<EndpointSlice>, watcher::Error>>,
     endpoints: Arc<Mutex<Endpoints>>,
     again: mpsc::UnboundedSender<Item>,
     read: oneshot::Sender<()>,
 ) -> Result<()> {
-    let config = watcher::Config::default().labels("kubernetes.io/service-name");
-    let stream = watcher::watcher(Api::<EndpointSlice>::all(client), config);
     let mut stream = std::pin::pin!(stream.default_backoff());
     let mut read = Some(read);
     loop {

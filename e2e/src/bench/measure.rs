@@ -21,6 +21,16 @@ pub struct Cpu {
     pub main: Duration,
 }
 
+/// What all processors together had, and how much of that was idle, in ticks since the start (`/proc/stat`).
+pub fn machine() -> Result<(u64, u64)> {
+    let text = std::fs::read_to_string("/proc/stat")?;
+    let ticks = text.lines().next().context("no cpu")?.split_whitespace().skip(1);
+    // user, nice, system, idle, iowait, irq, softirq, steal; guests are counted under user.
+    let ticks = ticks.take(8).map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+    let idle = ticks.iter().skip(3).take(2).sum();
+    Ok((ticks.iter().sum(), idle))
+}
+
 impl Process {
     /// The processes with this name, of which the kernel keeps 15 characters.
     pub fn find(name: &str) -> Vec<Self> {

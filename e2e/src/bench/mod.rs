@@ -151,8 +151,11 @@ async fn measure_layout(
     let routes = objects.count();
     let restart = restart(&mut objects, &mut seeded).await?;
     let node_change = node_change(&objects).await?;
+    quiet().await?;
     let neighbour = neighbour::measure(&mut objects, &mut seeded, options.changes()).await?;
+    quiet().await?;
     let data_path = datapath::measure(&objects, stage.workers, options.quick).await?;
+    quiet().await?;
     let agent_restart_seconds = agent_restart(stage, &mut objects, &mut seeded).await?;
     report.largest.push(Largest {
         layout,
@@ -216,6 +219,20 @@ async fn settle() -> Result<()> {
         }
     }
     bail!("it does not come to rest")
+}
+
+/// Waits until this machine has nothing else to do: what apiservers do after the last phase, Go's collector and
+/// Kubernetes' own controllers included, is no part of the next.
+async fn quiet() -> Result<()> {
+    for _ in 0..120 {
+        let (was_all, was_idle) = measure::machine()?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let (all, idle) = measure::machine()?;
+        if (idle - was_idle) * 4 > (all - was_all) * 3 {
+            return Ok(());
+        }
+    }
+    bail!("this machine has other work, all the time")
 }
 
 async fn idle(seconds: u64) -> Result<Cost> {

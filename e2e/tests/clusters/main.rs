@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
 mod agent;
+mod attackers;
 mod bad_input;
 mod faults;
 mod identity;

@@ -1,6 +1,7 @@
 //! Carrying plans of Ingresses out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,16 @@ pub(crate) struct Context {
     /// What to look at again.
     pub(crate) again: mpsc::UnboundedSender<Item>,
     /// What was told of each Ingress: an Ingress has no conditions that would remember it.
-    pub(crate) told: Mutex<HashMap<Key, HashSet<String>>>,
+    pub(crate) told: Mutex<HashMap<Key, Told>>,
+}
+
+/// What was told of an Ingress.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    /// The hub has spoken of it since this agent began.
+    heard: bool,
+    /// Hashes of the Events.
+    notes: HashSet<u64>,
 }
 
 /// Brings one Ingress to what it shall be.
@@ -168,7 +178,8 @@ impl Context {
     ) -> kube::Result<bool> {
         let word = self.outbox.word(item);
         let addresses = report::addresses(ingress, word.as_ref());
-        if addresses != report::shown(ingress) {
+        let is_shown = addresses == report::shown(ingress);
+        if !is_shown {
             let start = Instant::now();
             self.show(ingress, json!(addresses)).await?;
             self.stages.observe("report", start);
@@ -179,24 +190,27 @@ impl Context {
             let message = format!("the hub cannot be reached, trying again: {why}");
             notes.push(Note::warning("HubUnreachable", message));
         }
-        for note in self.news(key, notes, silent) {
+        for note in self.news(key, notes, silent, is_shown) {
             self.events.tell(ingress.object_ref(&()), &note);
         }
         Ok(silent)
     }
 
     /// What was not told before. While the hub has yet to speak of a change, what it said before counts
-    /// as told.
-    fn news(&self, key: &Key, notes: Vec<Note>, silent: bool) -> Vec<Note> {
+    /// as told. So does, in the first word since this agent began, that it is served where it is shown to be.
+    fn news(&self, key: &Key, notes: Vec<Note>, silent: bool, is_shown: bool) -> Vec<Note> {
         let mut told = lock(&self.told);
         let before = told.entry(key.clone()).or_default();
-        let text = |note: &Note| format!("{}: {}", note.reason, note.message);
-        let new = notes.iter().filter(|note| !before.contains(&text(note))).cloned().collect();
-        let now: HashSet<String> = notes.iter().map(text).collect();
+        let is_old = |note: &Note| {
+            before.notes.contains(&hash(note))
+                || !before.heard && is_shown && note.reason == report::PROGRAMMED
+        };
+        let new = notes.iter().filter(|note| !is_old(note)).cloned().collect();
+        let now = notes.iter().map(hash);
         if silent {
-            before.extend(now);
+            before.notes.extend(now);
         } else {
-            *before = now;
+            *before = Told { heard: true, notes: now.collect() };
         }
         new
     }
@@ -225,4 +239,11 @@ impl Context {
         self.name(key, BTreeMap::new(), BTreeSet::new());
         lock(&self.told).remove(key).is_some()
     }
+}
+
+/// Of its words; collisions cost an Event.
+fn hash(note: &Note) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&note.reason, &note.message).hash(&mut hasher);
+    hasher.finish()
 }

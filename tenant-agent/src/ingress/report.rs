@@ -6,12 +6,15 @@ use k8s_openapi::api::networking::v1::{Ingress, IngressLoadBalancerIngress, Ingr
 use crate::outbox::Word;
 use crate::report::Note;
 
+/// The reason of the Event, and the condition, that all Envoys serve it.
+pub(crate) const PROGRAMMED: &str = "Programmed";
+
 /// The addresses to show: each once all Envoys serve it, for as long as the hub holds it.
 pub(crate) fn addresses(ingress: &Ingress, word: Option<&Word>) -> Vec<IngressLoadBalancerIngress> {
     let shown = shown(ingress);
     // Nothing new is known, or the hub keeps what it had: what is shown stays.
     let Some(Word::Status(status)) = word else { return shown };
-    let programmed = holds(status, "Programmed") == Some(true);
+    let programmed = holds(status, PROGRAMMED) == Some(true);
     let tls = ingress.spec.as_ref().is_some_and(|spec| spec.tls.iter().flatten().next().is_some());
     let ports = if tls { &[80, 443][..] } else { &[80] };
     let port = |port: &i32| IngressPortStatus { port: *port, protocol: "TCP".into(), error: None };
@@ -50,11 +53,11 @@ pub(crate) fn notes(word: Option<&Word>) -> Vec<Note> {
 fn note(condition: &v1::Condition, status: &v1::Status) -> Option<Note> {
     let v1::Condition { r#type, holds, reason, message } = condition;
     match (r#type.as_str(), holds) {
-        ("Programmed", true) => {
-            Some(Note::normal("Programmed", format!("Served at {}", status.addresses.join(", "))))
+        (PROGRAMMED, true) => {
+            Some(Note::normal(PROGRAMMED, format!("Served at {}", status.addresses.join(", "))))
         }
         // These pass, or are said by another condition; what is missing here was told already.
-        ("Programmed", false) if ["Pending", "NotAccepted"].contains(&reason.as_str()) => None,
+        (PROGRAMMED, false) if ["Pending", "NotAccepted"].contains(&reason.as_str()) => None,
         ("ResolvedRefs", false) if reason == "RefNotFound" => None,
         ("Conflicted" | "PartiallyInvalid", true) => Some(Note::warning_of(reason, message)),
         ("Conflicted" | "PartiallyInvalid", false) | (_, true) => None,

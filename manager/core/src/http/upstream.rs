@@ -2,7 +2,6 @@
 //! Service's port; where they want it spoken to in different ways, there is one for each way.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, OutlierDetection};
 use envoy_types::pb::envoy::config::core::v3::{
@@ -29,7 +28,7 @@ use super::secrets;
 use crate::model::Backend;
 use crate::nodes::Nodes;
 use crate::pb::{ads, any, duration, exactly, extension_socket, number};
-use crate::translate;
+use crate::translate::{self, EJECTED_FOR, EJECTIONS_LOOKED_AT};
 
 /// Answers' headers may be as large as requests'.
 const MAX_HEADERS_KB: u32 = 96;
@@ -132,8 +131,8 @@ fn outlier_detection() -> OutlierDetection {
         enforcing_consecutive_gateway_failure: number(0),
         enforcing_success_rate: number(0),
         enforcing_local_origin_success_rate: number(0),
-        interval: duration(Duration::from_secs(1)),
-        base_ejection_time: duration(Duration::from_secs(10)),
+        interval: duration(EJECTIONS_LOOKED_AT),
+        base_ejection_time: duration(EJECTED_FOR),
         max_ejection_percent: number(50),
         ..OutlierDetection::default()
     }
