@@ -258,10 +258,13 @@ impl Conductor {
                 self.around.records.change(&id.tenant, |records| records.items.remove(&item));
                 engine.route_gone(&id);
             }
-            Observed::Claim(claim) => engine.claim(claim),
-            Observed::ClaimGone(key, object) => engine.released(&key, &object),
-            Observed::Host(claim) => engine.host(claim),
-            Observed::HostGone(key, object) => engine.host_released(&key, &object),
+            Observed::Claim(claim) => engine.watched_claim(claim),
+            Observed::ClaimGone(key, object) => engine.watched_claim_gone(&key, &object),
+            Observed::Host(claim) => engine.watched_host(claim),
+            Observed::HostGone(key, object) => engine.watched_host_gone(&key, &object),
+            Observed::Listing(Kind::Claim) => engine.relist_claims(),
+            Observed::Listing(Kind::Host) => engine.relist_hosts(),
+            Observed::Listing(_) => {}
             Observed::Secret(tenant, name, secret) => self.secret(&tenant, name, secret),
             Observed::Balancer(name, seen) => engine.balancer(&name, seen),
             Observed::Envoy(name, envoy) => {

@@ -58,6 +58,8 @@ pub(crate) enum Observed {
     Envoy(String, Option<(bool, Vec<IpAddr>)>),
     /// An agent.
     Agent(TenantId, AgentId, Option<(AgentSpec, Option<AgentStatus>, u64)>),
+    /// A kind is read from the beginning: what was written before is in what comes.
+    Listing(Kind),
     /// A kind was read once.
     Complete(Kind),
 }
@@ -159,7 +161,7 @@ impl Relist {
         match event {
             Event::Init => {
                 self.listed.clear();
-                Vec::new()
+                vec![Observed::Listing(kind)]
             }
             Event::InitApply(object) => {
                 self.listed.insert(id(&object));

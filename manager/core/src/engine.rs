@@ -15,7 +15,7 @@ use fairlead_api::{
 use fairlead_xds::Change;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::claims::{Claim, Claims, Holder, Leaving};
+use crate::claims::{Claim, Claims, Holder};
 use crate::fleet::{EnvoyId, Fleet};
 use crate::health::Health;
 use crate::hosts::{HostClaim, Hosts};
@@ -30,6 +30,7 @@ use crate::translate::Binding;
 use crate::usage::Endpoints;
 
 mod balancers;
+mod claimed;
 mod decide;
 mod envoys;
 mod groups;
@@ -39,6 +40,7 @@ mod pools;
 mod release;
 mod report;
 mod resting;
+mod unseen;
 
 use balancers::Balancers;
 pub use balancers::{Balancer, BalancerPort, SeenBalancer};
@@ -46,6 +48,7 @@ use groups::Groups;
 use isolation::Forbidden;
 use patience::Patience;
 use resting::Resting;
+use unseen::Unseen;
 
 /// What a shell has to carry out.
 #[derive(Debug, Default, PartialEq)]
@@ -121,6 +124,11 @@ pub struct Engine {
     unprogrammed: BTreeSet<RouteId>,
     /// Routes whose claims are being created, and which.
     tentative: BTreeMap<RouteId, Vec<ClaimKey>>,
+    /// Claims that this process wrote, and its watch has yet to show.
+    unseen_claims: Unseen<ClaimKey>,
+    unseen_hosts: Unseen<HostKey>,
+    /// When it was stepped last, in seconds since 1970.
+    stepped: i64,
     /// Claims that nobody needs.
     stale: BTreeSet<ClaimKey>,
     /// Host names that nobody may need.
@@ -327,123 +335,6 @@ impl Engine {
         self.web.secret(id, secret, &mut self.publisher);
     }
 
-    /// A claim as the hub has it.
-    pub fn claim(&mut self, claim: Claim) {
-        let key = claim.key;
-        // Whether its holder needs it is looked at once all Routes are known.
-        if self.complete && !self.is_needed(&claim) {
-            self.stale.insert(key);
-        }
-        self.touch_holder(&claim);
-        self.balancers.touch(&claim.pool);
-        // What was let go is let go, unless this is another object of that name.
-        let same = self.claims.get(&key).is_some_and(|old| old.object == claim.object);
-        let leaving = self.claims.leaving(&key).filter(|_| same);
-        if leaving.is_none() {
-            self.resting.remove(&key);
-        }
-        let pool = claim.pool.clone();
-        self.claims.insert(claim);
-        self.claims.leave(&key, leaving);
-        self.note_stray(&pool, key.address);
-        self.pools_changed = true;
-    }
-
-    fn touch_holder(&mut self, claim: &Claim) {
-        match claim.route() {
-            Some(route) => self.touch(&route.clone()),
-            None => {
-                let seated: Vec<_> = self.web.seated(claim.key.address).cloned().collect();
-                for id in &seated {
-                    self.touch(id);
-                }
-                self.retry_waiting();
-            }
-        }
-    }
-
-    /// A claim is gone: others may have what it was for.
-    pub fn claim_gone(&mut self, key: &ClaimKey) {
-        self.resting.remove(key);
-        self.stale.remove(key);
-        let Some(claim) = self.claims.remove(key) else { return };
-        self.stale.extend(claim.target_key());
-        self.note_stray(&claim.pool, key.address);
-        self.balancers.touch(&claim.pool);
-        self.pools_changed = true;
-        self.touch_holder(&claim);
-        self.retry_waiting();
-    }
-
-    /// A host name's claim as the hub has it.
-    pub fn host(&mut self, claim: HostClaim) {
-        let key = claim.key.clone();
-        self.hosts.insert(claim);
-        self.stale_hosts.insert(key.clone());
-        self.touch_hosts(&key);
-    }
-
-    /// The outcome of [`Effects::claim_hosts`]: the claim that is there now, perhaps another's; `None`:
-    /// there is none.
-    pub fn host_claimed(&mut self, key: &HostKey, claim: Option<HostClaim>) {
-        // What was only about to be claimed.
-        self.hosts.remove(key, "");
-        match claim {
-            Some(claim) => self.host(claim),
-            None => self.touch_hosts(key),
-        }
-    }
-
-    /// A host name's claim is gone: others may have it.
-    pub fn host_released(&mut self, key: &HostKey, object: &str) {
-        if self.hosts.remove(key, object) {
-            self.touch_hosts(key);
-            // A name that overlaps may be free now.
-            self.retry_waiting();
-        }
-    }
-
-    /// A host name's claim could not be deleted; it is tried again with the next step.
-    pub fn host_not_released(&mut self, key: &HostKey) {
-        self.hosts.not_released(key);
-        self.touch_hosts(key);
-        self.stale_hosts.insert(key.clone());
-    }
-
-    fn touch_hosts(&mut self, key: &HostKey) {
-        self.dirty.extend(self.hosts.wanting(key).cloned());
-    }
-
-    /// The outcome of [`Effects::claim`]: the claims as they were persisted, or none of them.
-    pub fn claimed(&mut self, id: &RouteId, persisted: Option<Vec<Claim>>) {
-        for key in self.tentative.remove(id).unwrap_or_default() {
-            if self.claims.get(&key).is_some_and(|claim| claim.object.is_empty()) {
-                self.claims.remove(&key);
-            }
-        }
-        for claim in persisted.into_iter().flatten() {
-            // Looked at again: the Route may be gone by now.
-            self.stale.insert(claim.key);
-            self.claim(claim);
-        }
-        self.touch(id);
-        self.retry_waiting();
-    }
-
-    /// A claim's object was deleted, or was gone already.
-    pub fn released(&mut self, key: &ClaimKey, object: &str) {
-        if self.claims.get(key).is_some_and(|claim| *claim.object == *object) {
-            self.claim_gone(key);
-        }
-    }
-
-    /// A claim could not be deleted; it is tried again with the next step.
-    pub fn not_released(&mut self, key: &ClaimKey) {
-        // It rests no longer, and goes with the next look.
-        self.claims.leave(key, Some(Leaving::Resting));
-        self.stale.insert(*key);
-    }
-
     /// A status could not be written; it is tried again with the next step.
     pub fn not_reported(&mut self, id: &RouteId) {
         if let Some(entry) = self.routes.get_mut(id) {
@@ -471,6 +362,9 @@ impl Engine {
             return effects;
         }
         let seconds = now.0.as_second();
+        self.stepped = seconds;
+        self.unseen_claims.expire(seconds);
+        self.unseen_hosts.expire(seconds);
         let known = self.health.due(now.0.as_millisecond());
         self.touch_checked(&known);
         self.stale.extend(self.resting.due(seconds));

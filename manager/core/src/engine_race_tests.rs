@@ -146,8 +146,8 @@ impl Race {
         let manager = &mut self.managers[who];
         let engine = &mut manager.engine;
         match manager.watched.pop_front() {
-            Some(Watched::Claim(claim)) => engine.claim(claim),
-            Some(Watched::Gone(key, uid)) => engine.released(&key, &uid),
+            Some(Watched::Claim(claim)) => engine.watched_claim(claim),
+            Some(Watched::Gone(key, uid)) => engine.watched_claim_gone(&key, &uid),
             Some(Watched::Route(id, meta, spec)) => engine.route(id, meta, *spec, None),
             Some(Watched::RouteGone(id)) => engine.route_gone(&id),
             None => {}
