@@ -45,7 +45,7 @@ pub async fn stranger(token: &Token) -> Result<Channel> {
 }
 
 async fn stranger_at(hub: &str, token: &Token) -> Result<Channel> {
-    tls::open(hub, NAME, tls::pinned(token.pin).0).await
+    tls::open(hub, NAME, tls::pinned(token.pin, &Arc::default())?.0).await
 }
 
 /// Joins by a token, with this key and this request.

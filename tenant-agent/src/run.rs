@@ -227,7 +227,11 @@ impl Args {
         }
         let (credentials, kept) = watch::channel(None);
         let keeper = Keeper {
-            hub: Hub { address: self.hub.clone(), name: self.hub_name.clone() },
+            hub: Hub {
+                address: self.hub.clone(),
+                name: self.hub_name.clone(),
+                clock: Arc::default(),
+            },
             token: self.join_token.clone(),
             store,
             outbox: outbox.clone(),

@@ -32,11 +32,15 @@ fn ca() -> Ca {
 
 /// Credentials for `id` that trust `trusted`.
 fn credentials(ca: &Ca, trusted: &Ca, id: &str, expired: bool) -> Credentials {
+    valid(ca, trusted, id, if expired { (1975, 2020) } else { (1975, 4096) })
+}
+
+/// Credentials that are valid from a year's first day to another's.
+fn valid(ca: &Ca, trusted: &Ca, id: &str, (from, until): (i32, i32)) -> Credentials {
     let mut params = CertificateParams::new(vec!["fairlead-manager".to_owned()]).unwrap();
     params.subject_alt_names.push(SanType::URI(id.try_into().unwrap()));
-    if expired {
-        params.not_after = date_time_ymd(2020, 1, 1);
-    }
+    params.not_before = date_time_ymd(from, 1, 1);
+    params.not_after = date_time_ymd(until, 1, 1);
     let key = KeyPair::generate().unwrap();
     let chain = params.signed_by(&key, ca).unwrap().pem() + &ca.pem();
     let own = (chain.as_bytes(), key.serialize_pem());
@@ -165,13 +169,29 @@ async fn a_pin_lets_the_client_tell_the_hub_from_an_impostor() {
     for (of, welcome) in [(&own, true), (&other, false)] {
         let manager = credentials(of, &own, "spiffe://fairlead.local/manager", false);
         let (address, _accepted) = server(&manager, Arc::default()).await;
-        let (config, pinned) = tls::pinned(spki_hash(own.der()).unwrap());
+        let (config, pinned) = tls::pinned(spki_hash(own.der()).unwrap(), &Arc::default()).unwrap();
         let tcp = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from("fairlead-manager").unwrap();
         let connected = TlsConnector::from(config).connect(name, tcp).await;
         // Without a certificate of its own nothing more is to be had here.
         assert_eq!(connected.is_ok(), welcome);
         assert_eq!(pinned.believed().is_some(), welcome);
+    }
+}
+
+#[tokio::test]
+async fn a_client_whose_clock_is_wrong_goes_by_the_hubs() {
+    let ca = ca();
+    // Seconds since 1970 at the middle of 2020, and of 2090.
+    for (year, now) in [(2020, 1_593_561_600), (2090, 3_802_550_400)] {
+        let manager = valid(&ca, &ca, "spiffe://fairlead.local/manager", (year, year + 1));
+        let (address, accepted) = server(&manager, Arc::default()).await;
+        greet(accepted);
+        let client = credentials(&ca, &ca, BLUE, false);
+        let error = dial(address, &client).await.unwrap_err().to_string();
+        assert!(error.contains("certificate"), "{error}");
+        client.clock.follow(now);
+        assert!(enters(address, &client).await, "{year}");
     }
 }
 

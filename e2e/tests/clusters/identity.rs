@@ -1,6 +1,7 @@
 //! Joining, certificates that renew themselves, and what strangers get: nothing.
 
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -392,7 +393,12 @@ fn strangers_and_tenants_get_nothing_that_is_not_theirs_from_any_method_of_any_p
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 for path in METHODS {
-                    let nobody = tls::open(&address, agent::NAME, tls::pinned(token.pin).0).await;
+                    let nobody = tls::open(
+                        &address,
+                        agent::NAME,
+                        tls::pinned(token.pin, &Arc::default()).unwrap().0,
+                    )
+                    .await;
                     let got = match nobody {
                         Ok(channel) => call(channel, path).await,
                         // Not even TLS.

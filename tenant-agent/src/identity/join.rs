@@ -17,7 +17,7 @@ use crate::link::brief;
 /// Joins. What is kept afterwards comes back.
 pub(super) async fn join(hub: &Hub, token: &Token, kept: &Kept) -> Result<Kept> {
     let bound = kept.bound_key()?;
-    let (config, _) = tls::pinned(token.pin);
+    let (config, _) = tls::pinned(token.pin, &hub.clock)?;
     let channel = tls::open(&hub.address, &hub.name, config).await?;
     let mut client = IdentityClient::new(channel);
     let (mut key, mut csr) = tls::request(None)?;
@@ -51,7 +51,8 @@ async fn enroll(
 pub(super) async fn recover(hub: &Hub, kept: &Kept) -> Result<Kept> {
     let (tenant, agent) = names(&kept.id)?;
     let bound = kept.bound_key()?;
-    let anonymous = Credentials::from_pem(kept.roots.as_bytes(), None)?;
+    let mut anonymous = Credentials::from_pem(kept.roots.as_bytes(), None)?;
+    anonymous.clock = hub.clock.clone();
     let channel = tls::connect(&hub.address, &hub.name, &anonymous).await?;
     let mut client = IdentityClient::new(channel);
     let (key, csr) = tls::request(Some(&kept.id))?;

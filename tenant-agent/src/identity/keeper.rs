@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use fairlead_process::identity::BACKDATED;
 use fairlead_process::proof::BoundKey;
 use fairlead_process::retry::between;
-use fairlead_process::tls::{self, Credentials};
+use fairlead_process::tls::{self, Clock, Credentials};
 use fairlead_process::token::Token;
 use fairlead_proto::v1::identity_client::IdentityClient;
 use fairlead_proto::{REPLACED_CERTIFICATE, v1};
@@ -37,6 +37,8 @@ pub(crate) struct Hub {
     pub(crate) address: String,
     /// The name that its certificate is for.
     pub(crate) name: String,
+    /// Its time, as far as it has said what it is.
+    pub(crate) clock: Arc<Clock>,
 }
 
 /// Keeps the certificate.
@@ -90,7 +92,7 @@ impl Keeper {
         }
         self.publish(&kept)?;
         let validity = kept.validity()?;
-        if now() >= validity.until {
+        if self.hub.clock.now() >= validity.until {
             kept = self.recover(&kept).await?;
         }
         *known = Some(kept.clone());
@@ -172,14 +174,20 @@ impl Keeper {
     }
 
     fn publish(&self, kept: &Kept) -> Result<()> {
-        let credentials = kept.credentials()?.map(Arc::new);
+        let credentials = self.credentials_of(kept)?.map(Arc::new);
         self.credentials.send_replace(credentials);
         Ok(())
     }
 
+    /// They go by the hub's time.
+    fn credentials_of(&self, kept: &Kept) -> Result<Option<Credentials>> {
+        let by = |credentials| Credentials { clock: self.hub.clock.clone(), ..credentials };
+        Ok(kept.credentials()?.map(by))
+    }
+
     /// Follows what is trusted until it is time for a new certificate, which is then kept.
     async fn watch(&self, kept: &mut Kept) -> Result<()> {
-        let credentials = kept.credentials()?.context("no certificate")?;
+        let credentials = self.credentials_of(kept)?.context("no certificate")?;
         let channel = tls::connect(&self.hub.address, &self.hub.name, &credentials).await?;
         let mut client = IdentityClient::new(channel);
         let (confirm, confirmed) = mpsc::channel(4);
@@ -198,9 +206,11 @@ impl Keeper {
                 trust = stream.message() => {
                     // The hub closes old ones: then a new one is opened.
                     let Some(trust) = trust.map_err(brief)? else { return Ok(()) };
-                    let skew = trust.hub_time.as_ref().map_or(0, |time| time.seconds - now());
+                    if let Some(time) = &trust.hub_time {
+                        self.hub.clock.follow(time.seconds);
+                    }
                     let validity = kept.validity()?;
-                    due = Some(due.unwrap_or_else(|| renew_at(validity, now() + skew)));
+                    due = Some(due.unwrap_or_else(|| renew_at(validity, self.hub.clock.now())));
                     self.trust(kept, &trust).await?;
                     confirm.send(v1::Confirmed { sequence: trust.sequence }).await?;
                 }
@@ -244,10 +254,6 @@ impl Keeper {
         *kept = fresh;
         Ok(())
     }
-}
-
-fn now() -> i64 {
-    jiff::Timestamp::now().as_second()
 }
 
 /// At half of its life, 10 % more or less, so that not all come at once. It goes by the certificate alone: however

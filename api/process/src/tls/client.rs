@@ -17,7 +17,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
-use super::credentials::{Credentials, spki_hash};
+use super::clock::Clock;
+use super::credentials::{Credentials, by, spki_hash};
 use crate::locks::lock;
 
 /// Connects to a gRPC server.
@@ -60,14 +61,17 @@ pub async fn open(address: &str, server_name: &str, config: Arc<ClientConfig>) -
 
 /// A client that believes one certificate of a CA: the one whose public key has this SHA-256 and that the
 /// server itself sends. Which one that was is read after the handshake.
-pub fn pinned(pin: [u8; 32]) -> (Arc<ClientConfig>, Arc<Pinned>) {
+///
+/// # Errors
+/// The cryptography of this build is of no use.
+pub fn pinned(pin: [u8; 32], clock: &Arc<Clock>) -> Result<(Arc<ClientConfig>, Arc<Pinned>)> {
     let verifier = Arc::new(Pinned { pin, believed: Mutex::default() });
-    let mut config = ClientConfig::builder()
+    let mut config = by(clock)?
         .dangerous()
         .with_custom_certificate_verifier(verifier.clone())
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    (Arc::new(config), verifier)
+    Ok((Arc::new(config), verifier))
 }
 
 /// Believes one public key of a CA.

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use ring::digest::{SHA256, digest};
+use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::clock::Clock;
 
 /// Certificates and a key.
 #[derive(Debug)]
@@ -18,12 +21,14 @@ pub struct Credentials {
     pub roots: Vec<CertificateDer<'static>>,
     /// The own certificate with its intermediates, and its key.
     pub own: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    /// By which a client judges the other side's certificate.
+    pub clock: Arc<Clock>,
 }
 
 impl Clone for Credentials {
     fn clone(&self) -> Self {
         let own = self.own.as_ref().map(|(chain, key)| (chain.clone(), key.clone_key()));
-        Self { roots: self.roots.clone(), own }
+        Self { roots: self.roots.clone(), own, clock: self.clock.clone() }
     }
 }
 
@@ -46,7 +51,8 @@ impl Credentials {
             let key = PrivateKeyDer::from_pem_slice(key).context("tls.key")?;
             Ok::<_, anyhow::Error>((certificates(chain).context("tls.crt")?, key))
         });
-        Ok(Self { roots: certificates(roots).context("ca.crt")?, own: own.transpose()? })
+        let roots = certificates(roots).context("ca.crt")?;
+        Ok(Self { roots, own: own.transpose()?, clock: Arc::default() })
     }
 
     /// Reads `ca.crt`, `tls.crt` and `tls.key` of a folder, as a Secret of type `kubernetes.io/tls` mounts
@@ -92,7 +98,7 @@ impl Credentials {
     /// # Errors
     /// A certificate cannot be used.
     pub fn client(&self) -> Result<Arc<ClientConfig>> {
-        let builder = ClientConfig::builder().with_root_certificates(store(&self.roots)?);
+        let builder = by(&self.clock)?.with_root_certificates(store(&self.roots)?);
         let mut config = match &self.own {
             Some((chain, key)) => builder.with_client_auth_cert(chain.clone(), key.clone_key())?,
             None => builder.with_no_client_auth(),
@@ -100,6 +106,12 @@ impl Credentials {
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Arc::new(config))
     }
+}
+
+/// A client's configuration that goes by this clock.
+pub(super) fn by(clock: &Arc<Clock>) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>> {
+    let builder = ClientConfig::builder_with_details(default_provider().into(), clock.clone());
+    Ok(builder.with_safe_default_protocol_versions()?)
 }
 
 pub(super) fn store(roots: &[CertificateDer<'static>]) -> Result<RootCertStore> {

@@ -5,11 +5,13 @@
 //! connection's is looked at.
 
 mod client;
+mod clock;
 mod credentials;
 mod request;
 mod server;
 
 pub use client::{connect, open, pinned};
+pub use clock::Clock;
 pub use credentials::{Clients, Credentials, spki_hash};
 pub use request::request;
 pub use server::{Admission, Admitted, Connection, Peer, ServerTls, accept};
