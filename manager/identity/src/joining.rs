@@ -125,6 +125,7 @@ mod tests {
         let another = Err(Refusal::UsedByAnother("t".into()));
         assert_eq!(join(Some("theirs"), Some((false, "theirs")), b"secret", end - 1), another);
         assert_eq!(join(None, Some((false, "theirs")), b"secret", end - 1), another);
+        assert_eq!(join(Some("theirs"), None, b"secret", end - 1), another, "the agent is gone");
         assert_eq!(join(Some("mine"), None, b"secret", end - 1), Err(Refusal::Removed));
         let revoked = Some((true, "mine"));
         assert_eq!(join(Some("mine"), revoked, b"secret", end - 1), Err(Refusal::Revoked));
