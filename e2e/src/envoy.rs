@@ -75,8 +75,9 @@ impl Envoy {
 impl Drop for Envoy {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = std::fs::read_to_string(self.file("envoy.log")).unwrap_or_default();
-            eprintln!("Envoy's log:\n{}", &log[..log.len().min(20_000)]);
+            let log = std::fs::read(self.file("envoy.log")).unwrap_or_default();
+            let end = log.len().saturating_sub(20_000);
+            eprintln!("the end of Envoy's log:\n{}", String::from_utf8_lossy(&log[end..]));
         }
         let _ = self.process.kill();
         let _ = self.process.wait();

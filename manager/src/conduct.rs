@@ -258,13 +258,24 @@ impl Conductor {
                 self.around.records.change(&id.tenant, |records| records.items.remove(&item));
                 engine.route_gone(&id);
             }
-            Observed::Claim(claim) => engine.watched_claim(claim),
-            Observed::ClaimGone(key, object) => engine.watched_claim_gone(&key, &object),
-            Observed::Host(claim) => engine.watched_host(claim),
-            Observed::HostGone(key, object) => engine.watched_host_gone(&key, &object),
-            Observed::Listing(Kind::Claim) => engine.relist_claims(),
-            Observed::Listing(Kind::Host) => engine.relist_hosts(),
-            Observed::Listing(_) => {}
+            Observed::Claim(claim, version) => {
+                if self.around.hub.claims.is_news(&claim.key, version) {
+                    engine.claim(claim);
+                }
+            }
+            Observed::ClaimGone(key, object, version) => {
+                self.around.hub.claims.gone(&key, version);
+                engine.released(&key, &object);
+            }
+            Observed::Host(claim, version) => {
+                if self.around.hub.hosts.is_news(&claim.key, version) {
+                    engine.host(claim);
+                }
+            }
+            Observed::HostGone(key, object, version) => {
+                self.around.hub.hosts.gone(&key, version);
+                engine.host_released(&key, &object);
+            }
             Observed::Secret(tenant, name, secret) => self.secret(&tenant, name, secret),
             Observed::Balancer(name, seen) => engine.balancer(&name, seen),
             Observed::Envoy(name, envoy) => {

@@ -24,6 +24,8 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 
 use crate::balancers;
+use crate::seen::Seen;
+use crate::watch::version;
 
 /// The field manager of what agents push.
 const AGENT_API: &str = "fairlead-agent-api";
@@ -40,12 +42,22 @@ pub(crate) struct Hub {
     namespace: Arc<str>,
     /// The labels of the Envoys' pods.
     envoys: Arc<BTreeMap<String, String>>,
+    /// What is known of claims.
+    pub(crate) claims: Seen<ClaimKey>,
+    /// What is known of host names' claims.
+    pub(crate) hosts: Seen<HostKey>,
 }
 
 impl Hub {
     /// `envoys`: the label selector of the Envoys' pods in `namespace`.
     pub(crate) fn new(client: Client, namespace: &str, envoys: &str) -> Self {
-        Self { client, namespace: namespace.into(), envoys: Arc::new(balancers::labels(envoys)) }
+        Self {
+            client,
+            namespace: namespace.into(),
+            envoys: Arc::new(balancers::labels(envoys)),
+            claims: Seen::default(),
+            hosts: Seen::default(),
+        }
     }
 
     fn of<K>(&self, tenant: &TenantId) -> Api<K>
@@ -166,11 +178,13 @@ impl Hub {
         let object = AddressClaim::new(&name, claim.spec());
         match api.create(&PostParams::default(), &object).await {
             Ok(made) => {
+                self.claims.note(&claim.key, version(&made));
                 claim.object = made.uid().unwrap_or_default().into();
                 Ok(true)
             }
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 let there = api.get(&name).await.map_err(Obstacle::Failed)?;
+                self.claims.note(&claim.key, version(&there));
                 let uid = there.uid().unwrap_or_default();
                 match Claim::parse(there.spec, &uid) {
                     // The same in all that it says: another one of the same Route is an older wish's.
@@ -190,7 +204,9 @@ impl Hub {
     /// Deletes a claim, if it is still the object that is meant.
     pub(crate) async fn release(&self, key: &ClaimKey, object: &str) -> kube::Result<()> {
         let api: Api<AddressClaim> = Api::all(self.client.clone());
-        delete_exactly(&api, &key.object_name(), object).await
+        delete_exactly(&api, &key.object_name(), object).await?;
+        self.claims.deleted(key);
+        Ok(())
     }
 
     /// Claims a host name. What is there in the end comes back: this claim, or another's.
@@ -203,6 +219,7 @@ impl Hub {
             made => made,
         };
         let there = there.map_err(Obstacle::Failed)?;
+        self.hosts.note(&claim.key, version(&there));
         let uid = there.uid().unwrap_or_default();
         HostClaim::parse(&there.spec, &uid).ok_or(Obstacle::Held(None))
     }
@@ -210,7 +227,9 @@ impl Hub {
     /// Deletes a host name's claim, if it is still the object that is meant.
     pub(crate) async fn release_host(&self, key: &HostKey, object: &str) -> kube::Result<()> {
         let api: Api<HostnameClaim> = Api::all(self.client.clone());
-        delete_exactly(&api, &key.object_name(), object).await
+        delete_exactly(&api, &key.object_name(), object).await?;
+        self.hosts.deleted(key);
+        Ok(())
     }
 
     /// Gives a pool the finalizer, or takes it away.

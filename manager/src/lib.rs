@@ -18,6 +18,7 @@ mod queue;
 mod records;
 mod removal;
 mod run;
+mod seen;
 mod tenants;
 mod watch;
 

@@ -123,8 +123,8 @@ impl Tenants {
         if let Some(skew) = skew {
             let side = if skew > 0 { "ahead of" } else { "behind" };
             let message = format!(
-                "the agent's clock is {} s {side} the hub's; set the one that is wrong, or certificates will seem \
-                 expired",
+                "the agent's clock is {} s {side} the hub's; set the one that is wrong: an agent that starts with it \
+                 cannot judge the hub's certificate",
                 skew.abs()
             );
             let verdict = Verdict { message, ..Verdict::yes(Reason::ClockSkewed) };

@@ -42,14 +42,14 @@ pub(crate) enum Observed {
     Nodes(TenantId, Option<(NodeSetSpec, Option<NodeSetStatus>)>),
     /// A Route.
     Route(RouteId, Option<Box<Route>>),
-    /// An `AddressClaim`.
-    Claim(Claim),
-    /// The `AddressClaim` with this uid is gone.
-    ClaimGone(ClaimKey, String),
-    /// A `HostnameClaim`.
-    Host(HostClaim),
-    /// The `HostnameClaim` with this uid is gone.
-    HostGone(HostKey, String),
+    /// An `AddressClaim`, with its version.
+    Claim(Claim, u64),
+    /// The `AddressClaim` with this uid is gone, and the version in which it was seen last.
+    ClaimGone(ClaimKey, String, u64),
+    /// A `HostnameClaim`, with its version.
+    Host(HostClaim, u64),
+    /// The `HostnameClaim` with this uid is gone, and the version in which it was seen last.
+    HostGone(HostKey, String, u64),
     /// What is stored of a tenant's Secret, with the agent's hash of it.
     Secret(TenantId, SecretName, Option<(Box<str>, Secret)>),
     /// A hub's Service of a pool.
@@ -58,8 +58,6 @@ pub(crate) enum Observed {
     Envoy(String, Option<(bool, Vec<IpAddr>)>),
     /// An agent.
     Agent(TenantId, AgentId, Option<(AgentSpec, Option<AgentStatus>, u64)>),
-    /// A kind is read from the beginning: what was written before is in what comes.
-    Listing(Kind),
     /// A kind was read once.
     Complete(Kind),
 }
@@ -161,7 +159,7 @@ impl Relist {
         match event {
             Event::Init => {
                 self.listed.clear();
-                vec![Observed::Listing(kind)]
+                Vec::new()
             }
             Event::InitApply(object) => {
                 self.listed.insert(id(&object));
@@ -228,17 +226,19 @@ fn route(object: &Route, there: bool) -> Option<Observed> {
 fn claim(object: &AddressClaim, there: bool) -> Option<Observed> {
     let uid = object.uid().unwrap_or_default();
     if there {
-        return Claim::parse(object.spec.clone(), &uid).map(Observed::Claim);
+        let claim = Claim::parse(object.spec.clone(), &uid)?;
+        return Some(Observed::Claim(claim, version(object)));
     }
-    Some(Observed::ClaimGone(object.spec.key(), uid))
+    Some(Observed::ClaimGone(object.spec.key(), uid, version(object)))
 }
 
 fn host(object: &HostnameClaim, there: bool) -> Option<Observed> {
     let uid = object.uid().unwrap_or_default();
     if there {
-        return HostClaim::parse(&object.spec, &uid).map(Observed::Host);
+        let claim = HostClaim::parse(&object.spec, &uid)?;
+        return Some(Observed::Host(claim, version(object)));
     }
-    Some(Observed::HostGone(object.spec.key(), uid))
+    Some(Observed::HostGone(object.spec.key(), uid, version(object)))
 }
 
 fn secret(object: &ApiSecret, there: bool) -> Option<Observed> {

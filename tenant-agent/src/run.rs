@@ -17,7 +17,6 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
-use k8s_openapi::apimachinery::pkg::version::Info;
 use kube::api::ListParams;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
@@ -107,8 +106,7 @@ impl Args {
         epoch: Epoch,
         stop: &CancellationToken,
     ) -> Result<()> {
-        let version = client.apiserver_version().await?;
-        let everything = everything(&version);
+        let cluster_version = client.apiserver_version().await?.git_version;
         let keys = Keys::new(client.clone(), &self.namespace, &self.identity_secret);
         let outbox = Arc::new(Outbox::default());
         let endpoints = Arc::new(Mutex::new(Endpoints::default()));
@@ -117,7 +115,7 @@ impl Args {
         let (slices_read, slices_ready) = oneshot::channel();
         let mut tasks: JoinSet<Result<()>> = JoinSet::new();
         tasks.spawn(watch_nodes(client.clone(), outbox.clone(), nodes_read));
-        let slices = everything.clone().labels(SERVICE);
+        let slices = watcher::Config::default().labels(SERVICE);
         let slices = watcher::watcher(Api::<EndpointSlice>::all(client.clone()), slices);
         tasks.spawn(watch_endpoints(slices, endpoints.clone(), again.clone(), slices_read));
 
@@ -132,7 +130,7 @@ impl Args {
         let events = Events::begin(client.clone(), self.name.clone(), &mut tasks);
 
         let Observed { events: service_events, store: services, read: services_read } =
-            observe::<Service>(&client, &everything);
+            observe::<Service>(&client);
         let (class_changed, class_changes) = mpsc::unbounded_channel();
         let (named, told, all) = (users.clone(), again.clone(), class_changed.clone());
         let forgetful = endpoints.clone();
@@ -166,7 +164,7 @@ impl Args {
         });
 
         let Observed { events: class_events, store: classes, read: classes_read } =
-            observe::<IngressClass>(&client, &everything);
+            observe::<IngressClass>(&client);
         tasks.spawn(async move {
             let mut changes = std::pin::pin!(class_events.touched_objects());
             while changes.next().await.is_some() {
@@ -189,12 +187,12 @@ impl Args {
         });
         let read = [services_read.clone(), classes_read];
         let due = (ingresses_due, class_changes);
-        let observed = observe::<Ingress>(&client, &everything);
+        let observed = observe::<Ingress>(&client);
         tasks.spawn(watch_ingresses(observed, ingresses, read, due, stop.clone()));
 
         let hello = v1::Hello {
             agent_version: env!("CARGO_PKG_VERSION").into(),
-            cluster_version: version.git_version,
+            cluster_version,
             instance: self.name.clone(),
             epoch,
             time: None,
@@ -364,26 +362,14 @@ struct Observed<K: Resource<DynamicType = ()> + Clone + 'static> {
     read: CancellationToken,
 }
 
-/// How all objects of a kind are read: as a stream where the apiserver has that (KEP-3157; on unless it is turned off
-/// since Kubernetes 1.34), so that neither side holds pages of them; by pages elsewhere.
-fn everything(version: &Info) -> watcher::Config {
-    let number = |text: &str| text.trim_end_matches('+').parse::<u32>().unwrap_or(0);
-    let config = watcher::Config::default();
-    if (number(&version.major), number(&version.minor)) >= (1, 34) {
-        config.streaming_lists()
-    } else {
-        config
-    }
-}
-
-fn observe<K>(client: &Client, everything: &watcher::Config) -> Observed<K>
+fn observe<K>(client: &Client) -> Observed<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let (store, writer) = reflector::store();
     let read = CancellationToken::new();
     let done = read.clone();
-    let events = watcher::watcher(Api::<K>::all(client.clone()), everything.clone());
+    let events = watcher::watcher(Api::<K>::all(client.clone()), watcher::Config::default());
     let events = events.default_backoff().modify(slim);
     let events = reflector::reflector(writer, events).inspect(move |event| match event {
         Ok(Event::InitDone) => done.cancel(),

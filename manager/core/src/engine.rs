@@ -40,7 +40,6 @@ mod pools;
 mod release;
 mod report;
 mod resting;
-mod unseen;
 
 use balancers::Balancers;
 pub use balancers::{Balancer, BalancerPort, SeenBalancer};
@@ -48,7 +47,6 @@ use groups::Groups;
 use isolation::Forbidden;
 use patience::Patience;
 use resting::Resting;
-use unseen::Unseen;
 
 /// What a shell has to carry out.
 #[derive(Debug, Default, PartialEq)]
@@ -80,6 +78,9 @@ pub struct Effects {
     /// When to step again though nothing happened, in seconds since 1970.
     pub wake: Option<i64>,
 }
+
+/// How often a step goes through what is dirty; what is left then is for the next.
+const ROUNDS: usize = 4;
 
 /// The hub's model. One writer feeds it and carries its effects out.
 #[derive(Debug, Default)]
@@ -124,11 +125,6 @@ pub struct Engine {
     unprogrammed: BTreeSet<RouteId>,
     /// Routes whose claims are being created, and which.
     tentative: BTreeMap<RouteId, Vec<ClaimKey>>,
-    /// Claims that this process wrote, and its watch has yet to show.
-    unseen_claims: Unseen<ClaimKey>,
-    unseen_hosts: Unseen<HostKey>,
-    /// When it was stepped last, in seconds since 1970.
-    stepped: i64,
     /// Claims that nobody needs.
     stale: BTreeSet<ClaimKey>,
     /// Host names that nobody may need.
@@ -362,9 +358,6 @@ impl Engine {
             return effects;
         }
         let seconds = now.0.as_second();
-        self.stepped = seconds;
-        self.unseen_claims.expire(seconds);
-        self.unseen_hosts.expire(seconds);
         let known = self.health.due(now.0.as_millisecond());
         self.touch_checked(&known);
         self.stale.extend(self.resting.due(seconds));
@@ -376,8 +369,11 @@ impl Engine {
             self.stale = rest;
             self.release(orphans, seconds, &mut effects);
         }
-        for (_, id) in std::mem::take(&mut self.dirty) {
-            self.decide(&id, &mut effects);
+        // What one decides may be about another that was decided before it.
+        for _ in 0..ROUNDS {
+            for (_, id) in std::mem::take(&mut self.dirty) {
+                self.decide(&id, &mut effects);
+            }
         }
         self.translate_web();
         effects.changes = self.publisher.take();

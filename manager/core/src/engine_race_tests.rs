@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::*;
+use crate::versions::Versions;
 
 /// What a manager asked for, and has no answer to yet.
 #[derive(Debug)]
@@ -11,11 +12,11 @@ enum Asked {
     Release(ClaimKey, Box<str>),
 }
 
-/// What a manager is yet to see.
+/// What a manager is yet to see; claims with their versions.
 #[derive(Debug, Clone)]
 enum Watched {
-    Claim(Claim),
-    Gone(ClaimKey, Box<str>),
+    Claim(Claim, u64),
+    Gone(ClaimKey, Box<str>, u64),
     Route(RouteId, Meta, Box<RouteSpec>),
     RouteGone(RouteId),
 }
@@ -25,6 +26,7 @@ struct Manager {
     engine: Engine,
     asked: VecDeque<Asked>,
     watched: VecDeque<Watched>,
+    versions: Versions<ClaimKey>,
 }
 
 #[derive(Default)]
@@ -36,6 +38,11 @@ struct Race {
 }
 
 const POOL: &str = "10.9.0.1-10.9.0.2";
+
+/// Objects are numbered as they are made.
+fn version(object: &str) -> u64 {
+    object[1..].parse().unwrap()
+}
 
 impl Race {
     fn new() -> Self {
@@ -61,7 +68,9 @@ impl Race {
         }
         engine.lead(true);
         engine.complete();
-        Manager { engine, ..Manager::default() }
+        let mut versions = Versions::default();
+        self.claims.values().for_each(|claim| versions.note(&claim.key, version(&claim.object)));
+        Manager { engine, versions, ..Manager::default() }
     }
 
     fn tell(&mut self, watched: &Watched) {
@@ -103,8 +112,9 @@ impl Race {
             Asked::Release(key, uid) => {
                 if self.claims.get(&key).is_some_and(|there| there.object == uid) {
                     self.claims.remove(&key);
-                    self.tell(&Watched::Gone(key, uid.clone()));
+                    self.tell(&Watched::Gone(key, uid.clone(), version(&uid)));
                 }
+                self.managers[who].versions.gone(&key, u64::MAX, 0);
                 self.managers[who].engine.released(&key, &uid);
             }
         }
@@ -118,14 +128,20 @@ impl Race {
                 return;
             }
             match self.claims.get(&claim.key) {
-                Some(there) if there.holder == claim.holder => claim.object = there.object.clone(),
+                Some(there) if there.holder == claim.holder => {
+                    claim.object = there.object.clone();
+                    self.managers[who].versions.note(&claim.key, version(&there.object));
+                }
                 Some(there) => {
                     let there = there.clone();
                     for claim in made {
                         let claim: &Claim = &claim;
                         self.claims.remove(&claim.key);
-                        self.tell(&Watched::Gone(claim.key, claim.object.clone()));
+                        let version = version(&claim.object);
+                        self.tell(&Watched::Gone(claim.key, claim.object.clone(), version));
+                        self.managers[who].versions.gone(&claim.key, u64::MAX, 0);
                     }
+                    self.managers[who].versions.note(&there.key, version(&there.object));
                     let engine = &mut self.managers[who].engine;
                     engine.claim(there);
                     return engine.claimed(route, None);
@@ -134,7 +150,8 @@ impl Race {
                     self.count += 1;
                     claim.object = format!("o{}", self.count).into();
                     self.claims.insert(claim.key, claim.clone());
-                    self.tell(&Watched::Claim(claim.clone()));
+                    self.tell(&Watched::Claim(claim.clone(), version(&claim.object)));
+                    self.managers[who].versions.note(&claim.key, version(&claim.object));
                     made.push(claim.clone());
                 }
             }
@@ -146,8 +163,14 @@ impl Race {
         let manager = &mut self.managers[who];
         let engine = &mut manager.engine;
         match manager.watched.pop_front() {
-            Some(Watched::Claim(claim)) => engine.watched_claim(claim),
-            Some(Watched::Gone(key, uid)) => engine.watched_claim_gone(&key, &uid),
+            Some(Watched::Claim(claim, version)) => {
+                let is_news = manager.versions.is_news(&claim.key, version);
+                is_news.then(|| engine.claim(claim));
+            }
+            Some(Watched::Gone(key, uid, version)) => {
+                manager.versions.gone(&key, version, 0);
+                engine.released(&key, &uid);
+            }
             Some(Watched::Route(id, meta, spec)) => engine.route(id, meta, *spec, None),
             Some(Watched::RouteGone(id)) => engine.route_gone(&id),
             None => {}

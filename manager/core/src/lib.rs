@@ -25,5 +25,6 @@ pub mod runs;
 pub mod status;
 pub mod translate;
 pub mod usage;
+pub mod versions;
 
 pub use engine::{Effects, Engine};

@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use fairlead_api::condition::PROGRAMMED;
 use fairlead_process::locks::lock;
 use fairlead_process::metrics::Stages;
 use fairlead_process::retry::{absent_is_fine, between};
@@ -203,7 +204,7 @@ impl Context {
         let before = told.entry(key.clone()).or_default();
         let is_old = |note: &Note| {
             before.notes.contains(&hash(note))
-                || !before.heard && is_shown && note.reason == report::PROGRAMMED
+                || !before.heard && is_shown && note.reason == PROGRAMMED
         };
         let new = notes.iter().filter(|note| !is_old(note)).cloned().collect();
         let now = notes.iter().map(hash);

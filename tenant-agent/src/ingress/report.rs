@@ -1,13 +1,11 @@
 //! What the hub said of an Ingress, and what its plan lacks → `Ingress.status` and Events.
 
+use fairlead_api::condition::PROGRAMMED;
 use fairlead_proto::v1;
 use k8s_openapi::api::networking::v1::{Ingress, IngressLoadBalancerIngress, IngressPortStatus};
 
 use crate::outbox::Word;
 use crate::report::Note;
-
-/// The reason of the Event, and the condition, that all Envoys serve it.
-pub(crate) const PROGRAMMED: &str = "Programmed";
 
 /// The addresses to show: each once all Envoys serve it, for as long as the hub holds it.
 pub(crate) fn addresses(ingress: &Ingress, word: Option<&Word>) -> Vec<IngressLoadBalancerIngress> {

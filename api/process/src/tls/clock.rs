@@ -1,33 +1,45 @@
-//! The hub's time, by which certificates are judged: a node whose clock is days off still speaks to the hub.
+//! The hub's time, by which certificates are judged: a node whose clock is days off, or jumps, still speaks to the hub.
 
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 
-/// This process' clock, put right by what somebody who is trusted says the time is.
+use crate::locks::lock;
+
+/// For how long it counts what was told: the hub tells its time at least once an hour. A node that slept, whose `Instant`
+/// stood still meanwhile, is right again after this.
+const COUNTS: Duration = Duration::from_secs(2 * 3_600);
+
+/// The time as somebody who is trusted told it last, and this process' own before and long after that.
 #[derive(Debug, Default)]
 pub struct Clock {
-    /// How far the one who is trusted is ahead, in seconds.
-    ahead: AtomicI64,
+    /// Seconds since 1970, and when that was told.
+    told: Mutex<Option<(i64, Instant)>>,
 }
 
 impl Clock {
     /// Somebody who is trusted says that it is now so many seconds since 1970.
     pub fn follow(&self, time: i64) {
-        self.ahead.store(time.saturating_sub(own()), Ordering::Relaxed);
+        *lock(&self.told) = Some((time, Instant::now()));
     }
 
     /// Seconds since 1970.
     pub fn now(&self) -> i64 {
-        own().saturating_add(self.ahead.load(Ordering::Relaxed))
+        match *lock(&self.told) {
+            Some((time, at)) if at.elapsed() < COUNTS => time.saturating_add(seconds(at.elapsed())),
+            _ => own(),
+        }
     }
 }
 
 fn own() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, seconds)
+}
+
+fn seconds(time: Duration) -> i64 {
+    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
 }
 
 impl TimeProvider for Clock {

@@ -1,33 +1,14 @@
-//! What is known of claims: what the watch shows, and what was answered to this process' own writes.
+//! What is known of claims: what the watch shows, and what was answered to this process' own writes. Which of it is old
+//! news is the caller's to know (`versions.rs`).
 
 use fairlead_api::RouteId;
 use fairlead_api::claim::{ClaimKey, HostKey};
 
 use super::Engine;
-use super::unseen::Fate;
 use crate::claims::{Claim, Leaving};
 use crate::hosts::HostClaim;
 
 impl Engine {
-    /// A claim as the watch shows it.
-    pub fn watched_claim(&mut self, claim: Claim) {
-        if self.unseen_claims.is_news(&claim.key, &claim.object, Fate::There) {
-            self.claim(claim);
-        }
-    }
-
-    /// The watch shows that a claim's object is gone.
-    pub fn watched_claim_gone(&mut self, key: &ClaimKey, object: &str) {
-        if self.unseen_claims.is_news(key, object, Fate::Gone) {
-            self.forget_claim(key, object);
-        }
-    }
-
-    /// The watch of claims begins anew, with a list.
-    pub fn relist_claims(&mut self) {
-        self.unseen_claims.forget();
-    }
-
     /// A claim as the hub has it.
     pub fn claim(&mut self, claim: Claim) {
         let key = claim.key;
@@ -36,6 +17,11 @@ impl Engine {
             self.stale.insert(key);
         }
         self.touch_holder(&claim);
+        // Whoever held it before holds it no more.
+        let before = self.claims.get(&key).filter(|old| old.object != claim.object).cloned();
+        if let Some(before) = before {
+            self.touch_holder(&before);
+        }
         self.balancers.touch(&claim.pool);
         // What was let go is let go, unless this is another object of that name.
         let same = self.claims.get(&key).is_some_and(|old| old.object == claim.object);
@@ -76,25 +62,6 @@ impl Engine {
         self.retry_waiting();
     }
 
-    /// A host name's claim as the watch shows it.
-    pub fn watched_host(&mut self, claim: HostClaim) {
-        if self.unseen_hosts.is_news(&claim.key, &claim.object, Fate::There) {
-            self.host(claim);
-        }
-    }
-
-    /// The watch shows that the object of a host name's claim is gone.
-    pub fn watched_host_gone(&mut self, key: &HostKey, object: &str) {
-        if self.unseen_hosts.is_news(key, object, Fate::Gone) {
-            self.forget_host(key, object);
-        }
-    }
-
-    /// The watch of host names' claims begins anew, with a list.
-    pub fn relist_hosts(&mut self) {
-        self.unseen_hosts.forget();
-    }
-
     /// A host name's claim as the hub has it.
     pub fn host(&mut self, claim: HostClaim) {
         let key = claim.key.clone();
@@ -107,30 +74,15 @@ impl Engine {
     /// there is none.
     pub fn host_claimed(&mut self, key: &HostKey, claim: Option<HostClaim>) {
         // What was only about to be claimed.
-        let claiming = self.hosts.get(key).filter(|claim| claim.object.is_empty());
-        let for_whom = claiming.map(|claim| claim.tenant.clone());
         self.hosts.remove(key, "");
         match claim {
-            Some(claim) => {
-                let known = self.hosts.get(key).is_some_and(|there| there.object == claim.object);
-                if !known && for_whom.as_ref() == Some(&claim.tenant) {
-                    self.unseen_hosts.expect(key.clone(), &claim.object, Fate::There, self.stepped);
-                }
-                self.host(claim);
-            }
+            Some(claim) => self.host(claim),
             None => self.touch_hosts(key),
         }
     }
 
-    /// A host name's claim was deleted by this process, or was gone already: others may have it.
+    /// A host name's claim is gone: others may have it.
     pub fn host_released(&mut self, key: &HostKey, object: &str) {
-        if self.hosts.get(key).is_some_and(|claim| *claim.object == *object) {
-            self.unseen_hosts.expect(key.clone(), object, Fate::Gone, self.stepped);
-        }
-        self.forget_host(key, object);
-    }
-
-    fn forget_host(&mut self, key: &HostKey, object: &str) {
         if self.hosts.remove(key, object) {
             self.touch_hosts(key);
             // A name that overlaps may be free now.
@@ -159,25 +111,14 @@ impl Engine {
         for claim in persisted.into_iter().flatten() {
             // Looked at again: the Route may be gone by now.
             self.stale.insert(claim.key);
-            let known = self.claims.get(&claim.key).is_some_and(|old| old.object == claim.object);
-            if !known {
-                self.unseen_claims.expect(claim.key, &claim.object, Fate::There, self.stepped);
-            }
             self.claim(claim);
         }
         self.touch(id);
         self.retry_waiting();
     }
 
-    /// A claim's object was deleted by this process, or was gone already.
+    /// A claim's object was deleted, or was gone already.
     pub fn released(&mut self, key: &ClaimKey, object: &str) {
-        if self.claims.get(key).is_some_and(|claim| *claim.object == *object) {
-            self.unseen_claims.expect(*key, object, Fate::Gone, self.stepped);
-        }
-        self.forget_claim(key, object);
-    }
-
-    fn forget_claim(&mut self, key: &ClaimKey, object: &str) {
         if self.claims.get(key).is_some_and(|claim| *claim.object == *object) {
             self.claim_gone(key);
         }

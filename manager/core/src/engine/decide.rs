@@ -23,6 +23,15 @@ use crate::translate::{backend_name, members, resolve, translate, transport_sock
 
 impl Engine {
     pub(super) fn decide(&mut self, id: &RouteId, effects: &mut Effects) {
+        let kept = self.claims.promises_to(id);
+        self.decide_alone(id, effects);
+        if kept.iter().any(|key| self.claims.is_open(key)) {
+            // It takes another, or none: who was refused because of that may have it.
+            self.retry_waiting();
+        }
+    }
+
+    fn decide_alone(&mut self, id: &RouteId, effects: &mut Effects) {
         let Some(entry) = self.routes.get_mut(id) else { return };
         if self.tentative.contains_key(id) {
             return;
