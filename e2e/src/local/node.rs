@@ -84,6 +84,9 @@ disabled_plugins = ["io.containerd.tracing.processor.v1.otlp"]
 address = "{socket}"
 [ttrpc]
 address = "{socket}.ttrpc"
+# Its socket is the machine's: of several containerds that begin together one would not.
+[plugins."io.containerd.nri.v1.nri"]
+disable = true
 [plugins."io.containerd.cri.v1.runtime"]
 restrict_oom_score_adj = true
 [plugins."io.containerd.cri.v1.runtime".cni]
