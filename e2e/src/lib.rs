@@ -5,6 +5,7 @@
 //! it with Helm; `demo` and the tests use it. All is synchronous: this crate waits for other
 //! programs, and a thread for each is plenty.
 
+pub mod authority;
 pub mod bench;
 pub mod binaries;
 pub mod cli;

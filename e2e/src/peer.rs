@@ -44,7 +44,8 @@ pub async fn stranger(token: &Token) -> Result<Channel> {
     stranger_at(HUB, token).await
 }
 
-async fn stranger_at(hub: &str, token: &Token) -> Result<Channel> {
+/// The same where agents are not meant to come.
+pub async fn stranger_at(hub: &str, token: &Token) -> Result<Channel> {
     tls::open(hub, NAME, tls::pinned(token.pin, &Arc::default())?.0).await
 }
 

@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::endpoints::{Endpoints, SERVICE, ServiceKey};
+use crate::endpoints::{self, Endpoints, SERVICE, ServiceKey};
 use crate::events::Events;
 use crate::ingress::users::Users;
 use crate::mirror;
@@ -330,7 +330,7 @@ impl Context {
                 self.write_slice(&api, &mirrored, &wanted).await?;
                 kept.push(wanted.name_any());
             }
-            let ready = slices.iter().flat_map(crate::endpoints::ready);
+            let ready = slices.iter().flat_map(endpoints::ready);
             let ready = ready.filter_map(slots::pod).filter(|pod| pods.contains(pod));
             made.push((shadow, ready.map(|(node, _)| node).collect()));
         }

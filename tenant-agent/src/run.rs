@@ -115,9 +115,7 @@ impl Args {
         let (slices_read, slices_ready) = oneshot::channel();
         let mut tasks: JoinSet<Result<()>> = JoinSet::new();
         tasks.spawn(watch_nodes(client.clone(), outbox.clone(), nodes_read));
-        let slices = watcher::Config::default().labels(SERVICE);
-        let slices = watcher::watcher(Api::<EndpointSlice>::all(client.clone()), slices);
-        tasks.spawn(watch_endpoints(slices, endpoints.clone(), again.clone(), slices_read));
+        tasks.spawn(watch_endpoints(client.clone(), endpoints.clone(), again.clone(), slices_read));
 
         let users = Arc::new(Mutex::new(Users::default()));
         expect_all(&client, &outbox, &users, self.default_class).await?;
@@ -187,8 +185,7 @@ impl Args {
         });
         let read = [services_read.clone(), classes_read];
         let due = (ingresses_due, class_changes);
-        let observed = observe::<Ingress>(&client);
-        tasks.spawn(watch_ingresses(observed, ingresses, read, due, stop.clone()));
+        tasks.spawn(watch_ingresses(client, ingresses, read, due, stop.clone()));
 
         let hello = v1::Hello {
             agent_version: env!("CARGO_PKG_VERSION").into(),
@@ -389,7 +386,7 @@ fn slim<K: Resource>(object: &mut K) {
 /// Watches Ingresses. They have no finalizer of ours: one that is deleted is noticed here, and one that
 /// went while nobody watched by `sweep`, or by the next inventory.
 async fn watch_ingresses(
-    observed: Observed<Ingress>,
+    client: Client,
     context: Arc<ingress::reconcile::Context>,
     read: [CancellationToken; 2],
     (due, class_changes): (mpsc::UnboundedReceiver<ServiceKey>, mpsc::UnboundedReceiver<()>),
@@ -399,7 +396,7 @@ async fn watch_ingresses(
     for kind in read {
         kind.cancelled().await;
     }
-    let Observed { events, store, read } = observed;
+    let Observed { events, store, read } = observe::<Ingress>(&client);
     let gone = context.clone();
     let stream = events.inspect_ok(move |event| {
         if let Event::Delete(ingress) = event {
@@ -477,11 +474,13 @@ fn note(nodes: &mut BTreeMap<String, Vec<String>>, node: &Node) {
 
 /// Keeps the endpoints, and tells which Services they changed.
 async fn watch_endpoints(
-    stream: impl Stream<Item = Result<Event<EndpointSlice>, watcher::Error>>,
+    client: Client,
     endpoints: Arc<Mutex<Endpoints>>,
     again: mpsc::UnboundedSender<Item>,
     read: oneshot::Sender<()>,
 ) -> Result<()> {
+    let config = watcher::Config::default().labels(SERVICE);
+    let stream = watcher::watcher(Api::<EndpointSlice>::all(client), config);
     let mut stream = std::pin::pin!(stream.default_backoff());
     let mut read = Some(read);
     loop {

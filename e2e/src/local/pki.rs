@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
-};
+use rcgen::{CertificateParams, CertifiedIssuer, DistinguishedName, DnType, KeyPair};
 
 use super::write;
+use crate::authority::authority;
 use crate::topology::Cluster;
 
 /// Where a cluster's certificates lie.
@@ -37,9 +36,7 @@ fn users(cluster: &Cluster) -> Vec<(String, String, &'static str)> {
 pub(super) fn make(cluster: &Cluster, folder: &Path) -> Result<Pki> {
     let pki = Pki { folder: folder.join("pki") };
     std::fs::create_dir_all(&pki.folder)?;
-    let mut params = named("fairlead-e2e", "");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+    let ca = authority("fairlead-e2e")?;
     write(&pki.folder.join("ca.crt"), &ca.pem())?;
     write(&pki.folder.join("ca.key"), &ca.key().serialize_pem())?;
     let accounts = KeyPair::generate()?;

@@ -9,10 +9,11 @@ use anyhow::{Context, Result};
 use fairlead_e2e::local::net;
 
 use crate::faults::request;
+use crate::isolation::percentile;
 use crate::web::{
     answer, apply_ingress, curl, eventually, ingress_address, is, namespace, path, rule,
 };
-use crate::world::{shared, tenant};
+use crate::world::{address, alone, answers, apply, service, shared, tenant};
 
 /// Streams that an attacker opens on one connection, had it its way.
 const STREAMS: u32 = 20_000;
@@ -22,7 +23,7 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 
 /// On the client host.
-fn outside<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> T {
+fn from_client<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> T {
     net::within("client", work).unwrap_or_else(|error| panic!("{error:#}"))
 }
 
@@ -33,9 +34,14 @@ fn connect(ip: &str) -> Result<TcpStream> {
     Ok(stream)
 }
 
+/// Nothing came for as long as a read waits.
+fn is_late(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
 /// What is answered to these bytes, until the other side has no more to say.
 fn exchange(ip: &str, bytes: &str) -> String {
-    outside(|| {
+    from_client(|| {
         let mut stream = connect(ip)?;
         stream.write_all(bytes.as_bytes())?;
         let mut answer = Vec::new();
@@ -151,9 +157,7 @@ fn resets(ip: &str, host: &str) -> Result<bool> {
     }
     let mut said = Vec::new();
     match stream.read_to_end(&mut said) {
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-            Ok(false)
-        }
+        Err(error) if is_late(&error) => Ok(false),
         _ => Ok(true),
     }
 }
@@ -195,7 +199,7 @@ fn unended(ip: &str, host: &str) -> Result<(Duration, String)> {
     let mut answer = Vec::new();
     while start.elapsed() < Duration::from_secs(30) {
         match stream.read_to_end(&mut answer) {
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            Err(error) if is_late(&error) => {
                 if stream.write_all(b"x: y\r\n").is_err() {
                     break;
                 }
@@ -222,53 +226,46 @@ fn others(address: &str, count: usize) -> Result<Vec<Duration>> {
 #[test]
 fn who_resets_streams_loses_the_connection_and_others_lose_nothing() {
     // Alone: how long others' requests take is printed.
-    let world =
-        crate::world::alone("who_resets_streams_loses_the_connection_and_others_lose_nothing");
+    let world = alone("who_resets_streams_loses_the_connection_and_others_lose_nothing");
     let (a, b) = (tenant("tenant-a"), tenant("tenant-b"));
     let (ns, name) = namespace(&world, &a, "attacked");
     apply_ingress(&a, &ns, "web", "", "", &rule(&name, &[path("/", "Prefix", "web", "80")]));
     let ip = ingress_address(&a, &ns, "web");
     eventually("it serves", || is(&answer(&ip, &name, "/"), 200));
     world.workload(&b, "attacked");
-    let other =
-        crate::world::service("attacked", "web", "{name: http, port: 9400, targetPort: 8080}", "");
-    crate::world::apply(&b, &other);
-    let other = format!("{}:9400", crate::world::address(&b, "attacked", "web"));
-    crate::world::answers(&format!("http://{other}/"), "cluster=tenant-b");
+    let other = service("attacked", "web", "{name: http, port: 9400, targetPort: 8080}", "");
+    apply(&b, &other);
+    let other = format!("{}:9400", address(&b, "attacked", "web"));
+    answers(&format!("http://{other}/"), "cluster=tenant-b");
 
-    assert!(outside(|| is_answered(&ip, &name)), "what attackers send is HTTP/2");
-    let quiet = outside(|| others(&other, 200));
-    let (attacked, closed, waited) = std::thread::scope(|scope| {
-        let attack = scope.spawn(|| {
-            outside(|| {
+    assert!(from_client(|| is_answered(&ip, &name)), "what attackers send is HTTP/2");
+    let quiet = from_client(|| others(&other, 200));
+    let (attacked, closed, unended) = std::thread::scope(|scope| {
+        let unended = scope.spawn(|| from_client(|| unended(&ip, &name)));
+        let resets = scope.spawn(|| {
+            from_client(|| {
                 let kept = (0..20).map(|_| unread(&ip, &name)).collect::<Result<Vec<_>>>()?;
-                let slow = std::thread::spawn({
-                    let (ip, name) = (ip.clone(), name.clone());
-                    move || net::within("client", || unended(&ip, &name))
-                });
                 let closed = (0..20).map(|_| resets(&ip, &name)).collect::<Result<Vec<_>>>()?;
-                let waited = slow.join().expect("the slow one")?;
-                drop(kept);
-                Ok((closed, waited))
+                Ok((kept, closed))
             })
         });
-        let attacked = outside(|| others(&other, 1_000));
-        let (closed, waited) = attack.join().expect("the attacker");
-        (attacked, closed, waited)
+        let attacked = from_client(|| others(&other, 1_000));
+        let unended = unended.join().expect("the one without end");
+        // What is unread stayed open until here.
+        let (_kept, closed) = resets.join().expect("the attacker");
+        (attacked, closed, unended)
     });
-    let part = |all: &[Duration], part: usize| all[(all.len() * part / 100).min(all.len() - 1)];
+    let (waited, said) = unended;
     println!(
-        "others: p50 {:?}, p99 {:?} of {}; attacked p50 {:?}, p99 {:?} of {}; a request without end was waited for {:?}",
-        part(&quiet, 50),
-        part(&quiet, 99),
+        "others: p50 {:?}, p99 {:?} of {}; attacked p50 {:?}, p99 {:?} of {}; a request without end was waited for {waited:?}",
+        percentile(&quiet, 50),
+        percentile(&quiet, 99),
         quiet.len(),
-        part(&attacked, 50),
-        part(&attacked, 99),
+        percentile(&attacked, 50),
+        percentile(&attacked, 99),
         attacked.len(),
-        waited.0,
     );
     assert!(closed.iter().all(|closed| *closed), "{STREAMS} resets on one connection: {closed:?}");
-    let (waited, said) = waited;
     assert!(waited < Duration::from_secs(20) && said.contains(" 408 "), "{waited:?}: {said:?}");
     // The one that was attacked serves on.
     assert!(is(&answer(&ip, &name, "/"), 200));

@@ -1,7 +1,6 @@
 //! Joining, certificates that renew themselves, and what strangers get: nothing.
 
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -18,7 +17,9 @@ use rcgen::string::Ia5String;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, SanType};
 use tonic::Code;
 
-use crate::agent::{self, Agent, Stream, enroll, from_client, make_tenant, stranger, token};
+use crate::agent::{
+    self, Agent, Stream, enroll, from_client, make_tenant, stranger, stranger_at, token,
+};
 use crate::faults::{rollout_of_agents, rollout_of_manager, under_load};
 use crate::world::{
     address, alone, answers, apply, event, hub, kubectl, on_host, pod_of_manager, service, shared,
@@ -393,13 +394,7 @@ fn strangers_and_tenants_get_nothing_that_is_not_theirs_from_any_method_of_any_p
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 for path in METHODS {
-                    let nobody = tls::open(
-                        &address,
-                        agent::NAME,
-                        tls::pinned(token.pin, &Arc::default()).unwrap().0,
-                    )
-                    .await;
-                    let got = match nobody {
+                    let got = match stranger_at(&address, token).await {
                         Ok(channel) => call(channel, path).await,
                         // Not even TLS.
                         Err(_) => Err(Code::Unauthenticated),

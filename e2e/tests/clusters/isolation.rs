@@ -436,7 +436,8 @@ fn between(before: &[(String, f64, f64)], after: &[(String, f64, f64)]) -> Strin
     before.iter().zip(after).map(one).collect::<Vec<_>>().join(", ")
 }
 
-fn percentile(sorted: &[Duration], part: usize) -> Duration {
+/// The sample that so many of a hundred are at most.
+pub fn percentile(sorted: &[Duration], part: usize) -> Duration {
     sorted[(sorted.len() * part / 100).min(sorted.len() - 1)]
 }
 

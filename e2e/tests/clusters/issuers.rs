@@ -105,10 +105,7 @@ impl Manager {
 }
 
 fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.distinguished_name.push(rcgen::DnType::CommonName, name);
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    fairlead_e2e::authority::authority(name).unwrap()
 }
 
 fn folder(name: &str, files: &[(&str, String)]) -> PathBuf {

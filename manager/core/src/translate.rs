@@ -249,18 +249,18 @@ fn transport_cluster(name: &str, upstream: &Upstream, source_affinity: bool) -> 
     Resource::new(Key::new(ResourceType::Cluster, name), &cluster, []).renewing(endpoints)
 }
 
-/// How often an Envoy looks whether a node that was left out may come back: a timer for each Cluster, so that at once a
-/// second 10,000 Clusters took 3 % of a core for nothing. Nodes are left out at once, whatever this is.
-pub(crate) const EJECTIONS_LOOKED_AT: Duration = Duration::from_secs(5);
-/// For how long a node is left out.
-pub(crate) const EJECTED_FOR: Duration = Duration::from_secs(10);
-
-/// A node that does not answer is left out for a while; never more than half of them.
+/// A node that does not answer is left out for a while.
 fn outlier_detection() -> OutlierDetection {
+    OutlierDetection { consecutive_5xx: number(3), ..ejection() }
+}
+
+/// For how long nodes are left out: never more than half of them.
+pub(crate) fn ejection() -> OutlierDetection {
     OutlierDetection {
-        consecutive_5xx: number(3),
-        interval: duration(EJECTIONS_LOOKED_AT),
-        base_ejection_time: duration(EJECTED_FOR),
+        // When Envoy looks who may come back; nodes are left out at once. It is a timer for each Cluster: at once a
+        // second 10,000 of them took 3 % of a core for nothing.
+        interval: duration(Duration::from_secs(5)),
+        base_ejection_time: duration(Duration::from_secs(10)),
         max_ejection_percent: number(50),
         ..OutlierDetection::default()
     }

@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
 use super::clock::Clock;
-use super::credentials::{Credentials, by, spki_hash};
+use super::credentials::{Credentials, configuration, spki_hash};
 use crate::locks::lock;
 
 /// Connects to a gRPC server.
@@ -66,7 +66,7 @@ pub async fn open(address: &str, server_name: &str, config: Arc<ClientConfig>) -
 /// The cryptography of this build is of no use.
 pub fn pinned(pin: [u8; 32], clock: &Arc<Clock>) -> Result<(Arc<ClientConfig>, Arc<Pinned>)> {
     let verifier = Arc::new(Pinned { pin, believed: Mutex::default() });
-    let mut config = by(clock)?
+    let mut config = configuration(clock)?
         .dangerous()
         .with_custom_certificate_verifier(verifier.clone())
         .with_no_client_auth();

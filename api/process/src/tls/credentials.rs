@@ -98,7 +98,7 @@ impl Credentials {
     /// # Errors
     /// A certificate cannot be used.
     pub fn client(&self) -> Result<Arc<ClientConfig>> {
-        let builder = by(&self.clock)?.with_root_certificates(store(&self.roots)?);
+        let builder = configuration(&self.clock)?.with_root_certificates(store(&self.roots)?);
         let mut config = match &self.own {
             Some((chain, key)) => builder.with_client_auth_cert(chain.clone(), key.clone_key())?,
             None => builder.with_no_client_auth(),
@@ -109,7 +109,9 @@ impl Credentials {
 }
 
 /// A client's configuration that goes by this clock.
-pub(super) fn by(clock: &Arc<Clock>) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>> {
+pub(super) fn configuration(
+    clock: &Arc<Clock>,
+) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>> {
     let builder = ClientConfig::builder_with_details(default_provider().into(), clock.clone());
     Ok(builder.with_safe_default_protocol_versions()?)
 }

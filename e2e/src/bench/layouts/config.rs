@@ -30,9 +30,11 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
 use envoy_types::pb::google::protobuf::Any;
 use fairlead_xds::{Change, Key, Resource, ResourceType};
 use prost::{Message, Name};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use serde::Serialize;
 use tokio_rustls::rustls::pki_types::CertificateDer;
+
+use crate::authority::authority;
 
 /// How Envoy finds the certificate of a server name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -95,9 +97,7 @@ pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 impl Authority {
     /// A new one.
     pub fn new() -> Result<Self> {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Ok(Self(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
+        authority("layouts").map(Self)
     }
 
     /// Its own certificate.

@@ -113,7 +113,7 @@ impl<'a> Ask<'a> {
         let (listener, port) = wanted.find_map(|(l, port)| Some((l, (*port)?)))?;
         let protocol = listener.protocol.transport();
         let left = self.claims.left_by(&self.route.tenant, protocol, port);
-        let left = self.claims.promised_to(self.route).chain(left);
+        let left = self.claims.promised_to(self.route).map(|key| key.address).chain(left);
         let here = |ip: &IpAddr| pool.contains(*ip) && IpFamily::fits(family, *ip);
         left.filter(here)
             .find_map(|address| self.reach(Spot { address, pool: name }, pool, ports).ok())

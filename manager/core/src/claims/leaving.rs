@@ -49,18 +49,13 @@ impl Claims {
     }
 
     /// Ports that are kept for a Route.
-    pub fn promises_to(&self, route: &RouteId) -> Vec<ClaimKey> {
-        self.promises.get(route).into_iter().flatten().copied().collect()
+    pub fn promised_to(&self, route: &RouteId) -> impl Iterator<Item = ClaimKey> {
+        self.promises.get(route).into_iter().flatten().copied()
     }
 
     /// Whether a port is nobody's, and kept for nobody.
     pub fn is_open(&self, key: &ClaimKey) -> bool {
         !self.by_key.contains_key(key) && !self.promised.contains_key(key)
-    }
-
-    /// Addresses at which ports are kept for a Route.
-    pub fn promised_to(&self, route: &RouteId) -> impl Iterator<Item = IpAddr> {
-        self.promises.get(route).into_iter().flatten().map(|key| key.address)
     }
 
     /// Whether a free port is kept for another Route.

@@ -19,13 +19,12 @@ impl Engine {
         self.touch_holder(&claim);
         // Whoever held it before holds it no more.
         let before = self.claims.get(&key).filter(|old| old.object != claim.object).cloned();
-        if let Some(before) = before {
-            self.touch_holder(&before);
+        if let Some(before) = &before {
+            self.touch_holder(before);
         }
         self.balancers.touch(&claim.pool);
         // What was let go is let go, unless this is another object of that name.
-        let same = self.claims.get(&key).is_some_and(|old| old.object == claim.object);
-        let leaving = self.claims.leaving(&key).filter(|_| same);
+        let leaving = self.claims.leaving(&key).filter(|_| before.is_none());
         if leaving.is_none() {
             self.resting.remove(&key);
         }

@@ -23,7 +23,7 @@ use crate::translate::{backend_name, members, resolve, translate, transport_sock
 
 impl Engine {
     pub(super) fn decide(&mut self, id: &RouteId, effects: &mut Effects) {
-        let kept = self.claims.promises_to(id);
+        let kept: Vec<_> = self.claims.promised_to(id).collect();
         self.decide_alone(id, effects);
         if kept.iter().any(|key| self.claims.is_open(key)) {
             // It takes another, or none: who was refused because of that may have it.

@@ -27,8 +27,8 @@ use fairlead_xds::{Key, Resource, ResourceType};
 use super::secrets;
 use crate::model::Backend;
 use crate::nodes::Nodes;
-use crate::pb::{ads, any, duration, exactly, extension_socket, number};
-use crate::translate::{self, EJECTED_FOR, EJECTIONS_LOOKED_AT};
+use crate::pb::{ads, any, exactly, extension_socket, number};
+use crate::translate::{self, ejection};
 
 /// Answers' headers may be as large as requests'.
 const MAX_HEADERS_KB: u32 = 96;
@@ -131,10 +131,7 @@ fn outlier_detection() -> OutlierDetection {
         enforcing_consecutive_gateway_failure: number(0),
         enforcing_success_rate: number(0),
         enforcing_local_origin_success_rate: number(0),
-        interval: duration(EJECTIONS_LOOKED_AT),
-        base_ejection_time: duration(EJECTED_FOR),
-        max_ejection_percent: number(50),
-        ..OutlierDetection::default()
+        ..ejection()
     }
 }
 
