@@ -5,9 +5,12 @@
 //! before anything reaches Envoy.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::rare::{Common, Rare};
 
 /// What the Route wants of one host name.
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -66,7 +69,7 @@ pub struct HttpRule {
     pub matches: Vec<HttpMatch>,
     /// What is done to them on the way.
     #[serde(default, skip_serializing_if = "is_default")]
-    pub filters: Filters,
+    pub filters: Rare<Filters>,
     /// Where they go, by weight; none: 503, since what the source names is not there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -196,6 +199,13 @@ pub struct Filters {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i64>", range(min = 0))]
     pub max_body_bytes: Option<u64>,
+}
+
+impl Common for Filters {
+    fn common() -> &'static Self {
+        static COMMON: LazyLock<Filters> = LazyLock::new(Filters::default);
+        &COMMON
+    }
 }
 
 /// Edits of headers.

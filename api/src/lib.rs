@@ -14,6 +14,7 @@ pub mod http;
 pub mod names;
 pub mod node_set;
 pub mod pool;
+pub mod rare;
 pub mod route;
 pub mod tenant;
 

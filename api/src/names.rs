@@ -1,6 +1,7 @@
 //! Names that are parsed once: whoever holds one holds a valid one.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::route::{Source, SourceKind};
 
@@ -15,7 +16,7 @@ pub struct NameError {
 
 /// A tenant's name: an RFC 1123 label of at most 56 characters, since `tenant-<name>` is a namespace.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TenantId(Box<str>);
+pub struct TenantId(Arc<str>);
 
 const NAMESPACE_PREFIX: &str = "tenant-";
 
@@ -92,7 +93,7 @@ impl fmt::Display for AgentId {
 /// A namespace holds no dot, so the three parts can always be read back; with dashes `a-b/c` and
 /// `a/b-c` would be one Route.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RouteName(Box<str>);
+pub struct RouteName(Arc<str>);
 
 impl RouteName {
     /// The name of the Route that publishes `kind` `namespace`/`name`.

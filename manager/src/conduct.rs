@@ -212,7 +212,7 @@ impl Conductor {
         let engine = &mut self.engine;
         match observed {
             Observed::Tenant(id, tenant) => {
-                let existing = tenant.as_ref().map(|(uid, spec)| Existing {
+                let existing = tenant.as_deref().map(|(uid, spec)| Existing {
                     uid: uid.clone(),
                     max_routes: spec.quotas.routes,
                     changes_per_second: spec.quotas.changes_per_second,
@@ -220,9 +220,9 @@ impl Conductor {
                 });
                 self.around.records.change_leaving(&id, false);
                 self.around.records.change_tenant(&id, existing);
-                let ids = tenant.as_ref().map(|(_, spec)| spec.spiffe_ids.as_slice());
+                let ids = tenant.as_deref().map(|(_, spec)| spec.spiffe_ids.as_slice());
                 self.around.allowed.tenant(&id, ids);
-                engine.tenant(&id, tenant.map(|(_, spec)| spec.into()));
+                engine.tenant(&id, tenant.map(|tenant| tenant.1.into()));
             }
             // For all that is decided it is gone already.
             Observed::Leaving(id) => {
@@ -232,12 +232,12 @@ impl Conductor {
                 engine.tenant(&id, None);
             }
             Observed::Pool(name, pool) => {
-                let (spec, guard) = pool.unzip();
+                let (spec, guard) = pool.map(|pool| *pool).unzip();
                 engine.guard(&name, guard);
                 engine.pool(&name, spec);
             }
             Observed::Nodes(id, nodes) => {
-                let (spec, seen) = nodes.unzip();
+                let (spec, seen) = nodes.map(|nodes| *nodes).unzip();
                 self.around.records.change(&id, |records| match &spec {
                     Some(spec) => {
                         let record =
@@ -260,7 +260,7 @@ impl Conductor {
             }
             Observed::Claim(claim, version) => {
                 if self.around.hub.claims.is_news(&claim.key, version) {
-                    engine.claim(claim);
+                    engine.claim(*claim);
                 }
             }
             Observed::ClaimGone(key, object, version) => {
@@ -276,8 +276,10 @@ impl Conductor {
                 self.around.hub.hosts.gone(&key, version);
                 engine.host_released(&key, &object);
             }
-            Observed::Secret(tenant, name, secret) => self.secret(&tenant, name, secret),
-            Observed::Balancer(name, seen) => engine.balancer(&name, seen),
+            Observed::Secret(tenant, name, secret) => {
+                self.secret(&tenant, name, secret.map(|secret| *secret));
+            }
+            Observed::Balancer(name, seen) => engine.balancer(&name, seen.map(|seen| *seen)),
             Observed::Envoy(name, envoy) => {
                 self.around.allowed.envoy(&name, envoy.is_some());
                 let (ready, hosts) = envoy.unwrap_or_default();
@@ -285,7 +287,7 @@ impl Conductor {
                 engine.envoy_ready(&name.into(), ready);
             }
             Observed::Agent(tenant, id, agent) => {
-                let agent = agent.as_ref();
+                let agent = agent.as_deref();
                 let agent = agent.map(|(spec, status, version)| (spec, status.as_ref(), *version));
                 self.around.allowed.agent(&tenant, &id, agent);
             }

@@ -29,37 +29,60 @@ use tracing::warn;
 use crate::balancers::{self, BALANCER};
 use crate::hub::{HASH, SECRET_LABEL};
 
-/// What changed on the hub.
+/// What changed on the hub. One is kept for each object, so it is small.
 #[derive(Debug)]
 pub(crate) enum Observed {
     /// A Tenant, with its uid; one that is being deleted is told of by [`Observed::Leaving`] instead.
-    Tenant(TenantId, Option<(String, TenantSpec)>),
+    Tenant(TenantId, Option<Box<(String, TenantSpec)>>),
     /// A Tenant is being deleted.
     Leaving(TenantId),
     /// An `AddressPool`, with what keeps it from going.
-    Pool(String, Option<(AddressPoolSpec, Guard)>),
+    Pool(String, Option<Box<(AddressPoolSpec, Guard)>>),
     /// A tenant's `NodeSet`.
-    Nodes(TenantId, Option<(NodeSetSpec, Option<NodeSetStatus>)>),
+    Nodes(TenantId, Option<Box<(NodeSetSpec, Option<NodeSetStatus>)>>),
     /// A Route.
     Route(RouteId, Option<Box<Route>>),
     /// An `AddressClaim`, with its version.
-    Claim(Claim, u64),
+    Claim(Box<Claim>, u64),
     /// The `AddressClaim` with this uid is gone, and the version in which it was seen last.
-    ClaimGone(ClaimKey, String, u64),
+    ClaimGone(ClaimKey, Box<str>, u64),
     /// A `HostnameClaim`, with its version.
     Host(HostClaim, u64),
     /// The `HostnameClaim` with this uid is gone, and the version in which it was seen last.
-    HostGone(HostKey, String, u64),
+    HostGone(HostKey, Box<str>, u64),
     /// What is stored of a tenant's Secret, with the agent's hash of it.
-    Secret(TenantId, SecretName, Option<(Box<str>, Secret)>),
+    Secret(TenantId, SecretName, Option<Box<(Box<str>, Secret)>>),
     /// A hub's Service of a pool.
-    Balancer(String, Option<SeenBalancer>),
+    Balancer(String, Option<Box<SeenBalancer>>),
     /// The pod of an Envoy, whether it is ready, and its node's addresses; `None`: it is gone.
     Envoy(String, Option<(bool, Vec<IpAddr>)>),
     /// An agent.
-    Agent(TenantId, AgentId, Option<(AgentSpec, Option<AgentStatus>, u64)>),
+    Agent(TenantId, AgentId, Option<Box<(AgentSpec, Option<AgentStatus>, u64)>>),
     /// A kind was read once.
     Complete(Kind),
+}
+
+impl Observed {
+    /// The word that an object is gone, from the word that it is there.
+    fn gone(&self) -> Option<Self> {
+        Some(match self {
+            Self::Tenant(id, _) | Self::Leaving(id) => Self::Tenant(id.clone(), None),
+            Self::Pool(name, _) => Self::Pool(name.clone(), None),
+            Self::Nodes(id, _) => Self::Nodes(id.clone(), None),
+            Self::Route(id, _) => Self::Route(id.clone(), None),
+            Self::Claim(claim, version) => {
+                Self::ClaimGone(claim.key, claim.object.clone(), *version)
+            }
+            Self::Host(claim, version) => {
+                Self::HostGone(claim.key.clone(), claim.object.clone(), *version)
+            }
+            Self::Secret(tenant, name, _) => Self::Secret(tenant.clone(), name.clone(), None),
+            Self::Balancer(name, _) => Self::Balancer(name.clone(), None),
+            Self::Envoy(name, _) => Self::Envoy(name.clone(), None),
+            Self::Agent(tenant, id, _) => Self::Agent(tenant.clone(), id.clone(), None),
+            Self::ClaimGone(..) | Self::HostGone(..) | Self::Complete(_) => return None,
+        })
+    }
 }
 
 /// The kinds that are watched.
@@ -98,8 +121,8 @@ pub(crate) fn all(client: &Client, namespace: &str, envoys: &str, to: &mpsc::Sen
     spawn(Api::<Agent>::all(client.clone()), everything(), Kind::Agent, to, agent);
 }
 
-/// What there is to tell of an object that is there, or of one that is gone.
-type Translate<K> = fn(&K, bool) -> Option<Observed>;
+/// What there is to tell of an object that is there.
+type Translate<K> = fn(K) -> Option<Observed>;
 
 fn spawn<K>(
     api: Api<K>,
@@ -181,10 +204,12 @@ impl Relist {
     where
         K: Resource<DynamicType = ()> + Clone,
     {
-        if let Some(gone) = tell(&object, false) {
-            self.known.insert(id(&object), gone);
+        let id = id(&object);
+        let told = tell(object);
+        if let Some(gone) = told.as_ref().and_then(Observed::gone) {
+            self.known.insert(id, gone);
         }
-        tell(&object, true).into_iter().collect()
+        told.into_iter().collect()
     }
 }
 
@@ -192,64 +217,55 @@ fn id<K: Resource<DynamicType = ()>>(object: &K) -> Id {
     (object.namespace(), object.name_any())
 }
 
-fn tenant(object: &Tenant, there: bool) -> Option<Observed> {
+fn tenant(object: Tenant) -> Option<Observed> {
     let id = object.name_any().parse().ok()?;
-    if there && object.metadata.deletion_timestamp.is_some() {
+    if object.metadata.deletion_timestamp.is_some() {
         return Some(Observed::Leaving(id));
     }
-    let content = || (object.uid().unwrap_or_default(), object.spec.clone());
-    Some(Observed::Tenant(id, there.then(content)))
+    let content = (object.uid().unwrap_or_default(), object.spec);
+    Some(Observed::Tenant(id, Some(Box::new(content))))
 }
 
-fn pool(object: &AddressPool, there: bool) -> Option<Observed> {
+fn pool(object: AddressPool) -> Option<Observed> {
     let guard = Guard {
         there: object.finalizers().iter().any(|one| one == FINALIZER),
         leaving: object.metadata.deletion_timestamp.is_some(),
     };
-    Some(Observed::Pool(object.name_any(), there.then(|| (object.spec.clone(), guard))))
+    Some(Observed::Pool(object.name_any(), Some(Box::new((object.spec, guard)))))
 }
 
-fn nodes(object: &NodeSet, there: bool) -> Option<Observed> {
+fn nodes(object: NodeSet) -> Option<Observed> {
     if object.name_any() != NODE_SET {
         return None;
     }
     let tenant = TenantId::of_namespace(&object.namespace()?)?;
-    Some(Observed::Nodes(tenant, there.then(|| (object.spec.clone(), object.status.clone()))))
+    Some(Observed::Nodes(tenant, Some(Box::new((object.spec, object.status)))))
 }
 
-fn route(object: &Route, there: bool) -> Option<Observed> {
+fn route(object: Route) -> Option<Observed> {
     let tenant = TenantId::of_namespace(&object.namespace()?)?;
     let id = RouteId { tenant, name: RouteName::of_object(&object.name_any()) };
-    Some(Observed::Route(id, there.then(|| Box::new(object.clone()))))
+    Some(Observed::Route(id, Some(Box::new(object))))
 }
 
-fn claim(object: &AddressClaim, there: bool) -> Option<Observed> {
-    let uid = object.uid().unwrap_or_default();
-    if there {
-        let claim = Claim::parse(object.spec.clone(), &uid)?;
-        return Some(Observed::Claim(claim, version(object)));
-    }
-    Some(Observed::ClaimGone(object.spec.key(), uid, version(object)))
+fn claim(object: AddressClaim) -> Option<Observed> {
+    let (uid, version) = (object.uid().unwrap_or_default(), version(&object));
+    let claim = Claim::parse(object.spec, &uid)?;
+    Some(Observed::Claim(Box::new(claim), version))
 }
 
-fn host(object: &HostnameClaim, there: bool) -> Option<Observed> {
-    let uid = object.uid().unwrap_or_default();
-    if there {
-        let claim = HostClaim::parse(&object.spec, &uid)?;
-        return Some(Observed::Host(claim, version(object)));
-    }
-    Some(Observed::HostGone(object.spec.key(), uid, version(object)))
+fn host(object: HostnameClaim) -> Option<Observed> {
+    let claim = HostClaim::parse(&object.spec, &object.uid().unwrap_or_default())?;
+    Some(Observed::Host(claim, version(&object)))
 }
 
-fn secret(object: &ApiSecret, there: bool) -> Option<Observed> {
+fn secret(object: ApiSecret) -> Option<Observed> {
     let tenant = TenantId::of_namespace(&object.namespace()?)?;
     let name = SecretName::of_object(&object.name_any());
     name.parts()?;
-    let content = || {
-        let hash = object.annotations().get(HASH).map_or("", String::as_str);
-        (hash.into(), checked(object.data.as_ref()))
-    };
-    Some(Observed::Secret(tenant, name, there.then(content)))
+    let hash = object.annotations().get(HASH).map_or("", String::as_str);
+    let content = (hash.into(), checked(object.data.as_ref()));
+    Some(Observed::Secret(tenant, name, Some(Box::new(content))))
 }
 
 /// A Secret with its parts checked: somebody may have edited the object.
@@ -265,18 +281,18 @@ fn checked(data: Option<&BTreeMap<String, ByteString>>) -> Secret {
     }
 }
 
-fn balancer(object: &Service, there: bool) -> Option<Observed> {
-    let seen = balancers::seen(object)?;
-    Some(Observed::Balancer(object.name_any(), there.then_some(seen)))
+fn balancer(object: Service) -> Option<Observed> {
+    let seen = balancers::seen(&object)?;
+    Some(Observed::Balancer(object.name_any(), Some(Box::new(seen))))
 }
 
-fn envoy(object: &Pod, there: bool) -> Option<Observed> {
+fn envoy(object: Pod) -> Option<Observed> {
     let conditions = object.status.as_ref().and_then(|status| status.conditions.as_ref());
     let ready = conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
     let status = object.status.iter();
     let hosts = status.flat_map(|status| status.host_ips.iter().flatten()).map(|one| &one.ip);
     let hosts = hosts.filter_map(|ip| ip.parse().ok()).collect();
-    Some(Observed::Envoy(object.name_any(), there.then_some((ready, hosts))))
+    Some(Observed::Envoy(object.name_any(), Some((ready, hosts))))
 }
 
 /// `metadata.resourceVersion`; 0 where it is no number.
@@ -284,9 +300,9 @@ pub(crate) fn version<K: Resource<DynamicType = ()>>(object: &K) -> u64 {
     object.resource_version().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
-fn agent(object: &Agent, there: bool) -> Option<Observed> {
+fn agent(object: Agent) -> Option<Observed> {
     let tenant = TenantId::of_namespace(&object.namespace()?)?;
     let id = object.name_any().parse().ok()?;
-    let content = || (object.spec.clone(), object.status.clone(), version(object));
-    Some(Observed::Agent(tenant, id, there.then(content)))
+    let version = version(&object);
+    Some(Observed::Agent(tenant, id, Some(Box::new((object.spec, object.status, version)))))
 }

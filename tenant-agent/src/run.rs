@@ -376,11 +376,21 @@ where
     Observed { events: events.boxed(), store, read }
 }
 
-/// Takes away what is of no use here and is the most of an object in memory: who manages its fields, and kubectl's own
-/// copy of it.
-fn slim<K: Resource>(object: &mut K) {
-    object.managed_fields_mut().clear();
-    object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
+/// Takes away what is of no use here and is the most of an object in memory: who manages its fields, kubectl's own copy
+/// of it, labels that select nothing here, and room in its lists (serde's have room for four).
+fn slim<K: Resource + Clone>(object: &mut K) {
+    let meta = object.meta_mut();
+    meta.managed_fields = None;
+    if let Some(annotations) = &mut meta.annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+    if let Some(labels) = &mut meta.labels {
+        labels.retain(|label, _| shadow::is_ours(label));
+    }
+    meta.labels.take_if(|labels| labels.is_empty());
+    meta.annotations.take_if(|annotations| annotations.is_empty());
+    // A copy has no more room than it needs.
+    *object = object.clone();
 }
 
 /// Watches Ingresses. They have no finalizer of ours: one that is deleted is noticed here, and one that

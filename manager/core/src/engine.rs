@@ -16,6 +16,7 @@ use fairlead_xds::Change;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::claims::{Claim, Claims, Holder};
+use crate::few::Few;
 use crate::fleet::{EnvoyId, Fleet};
 use crate::health::Health;
 use crate::hosts::{HostClaim, Hosts};
@@ -102,7 +103,7 @@ pub struct Engine {
     owners: Owners,
     forbidden: Forbidden,
     endpoints: Endpoints,
-    routes: BTreeMap<RouteId, Entry>,
+    routes: BTreeMap<RouteId, Box<Entry>>,
     claims: Claims,
     /// Claims that are kept for their tenants for a while, and until when.
     resting: Resting,
@@ -170,9 +171,9 @@ struct Entry {
     /// Layer 4 only: what belongs to this Route alone.
     published: Published,
     /// Its Clusters whose endpoints are checked.
-    checked: BTreeSet<String>,
+    checked: Few<String>,
     /// Host names that it wants.
-    wanted: BTreeSet<HostKey>,
+    wanted: Few<HostKey>,
     /// Host names that it cannot have, each with what to do about it.
     conflicts: Vec<(Reason, String)>,
     /// Host names are being claimed for it.
@@ -182,15 +183,16 @@ struct Entry {
     accepted: Option<Verdict>,
     resolved: Option<Verdict>,
     /// As the hub's object has it.
-    seen: Option<RouteStatus>,
+    seen: Option<Box<RouteStatus>>,
     /// As it was last sent to be written.
-    sent: Option<RouteStatus>,
+    sent: Option<Box<RouteStatus>>,
 }
 
 impl Entry {
     /// The status as the hub's object has it. What was sent and is there need not be kept twice. (A status that is sent,
     /// replaced and sent again before the hub's word of the first is written once more.)
     fn see(&mut self, seen: Option<RouteStatus>) {
+        let seen = seen.map(Box::new);
         if self.sent == seen {
             self.sent = None;
         }
@@ -278,21 +280,23 @@ impl Engine {
         for id in &moved {
             self.touch(id);
         }
-        let entry = self.routes.entry(id).or_insert_with(|| Entry {
-            meta: meta.clone(),
-            source: source.clone(),
-            wish: Err(Verdict::no(Reason::Pending, "")),
-            serving: None,
-            published: Vec::new(),
-            checked: BTreeSet::new(),
-            wanted: BTreeSet::new(),
-            conflicts: Vec::new(),
-            claiming_hosts: false,
-            undecided: false,
-            accepted: None,
-            resolved: None,
-            seen: None,
-            sent: None,
+        let entry = self.routes.entry(id).or_insert_with(|| {
+            Box::new(Entry {
+                meta: meta.clone(),
+                source: source.clone(),
+                wish: Err(Verdict::no(Reason::Pending, "")),
+                serving: None,
+                published: Vec::new(),
+                checked: Few::default(),
+                wanted: Few::default(),
+                conflicts: Vec::new(),
+                claiming_hosts: false,
+                undecided: false,
+                accepted: None,
+                resolved: None,
+                seen: None,
+                sent: None,
+            })
         });
         (entry.meta, entry.source, entry.wish) = (meta, source, wish);
         entry.see(seen);
@@ -419,7 +423,7 @@ impl Engine {
 }
 
 /// Whether the Route that a port is claimed for is gone.
-fn is_orphan(claims: &Claims, routes: &BTreeMap<RouteId, Entry>, key: &ClaimKey) -> bool {
+fn is_orphan(claims: &Claims, routes: &BTreeMap<RouteId, Box<Entry>>, key: &ClaimKey) -> bool {
     let claim = claims.get(key).filter(|claim| !claim.is_target());
     claim.is_some_and(|claim| match &claim.holder {
         Holder::Route { route, uid } => {

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use fairlead_api::claim::HostKey;
 use fairlead_api::{HostnameClaimSpec, RouteId, TenantId};
 
+use crate::few::Few;
+
 /// One claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostClaim {
@@ -56,7 +58,7 @@ pub struct Hosts {
     /// Claimed names by the domain above them.
     children: HashMap<Box<str>, BTreeSet<HostKey>>,
     releasing: HashSet<HostKey>,
-    wanted: BTreeMap<HostKey, BTreeSet<(i64, RouteId)>>,
+    wanted: BTreeMap<HostKey, Few<(i64, RouteId)>>,
     /// How many names each tenant holds.
     held: HashMap<TenantId, usize>,
 }

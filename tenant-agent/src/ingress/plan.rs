@@ -365,7 +365,7 @@ impl Planner<'_> {
         HttpRule {
             name: name.to_owned(),
             matches: vec![matching],
-            filters,
+            filters: filters.into(),
             backends,
             timeouts: timeouts.clone(),
             retry: retry.clone(),

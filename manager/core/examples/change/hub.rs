@@ -1,5 +1,7 @@
 //! A hub and a client, for what one change costs: the example counts it, and the bench takes its time.
 
+use std::collections::VecDeque;
+
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use fairlead_api::http::{BackendRef, Host, HttpMatch, HttpRule, PathMatch, PathMatchType};
 use fairlead_api::route::{
@@ -65,20 +67,28 @@ pub fn filled(layout: &str, count: usize) -> Hub {
 
 impl Hub {
     fn ask(&mut self, request: DeltaDiscoveryRequest) {
-        let mut events = Vec::new();
-        let due = self.session.on_request(request, &self.state, &mut events);
-        self.engine.envoy_said(&ENVOY.into(), 1, &events);
+        let due = self.hear(request);
         self.answer(due);
     }
 
+    fn hear(&mut self, request: DeltaDiscoveryRequest) -> Vec<Response> {
+        let mut events = Vec::new();
+        let due = self.session.on_request(request, &self.state, &mut events);
+        self.engine.envoy_said(&ENVOY.into(), 1, &events);
+        due
+    }
+
+    /// The client takes all that it is sent, and what it is sent for that.
     fn answer(&mut self, due: Vec<Response>) {
-        for response in due {
+        let mut due = VecDeque::from(due);
+        while let Some(response) = due.pop_front() {
             self.bytes += response.resources.iter().map(bytes::Bytes::len).sum::<usize>();
-            self.ask(DeltaDiscoveryRequest {
+            let ack = DeltaDiscoveryRequest {
                 type_url: response.kind.url().into(),
                 response_nonce: response.nonce,
                 ..Default::default()
-            });
+            };
+            due.extend(self.hear(ack));
         }
     }
 

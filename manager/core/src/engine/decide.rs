@@ -1,6 +1,6 @@
 //! What becomes of one Route: its address, its host names, what it serves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use fairlead_api::http::ANY_HOST;
 use super::{Effects, Engine, Entry, Serving, binding};
 use crate::allocate::{Allocation, Ask, Place, allocate, usable};
 use crate::claims::{Claim, Claims, Leaving};
+use crate::few::Few;
 use crate::health::Wanted;
 use crate::hosts::{HostClaim, Standing};
 use crate::http::web::Served;
@@ -247,7 +248,7 @@ impl Engine {
             wanted.insert(backend_name(id, backend), one);
         }
         let Some(entry) = self.routes.get_mut(id) else { return };
-        let now: BTreeSet<String> = wanted.keys().cloned().collect();
+        let now: Few<String> = wanted.keys().cloned().collect();
         for gone in
             std::mem::replace(&mut entry.checked, now).iter().filter(|c| !wanted.contains_key(*c))
         {
@@ -289,7 +290,7 @@ impl Engine {
     ) -> Option<Served> {
         let http = serving.filter(|serving| serving.wish.is_http());
         let http = http.and_then(|serving| Some((&serving.wish, serving.addresses.first()?)));
-        let keys: BTreeSet<HostKey> = http
+        let keys: Few<HostKey> = http
             .into_iter()
             .flat_map(|(wish, ip)| wish.hosts.iter().map(|one| HostKey::new(&one.hostname, *ip)))
             .collect();
@@ -338,10 +339,10 @@ impl Engine {
     fn claim_hosts(
         &mut self,
         id: &RouteId,
-        keys: &BTreeSet<HostKey>,
+        keys: &Few<HostKey>,
         effects: &mut Effects,
-    ) -> (BTreeSet<Box<str>>, Vec<(Reason, String)>) {
-        let (mut hosts, mut conflicts) = (BTreeSet::new(), Vec::new());
+    ) -> (Few<Box<str>>, Vec<(Reason, String)>) {
+        let (mut hosts, mut conflicts) = (Few::default(), Vec::new());
         for key in keys {
             if let Some(refused) = self.host_refused(&id.tenant, key) {
                 conflicts.push(refused);

@@ -1,6 +1,5 @@
 //! What is told of Routes and pools.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use fairlead_api::condition::{HEALTHY, PROGRAMMED, Reason, Verdict};
@@ -8,6 +7,7 @@ use fairlead_api::{AddressPoolStatus, RouteId, RouteStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Effects, Engine, Entry};
+use crate::few::Few;
 use crate::health::Health;
 use crate::http::web::Web;
 use crate::pool::Pool;
@@ -21,7 +21,7 @@ impl Engine {
         }
         // Before the first verdict there is nothing to say.
         let Some(accepted) = entry.accepted.clone() else { return };
-        let old = entry.sent.as_ref().or(entry.seen.as_ref());
+        let old = entry.sent.as_deref().or(entry.seen.as_deref());
         let verdict = match self.web.rejection(id) {
             Some(text) => Verdict::no(Reason::Rejected, text),
             None if entry.claiming_hosts => {
@@ -68,7 +68,7 @@ impl Engine {
         };
         let new = status(findings, old, now);
         if old != Some(&new) {
-            entry.sent = Some(new.clone());
+            entry.sent = Some(Box::new(new.clone()));
             effects.statuses.push((id.clone(), new));
         }
     }
@@ -109,11 +109,7 @@ impl Engine {
 }
 
 /// Verdict on `Healthy`. Until somebody asked, what was known before is said.
-fn healthy(
-    health: &Health,
-    checked: &BTreeSet<String>,
-    old: Option<&RouteStatus>,
-) -> Option<Verdict> {
+fn healthy(health: &Health, checked: &Few<String>, old: Option<&RouteStatus>) -> Option<Verdict> {
     let verdict = health.verdict(checked.iter())?;
     if verdict.reason != Reason::Pending {
         return Some(verdict);

@@ -36,7 +36,9 @@ pub fn hosts(hosts: Vec<Host>, backends: &[Backend]) -> (Vec<Host>, Vec<String>)
             bad.push(at("is there twice"));
             continue;
         }
-        for one in std::mem::take(&mut host.rules) {
+        let rules = std::mem::take(&mut host.rules);
+        host.rules.reserve_exact(rules.len());
+        for one in rules {
             match rule(&one, &names) {
                 Ok(()) => host.rules.push(one),
                 Err(what) => {

@@ -20,7 +20,7 @@ fn said(edit: impl FnOnce(&mut HttpRule)) -> String {
     let (good, bad) = hosts(vec![host(edit)], &[]);
     if !bad.is_empty() && !good[0].rules.is_empty() {
         let HttpRule { backends, filters, .. } = &good[0].rules[0];
-        assert!(backends.is_empty() && *filters == Filters::default(), "what is left is closed");
+        assert!(backends.is_empty() && **filters == Filters::default(), "what is left is closed");
     }
     bad.join("; ")
 }

@@ -13,6 +13,7 @@ use super::listener::{self, Front};
 use super::secrets::{self, Secret, SecretId};
 use super::site::{self, Chain, Member, Secrets, SiteKey};
 use super::upstream;
+use crate::few::Few;
 use crate::model::{Backend, Wish};
 use crate::nodes::Nodes;
 use crate::publish::{Owner, Published, Publisher};
@@ -28,7 +29,7 @@ pub(crate) struct Served {
     pub(crate) wish: Arc<Wish>,
     pub(crate) address: IpAddr,
     /// The host names that are the tenant's.
-    pub(crate) hosts: BTreeSet<Box<str>>,
+    pub(crate) hosts: Few<Box<str>>,
 }
 
 /// What surrounds layer 7 and decides on it.
@@ -52,10 +53,10 @@ pub(crate) struct Web {
     /// for that away again would cost connections.
     wild: BTreeSet<IpAddr>,
     /// Clusters that the last good routes of sites lead to: they stay until better ones are taken.
-    pinned: BTreeMap<Arc<str>, BTreeSet<SiteKey>>,
-    pins: BTreeMap<SiteKey, BTreeSet<Arc<str>>>,
+    pinned: BTreeMap<Arc<str>, Few<SiteKey>>,
+    pins: BTreeMap<SiteKey, Few<Arc<str>>>,
     /// Which sites name a Secret.
-    named_by: BTreeMap<SecretId, BTreeSet<SiteKey>>,
+    named_by: BTreeMap<SecretId, Few<SiteKey>>,
     dirty_sites: BTreeSet<SiteKey>,
     dirty_upstreams: BTreeSet<String>,
     dirty_fronts: BTreeSet<IpAddr>,
@@ -79,15 +80,15 @@ struct Outline {
 #[derive(Debug)]
 struct Site {
     tenant: TenantId,
-    members: BTreeSet<(i64, RouteId)>,
+    members: Few<(i64, RouteId)>,
     published: Published,
     chain: Option<Chain>,
-    secrets: BTreeSet<SecretId>,
+    secrets: Few<SecretId>,
     shadowed: Vec<(RouteId, String)>,
-    /// The last routes that an Envoy took, by their keys.
-    good: BTreeMap<Key, Resource>,
+    /// The last routes that an Envoy took.
+    good: Vec<Resource>,
     /// The routes as they are published.
-    current: BTreeMap<Key, Resource>,
+    current: Vec<Resource>,
     /// Routes that an Envoy refused, in its words.
     rejected: BTreeMap<Key, (u64, Arc<str>)>,
 }
@@ -97,7 +98,7 @@ struct Shared {
     tenant: TenantId,
     namespace: Box<str>,
     backend: Backend,
-    users: BTreeSet<RouteId>,
+    users: Few<RouteId>,
     published: Published,
 }
 
@@ -213,7 +214,7 @@ impl Web {
                 tenant: id.tenant.clone(),
                 namespace: new.namespace.clone(),
                 backend: backend.clone(),
-                users: BTreeSet::new(),
+                users: Few::default(),
                 published: Vec::new(),
             });
             // Where Routes differ for a moment, the one that was told last knows best.
@@ -350,7 +351,7 @@ impl Web {
             let Some(host) = host else { continue };
             members.push(Member { route, namespace: &served.namespace, wish: &served.wish, host });
         }
-        let named: BTreeSet<_> =
+        let named: Few<_> =
             members.iter().flat_map(|member| site::named(member, &site.tenant)).collect();
         let made = site::translate(&key, &site.tenant, &members, &self.secrets);
         let gone = members.is_empty();
@@ -377,7 +378,7 @@ impl Web {
         }
         if gone {
             self.sites.remove(&key);
-            self.pin(&key, &BTreeSet::new());
+            self.pin(&key, Few::default());
         }
     }
 
@@ -425,11 +426,9 @@ impl Web {
         let Some(site) = self.sites.get_mut(key) else { return };
         match outcome {
             Outcome::Acked(version) => {
-                let current = site.current.get(resource).filter(|one| one.version == *version);
-                if let Some(current) = current.cloned() {
-                    site.good.insert(resource.clone(), current);
+                if site.took(resource, *version) {
                     let pins = site.pins();
-                    self.pin(key, &pins);
+                    self.pin(key, pins);
                 }
             }
             Outcome::Rejected(version, text) => {
@@ -455,9 +454,9 @@ impl Web {
     }
 
     /// These Clusters are what the last good routes of a site lead to.
-    fn pin(&mut self, key: &SiteKey, clusters: &BTreeSet<Arc<str>>) {
+    fn pin(&mut self, key: &SiteKey, clusters: Few<Arc<str>>) {
         let old = self.pins.remove(key).unwrap_or_default();
-        for name in old.difference(clusters) {
+        for name in old.difference(&clusters) {
             if let Some(sites) = self.pinned.get_mut(name) {
                 sites.remove(key);
                 if sites.is_empty() {
@@ -470,7 +469,7 @@ impl Web {
             self.pinned.entry(name.clone()).or_default().insert(key.clone());
         }
         if !clusters.is_empty() {
-            self.pins.insert(key.clone(), clusters.clone());
+            self.pins.insert(key.clone(), clusters);
         }
     }
 
@@ -525,28 +524,43 @@ impl Site {
     fn new(tenant: &TenantId) -> Self {
         Self {
             tenant: tenant.clone(),
-            members: BTreeSet::new(),
+            members: Few::default(),
             published: Vec::new(),
             chain: None,
-            secrets: BTreeSet::new(),
+            secrets: Few::default(),
             shadowed: Vec::new(),
-            good: BTreeMap::new(),
-            current: BTreeMap::new(),
+            good: Vec::new(),
+            current: Vec::new(),
             rejected: BTreeMap::new(),
         }
     }
 
     /// The Clusters that the last good routes lead to.
-    fn pins(&self) -> BTreeSet<Arc<str>> {
-        let needs = self.good.values().flat_map(|good| good.needs.iter());
+    fn pins(&self) -> Few<Arc<str>> {
+        let needs = self.good.iter().flat_map(|good| good.needs.iter());
         let clusters = needs.filter(|key| key.kind == ResourceType::Cluster);
         clusters.map(|key| key.name.clone()).collect()
+    }
+
+    /// An Envoy took routes. True if they are what is published.
+    fn took(&mut self, key: &Key, version: u64) -> bool {
+        let is_this = |one: &&Resource| one.key == *key && one.version == version;
+        let Some(current) = self.current.iter().find(is_this).cloned() else { return false };
+        match self.good.iter_mut().find(|one| one.key == *key) {
+            Some(good) => *good = current,
+            None => {
+                self.good.reserve_exact(1);
+                self.good.push(current);
+            }
+        }
+        true
     }
 
     /// Routes that an Envoy refused are replaced by the last that one took.
     fn keep_good(&mut self, resources: Vec<Resource>) -> Vec<Resource> {
         let mut kept = Vec::with_capacity(resources.len());
-        self.current.clear();
+        let is_route = |one: &&Resource| one.key.kind == ResourceType::Routes;
+        let mut current = Vec::with_capacity(resources.iter().filter(is_route).count());
         let mut refused = BTreeMap::new();
         for resource in resources {
             if resource.key.kind != ResourceType::Routes {
@@ -558,15 +572,16 @@ impl Site {
             if let Some(old) = old {
                 refused.insert(resource.key.clone(), old);
             }
-            let chosen = match self.good.get(&resource.key) {
+            let chosen = match self.good.iter().find(|one| one.key == resource.key) {
                 Some(good) if is_refused => good.clone(),
                 _ => resource,
             };
-            self.current.insert(chosen.key.clone(), chosen.clone());
+            current.push(chosen.clone());
             kept.push(chosen);
         }
+        self.current = current;
         self.rejected = refused;
-        self.good.retain(|key, _| kept.iter().any(|one| one.key == *key));
+        self.good.retain(|good| kept.iter().any(|one| one.key == good.key));
         kept
     }
 }
