@@ -16,11 +16,14 @@ use fairlead_core::claims::Claim;
 use fairlead_core::engine::Balancer;
 use fairlead_core::hosts::HostClaim;
 use fairlead_process::retry::{absent_is_fine, between};
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{Method, Request};
 use k8s_openapi::api::core::v1::{Namespace, Secret, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::{ByteString, ClusterResourceScope, NamespaceResourceScope};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::balancers;
@@ -77,22 +80,53 @@ impl Hub {
         spec: RouteSpec,
         known: bool,
     ) -> kube::Result<()> {
-        let api: Api<Route> = self.of(&id.tenant);
         let code = |result: &kube::Result<()>| match result {
             Err(kube::Error::Api(status)) => status.code,
             _ => 0,
         };
         if !known {
-            let made = create_route(&api, id, &spec).await;
+            let made = self.create_route(id, &spec).await;
             if code(&made) != 409 {
                 return made;
             }
         }
-        let replaced = replace_spec(&api, id, &spec).await;
+        let replace = [Replace { op: "replace", path: "/spec", value: &spec }];
+        let replaced =
+            self.write(Method::PATCH, id, Part::All, "application/json-patch+json", &replace).await;
         match code(&replaced) {
-            404 if known => create_route(&api, id, &spec).await,
+            404 if known => self.create_route(id, &spec).await,
             _ => replaced,
         }
+    }
+
+    async fn create_route(&self, id: &RouteId, spec: &RouteSpec) -> kube::Result<()> {
+        let route = Route::new(id.name.as_str(), spec.clone());
+        self.write(Method::POST, id, Part::All, "application/json", &route).await
+    }
+
+    /// Writes a Route. The answer is the whole object, which the watch brings as well: it is not looked at.
+    async fn write(
+        &self,
+        method: Method,
+        id: &RouteId,
+        part: Part,
+        media_type: &str,
+        body: &(impl Serialize + Sync),
+    ) -> kube::Result<()> {
+        let mut path = Route::url_path(&(), Some(&id.tenant.namespace()));
+        if method != Method::POST {
+            path = format!("{path}/{}", id.name);
+        }
+        let (part, manager) = match part {
+            Part::All => ("", AGENT_API),
+            Part::Status => ("/status", MANAGER),
+        };
+        // What is written is of these types: to look for fields that are not would cost the apiserver time.
+        let uri = format!("{path}{part}?fieldManager={manager}&fieldValidation=Ignore");
+        let body = serde_json::to_vec(body).map_err(kube::Error::SerdeError)?;
+        let request = Request::builder().method(method).uri(uri).header(CONTENT_TYPE, media_type);
+        let request = request.header(ACCEPT, "application/json").body(body);
+        self.client.request_text(request.map_err(kube::Error::HttpError)?).await.map(drop)
     }
 
     /// Stores a tenant's nodes.
@@ -254,10 +288,10 @@ impl Hub {
 
     /// Writes a Route's status; a Route that is gone is fine.
     pub(crate) async fn report(&self, id: &RouteId, status: &RouteStatus) -> kube::Result<()> {
-        let api: Api<Route> = self.of(&id.tenant);
-        let patch = Patch::Merge(json!({ "status": status }));
+        let patch = Told { status };
         absent_is_fine(
-            api.patch_status(id.name.as_str(), &PatchParams::default(), &patch).await.map(drop),
+            self.write(Method::PATCH, id, Part::Status, "application/merge-patch+json", &patch)
+                .await,
         )
     }
 
@@ -328,17 +362,25 @@ impl Hub {
     }
 }
 
-async fn create_route(api: &Api<Route>, id: &RouteId, spec: &RouteSpec) -> kube::Result<()> {
-    let params = PostParams { field_manager: Some(AGENT_API.into()), ..PostParams::default() };
-    api.create(&params, &Route::new(id.name.as_str(), spec.clone())).await.map(drop)
+/// What of an object is written.
+#[derive(Clone, Copy)]
+enum Part {
+    All,
+    Status,
 }
 
-async fn replace_spec(api: &Api<Route>, id: &RouteId, spec: &RouteSpec) -> kube::Result<()> {
-    let replace = json!([{"op": "replace", "path": "/spec", "value": spec}]);
-    let patch = serde_json::from_value(replace).map_err(kube::Error::SerdeError)?;
-    let params = PatchParams { field_manager: Some(AGENT_API.into()), ..PatchParams::default() };
-    let patch = Patch::Json::<()>(patch);
-    api.patch(id.name.as_str(), &params, &patch).await.map(drop)
+/// An operation of RFC 6902.
+#[derive(Serialize)]
+struct Replace<'a> {
+    op: &'static str,
+    path: &'static str,
+    value: &'a RouteSpec,
+}
+
+/// A merge patch (RFC 7386) of a status.
+#[derive(Serialize)]
+struct Told<'a> {
+    status: &'a RouteStatus,
 }
 
 /// Gives an object a finalizer, or takes it away. As the owner of that one only: others' stay.

@@ -16,13 +16,14 @@ use fairlead_core::claims::Claim;
 use fairlead_core::engine::{Guard, SeenBalancer};
 use fairlead_core::hosts::HostClaim;
 use fairlead_core::http::{Pair, Secret};
-use fairlead_process::secret as check;
-use futures::TryStreamExt;
+use fairlead_process::{lean, secret as check};
+use futures::{Stream, TryStreamExt};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret as ApiSecret, Service};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tracing::warn;
 
@@ -109,9 +110,10 @@ pub(crate) fn all(client: &Client, namespace: &str, envoys: &str, to: &mpsc::Sen
     spawn(Api::<Tenant>::all(client.clone()), everything(), Kind::Tenant, to, tenant);
     spawn(Api::<AddressPool>::all(client.clone()), everything(), Kind::Pool, to, pool);
     spawn(Api::<NodeSet>::all(client.clone()), everything(), Kind::Nodes, to, nodes);
-    spawn(Api::<Route>::all(client.clone()), everything(), Kind::Route, to, route);
-    spawn(Api::<AddressClaim>::all(client.clone()), everything(), Kind::Claim, to, claim);
-    spawn(Api::<HostnameClaim>::all(client.clone()), everything(), Kind::Host, to, host);
+    // Of these there are thousands.
+    tell(lean::watch(client.clone(), everything()), Kind::Route, to, route);
+    tell(lean::watch(client.clone(), everything()), Kind::Claim, to, claim);
+    tell(lean::watch(client.clone(), everything()), Kind::Host, to, host);
     let secrets = everything().labels(SECRET_LABEL);
     spawn(Api::<ApiSecret>::all(client.clone()), secrets, Kind::Secret, to, secret);
     let services = Api::<Service>::namespaced(client.clone(), namespace);
@@ -129,24 +131,29 @@ fn spawn<K>(
     config: watcher::Config,
     kind: Kind,
     to: &mpsc::Sender<Observed>,
-    tell: Translate<K>,
+    translate: Translate<K>,
 ) where
-    K: Resource<DynamicType = ()>
-        + Clone
-        + Debug
-        + Send
-        + Sync
-        + serde::de::DeserializeOwned
-        + 'static,
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + DeserializeOwned + 'static,
+{
+    tell(watcher::watcher(api, config), kind, to, translate);
+}
+
+/// Has what a watch shows told.
+fn tell<K>(
+    stream: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+    kind: Kind,
+    to: &mpsc::Sender<Observed>,
+    translate: Translate<K>,
+) where
+    K: Resource<DynamicType = ()> + Clone + Send + 'static,
 {
     let to = to.clone();
     tokio::spawn(async move {
-        let stream = watcher::watcher(api, config).default_backoff();
-        let mut stream = std::pin::pin!(stream);
+        let mut stream = std::pin::pin!(stream.default_backoff());
         let mut relist = Relist::default();
         loop {
             let batch = match stream.try_next().await {
-                Ok(Some(event)) => relist.take(event, kind, tell),
+                Ok(Some(event)) => relist.take(event, kind, translate),
                 Ok(None) => return,
                 Err(error) => {
                     warn!(?kind, %error, "watch interrupted");

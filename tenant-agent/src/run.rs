@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use fairlead_process::lease::{self, Epoch};
 use fairlead_process::locks::lock;
 use fairlead_process::metrics::{self, Stages};
-use fairlead_process::{logs, probes, shutdown};
+use fairlead_process::{lean, logs, probes, shutdown};
 use fairlead_proto::v1;
 use fairlead_proto::v1::put::Object;
 use futures::stream::BoxStream;
@@ -361,12 +361,12 @@ struct Observed<K: Resource<DynamicType = ()> + Clone + 'static> {
 
 fn observe<K>(client: &Client) -> Observed<K>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: lean::Kind + Sync,
 {
     let (store, writer) = reflector::store();
     let read = CancellationToken::new();
     let done = read.clone();
-    let events = watcher::watcher(Api::<K>::all(client.clone()), watcher::Config::default());
+    let events = lean::watch::<K>(client.clone(), watcher::Config::default());
     let events = events.default_backoff().modify(slim);
     let events = reflector::reflector(writer, events).inspect(move |event| match event {
         Ok(Event::InitDone) => done.cancel(),
@@ -376,11 +376,10 @@ where
     Observed { events: events.boxed(), store, read }
 }
 
-/// Takes away what is of no use here and is the most of an object in memory: who manages its fields, kubectl's own copy
-/// of it, labels that select nothing here, and room in its lists (serde's have room for four).
+/// Takes away what is of no use here and is much of an object in memory: kubectl's own copy of it, labels that select
+/// nothing here, and room in its lists (serde's have room for four).
 fn slim<K: Resource + Clone>(object: &mut K) {
     let meta = object.meta_mut();
-    meta.managed_fields = None;
     if let Some(annotations) = &mut meta.annotations {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
@@ -490,7 +489,7 @@ async fn watch_endpoints(
     read: oneshot::Sender<()>,
 ) -> Result<()> {
     let config = watcher::Config::default().labels(SERVICE);
-    let stream = watcher::watcher(Api::<EndpointSlice>::all(client), config);
+    let stream = lean::watch::<EndpointSlice>(client, config);
     let mut stream = std::pin::pin!(stream.default_backoff());
     let mut read = Some(read);
     loop {

@@ -4,6 +4,7 @@
 //! Absent on purpose: anything about Routes.
 
 pub mod identity;
+pub mod lean;
 pub mod lease;
 pub mod locks;
 pub mod logs;
