@@ -9,19 +9,24 @@ use crate::endpoints::ServiceKey;
 /// An Ingress, a Service or a Secret by namespace and name.
 pub(crate) type Key = ServiceKey;
 
-/// Who names what.
+/// Who names what. Most are named by one, and each list has no more room than it needs: there may be as many as there are
+/// Services.
 #[derive(Debug, Default)]
 pub(crate) struct Users {
     named: HashMap<Key, Named>,
-    services: HashMap<Key, BTreeMap<Key, Need>>,
-    secrets: HashMap<Key, BTreeMap<Key, BTreeSet<Part>>>,
+    services: Index<Need>,
+    secrets: Index<Part>,
     shadow_failures: HashMap<Key, String>,
 }
 
+/// By which Ingresses an object is named, and what for.
+type Index<T> = HashMap<Key, Vec<(Key, T)>>;
+
+/// What an Ingress names, in order.
 #[derive(Debug, Default, PartialEq)]
 struct Named {
-    services: BTreeMap<String, Need>,
-    secrets: BTreeMap<String, BTreeSet<Part>>,
+    services: Vec<(String, Need)>,
+    secrets: Vec<(String, Part)>,
 }
 
 /// What is to be looked at after an Ingress was planned.
@@ -39,36 +44,15 @@ impl Users {
         services: BTreeMap<String, Need>,
         secrets: BTreeSet<(String, Part)>,
     ) -> Touched {
-        let mut parts: BTreeMap<String, BTreeSet<Part>> = BTreeMap::new();
-        for (name, part) in secrets {
-            parts.entry(name).or_default().insert(part);
-        }
-        let new = Named { services, secrets: parts };
+        let new = Named {
+            services: services.into_iter().collect(),
+            secrets: secrets.into_iter().collect(),
+        };
         let old = self.named.remove(ingress).unwrap_or_default();
-        if old == new {
-            self.named.insert(ingress.clone(), new);
-            return Touched::default();
-        }
-        let within = |name: &String| (ingress.0.clone(), name.clone());
-        let mut touched = Touched::default();
-        for name in old.services.keys() {
-            remove(&mut self.services, &within(name), ingress);
-        }
-        for (name, need) in &new.services {
-            self.services.entry(within(name)).or_default().insert(ingress.clone(), *need);
-        }
-        for name in old.secrets.keys() {
-            remove(&mut self.secrets, &within(name), ingress);
-        }
-        for (name, parts) in &new.secrets {
-            self.secrets.entry(within(name)).or_default().insert(ingress.clone(), parts.clone());
-        }
-        let all = old.services.iter().chain(&new.services);
-        let changed = all.filter(|(name, _)| old.services.get(*name) != new.services.get(*name));
-        touched.services.extend(changed.map(|(name, _)| within(name)));
-        let all = old.secrets.keys().chain(new.secrets.keys());
-        let changed = all.filter(|name| old.secrets.get(*name) != new.secrets.get(*name));
-        touched.secrets.extend(changed.map(within));
+        let touched = Touched {
+            services: turn(&mut self.services, ingress, &old.services, &new.services),
+            secrets: turn(&mut self.secrets, ingress, &old.secrets, &new.secrets),
+        };
         if new != Named::default() {
             self.named.insert(ingress.clone(), new);
         }
@@ -77,8 +61,8 @@ impl Users {
 
     /// What all Ingresses together need of a Service; `None`: nobody names it.
     pub(crate) fn need(&self, service: &Key) -> Option<Need> {
-        let all = self.services.get(service)?.values();
-        Some(all.fold(Need::default(), |sum, one| Need {
+        let all = self.services.get(service)?;
+        Some(all.iter().fold(Need::default(), |sum, (_, one)| Need {
             shadow: sum.shadow || one.shadow,
             slots: sum.slots || one.slots,
         }))
@@ -86,17 +70,17 @@ impl Users {
 
     /// What a Secret is for; nothing: nobody names it.
     pub(crate) fn parts(&self, secret: &Key) -> BTreeSet<Part> {
-        self.secrets.get(secret).into_iter().flat_map(BTreeMap::values).flatten().copied().collect()
+        self.secrets.get(secret).into_iter().flatten().map(|(_, part)| *part).collect()
     }
 
     /// The Ingresses that name a Service.
-    pub(crate) fn of_service(&self, service: &Key) -> Vec<Key> {
-        self.services.get(service).into_iter().flat_map(BTreeMap::keys).cloned().collect()
+    pub(crate) fn of_service(&self, service: &Key) -> BTreeSet<Key> {
+        naming(&self.services, service)
     }
 
     /// The Ingresses that name a Secret.
-    pub(crate) fn of_secret(&self, secret: &Key) -> Vec<Key> {
-        self.secrets.get(secret).into_iter().flat_map(BTreeMap::keys).cloned().collect()
+    pub(crate) fn of_secret(&self, secret: &Key) -> BTreeSet<Key> {
+        naming(&self.secrets, secret)
     }
 
     /// Notes why a Service has no shadow; `None`: it has one. True when that is news.
@@ -114,13 +98,39 @@ impl Users {
     }
 }
 
-fn remove<V>(index: &mut HashMap<Key, BTreeMap<Key, V>>, at: &Key, ingress: &Key) {
-    if let Some(users) = index.get_mut(at) {
-        users.remove(ingress);
-        if users.is_empty() {
-            index.remove(at);
-        }
+fn naming<T>(index: &Index<T>, named: &Key) -> BTreeSet<Key> {
+    index.get(named).into_iter().flatten().map(|(ingress, _)| ingress.clone()).collect()
+}
+
+/// An Ingress names what is new, and what is old no more. What differs comes back.
+fn turn<T: Copy + PartialEq>(
+    index: &mut Index<T>,
+    ingress: &Key,
+    old: &[(String, T)],
+    new: &[(String, T)],
+) -> BTreeSet<Key> {
+    let mut touched = BTreeSet::new();
+    if old == new {
+        return touched;
     }
+    let within = |name: &String| (ingress.0.clone(), name.clone());
+    for (name, what) in old.iter().filter(|one| !new.contains(one)) {
+        let key = within(name);
+        if let Some(users) = index.get_mut(&key) {
+            users.retain(|(user, to)| user != ingress || to != what);
+            if users.is_empty() {
+                index.remove(&key);
+            }
+        }
+        touched.insert(key);
+    }
+    for (name, what) in new.iter().filter(|one| !old.contains(one)) {
+        let users = index.entry(within(name)).or_default();
+        users.reserve_exact(1);
+        users.push((ingress.clone(), *what));
+        touched.insert(within(name));
+    }
+    touched
 }
 
 #[cfg(test)]
@@ -139,7 +149,7 @@ mod tests {
         assert_eq!(touched.services, [key("web")].into());
         users.set(&key("two"), need(true, true), BTreeSet::new());
         assert_eq!(users.need(&key("web")), Some(Need { shadow: true, slots: true }));
-        assert_eq!(users.of_service(&key("web")), [key("one"), key("two")]);
+        assert_eq!(users.of_service(&key("web")), [key("one"), key("two")].into());
         users.set(&key("two"), BTreeMap::new(), BTreeSet::new());
         assert_eq!(users.need(&key("web")), Some(Need { shadow: true, slots: false }));
         let touched = users.set(&key("one"), BTreeMap::new(), BTreeSet::new());
