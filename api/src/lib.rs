@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod claim;
 pub mod condition;
+pub mod few;
 pub mod http;
 pub mod names;
 pub mod node_set;

@@ -14,7 +14,7 @@ pub trait Common: Default + PartialEq + 'static {
 }
 
 /// A value that is its type's default most of the time, and then takes no more than a pointer. Reads, is written and is
-/// described as the value itself.
+/// described as the value itself. Whoever takes it by `&mut` gives it room of its own, even if it stays the default.
 #[derive(Debug, Clone, Default)]
 pub struct Rare<T>(Option<Box<T>>);
 
@@ -93,6 +93,10 @@ mod tests {
         assert!(rare.0.is_none());
         assert_eq!(*rare, Filters::default());
         assert_eq!(serde_json::to_string(&rare).unwrap(), "{}");
+        let mut touched = rare.clone();
+        touched.max_body_bytes = None;
+        assert!(touched.0.is_some());
+        assert_eq!(touched, rare);
         let other: Rare<Filters> = serde_json::from_str(r#"{"maxBodyBytes":7}"#).unwrap();
         assert_eq!(other.max_body_bytes, Some(7));
         assert_eq!(serde_json::to_string(&other).unwrap(), r#"{"maxBodyBytes":7}"#);

@@ -269,7 +269,7 @@ impl Conductor {
             }
             Observed::Host(claim, version) => {
                 if self.around.hub.hosts.is_news(&claim.key, version) {
-                    engine.host(claim);
+                    engine.host(*claim);
                 }
             }
             Observed::HostGone(key, object, version) => {

@@ -85,48 +85,50 @@ impl Hub {
             _ => 0,
         };
         if !known {
-            let made = self.create_route(id, &spec).await;
+            let made = self.write(id, Writing::New(&spec)).await;
             if code(&made) != 409 {
                 return made;
             }
         }
-        let replace = [Replace { op: "replace", path: "/spec", value: &spec }];
-        let replaced =
-            self.write(Method::PATCH, id, Part::All, "application/json-patch+json", &replace).await;
+        let replaced = self.write(id, Writing::Spec(&spec)).await;
         match code(&replaced) {
-            404 if known => self.create_route(id, &spec).await,
+            404 if known => self.write(id, Writing::New(&spec)).await,
             _ => replaced,
         }
     }
 
-    async fn create_route(&self, id: &RouteId, spec: &RouteSpec) -> kube::Result<()> {
-        let route = Route::new(id.name.as_str(), spec.clone());
-        self.write(Method::POST, id, Part::All, "application/json", &route).await
-    }
-
     /// Writes a Route. The answer is the whole object, which the watch brings as well: it is not looked at.
-    async fn write(
-        &self,
-        method: Method,
-        id: &RouteId,
-        part: Part,
-        media_type: &str,
-        body: &(impl Serialize + Sync),
-    ) -> kube::Result<()> {
-        let mut path = Route::url_path(&(), Some(&id.tenant.namespace()));
-        if method != Method::POST {
-            path = format!("{path}/{}", id.name);
-        }
-        let (part, manager) = match part {
-            Part::All => ("", AGENT_API),
-            Part::Status => ("/status", MANAGER),
+    async fn write(&self, id: &RouteId, writing: Writing<'_>) -> kube::Result<()> {
+        let all = Route::url_path(&(), Some(&id.tenant.namespace()));
+        let body = match &writing {
+            Writing::New(spec) => {
+                serde_json::to_vec(&Route::new(id.name.as_str(), (*spec).clone()))
+            }
+            Writing::Spec(value) => {
+                serde_json::to_vec(&[Replace { op: "replace", path: "/spec", value }])
+            }
+            Writing::Status(status) => serde_json::to_vec(&Told { status }),
+        };
+        let (verb, method, path, media_type, manager) = match writing {
+            Writing::New(_) => ("create", Method::POST, all, "application/json", AGENT_API),
+            Writing::Spec(_) => {
+                let path = format!("{all}/{}", id.name);
+                ("patch", Method::PATCH, path, "application/json-patch+json", AGENT_API)
+            }
+            Writing::Status(_) => {
+                let path = format!("{all}/{}/status", id.name);
+                ("patch_status", Method::PATCH, path, "application/merge-patch+json", MANAGER)
+            }
         };
         // What is written is of these types: to look for fields that are not would cost the apiserver time.
-        let uri = format!("{path}{part}?fieldManager={manager}&fieldValidation=Ignore");
-        let body = serde_json::to_vec(body).map_err(kube::Error::SerdeError)?;
+        let uri = format!("{path}?fieldManager={manager}&fieldValidation=Ignore");
         let request = Request::builder().method(method).uri(uri).header(CONTENT_TYPE, media_type);
-        let request = request.header(ACCEPT, "application/json").body(body);
-        self.client.request_text(request.map_err(kube::Error::HttpError)?).await.map(drop)
+        let request = request.header(ACCEPT, "application/json");
+        let mut request =
+            request.body(body.map_err(kube::Error::SerdeError)?).map_err(kube::Error::HttpError)?;
+        // By this kube names the request in its spans.
+        request.extensions_mut().insert(verb);
+        self.client.request_text(request).await.map(drop)
     }
 
     /// Stores a tenant's nodes.
@@ -288,11 +290,7 @@ impl Hub {
 
     /// Writes a Route's status; a Route that is gone is fine.
     pub(crate) async fn report(&self, id: &RouteId, status: &RouteStatus) -> kube::Result<()> {
-        let patch = Told { status };
-        absent_is_fine(
-            self.write(Method::PATCH, id, Part::Status, "application/merge-patch+json", &patch)
-                .await,
-        )
+        absent_is_fine(self.write(id, Writing::Status(status)).await)
     }
 
     /// Writes a pool's status.
@@ -362,11 +360,11 @@ impl Hub {
     }
 }
 
-/// What of an object is written.
-#[derive(Clone, Copy)]
-enum Part {
-    All,
-    Status,
+/// What of a Route is written.
+enum Writing<'a> {
+    New(&'a RouteSpec),
+    Spec(&'a RouteSpec),
+    Status(&'a RouteStatus),
 }
 
 /// An operation of RFC 6902.

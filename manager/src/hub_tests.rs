@@ -19,6 +19,8 @@ use super::*;
 struct Apiserver {
     claims: BTreeMap<String, Value>,
     requests: Vec<String>,
+    /// Of what was written: where to, and as what.
+    heads: Vec<(String, String)>,
 }
 
 type Shared = Arc<Mutex<Apiserver>>;
@@ -81,6 +83,9 @@ fn hub() -> (Hub, Shared) {
         async move {
             let (head, body) = request.into_parts();
             let body = body.collect().await?.to_bytes();
+            let media_type = head.headers.get(http::header::CONTENT_TYPE);
+            let media_type = media_type.map_or("", |value| value.to_str().unwrap()).to_owned();
+            state.lock().unwrap().heads.push((head.uri.to_string(), media_type));
             let (status, answer) =
                 state.lock().unwrap().answer(&head.method, head.uri.path(), &body);
             let answer = Response::builder()
@@ -178,4 +183,33 @@ async fn a_route_is_stored_whatever_was_known_of_it() {
     assert_eq!(requests(), ["POST routes", "PATCH svc.shop.web"]);
     assert_eq!(store("04", true).await, "04");
     assert_eq!(requests(), ["PATCH svc.shop.web"]);
+}
+
+#[tokio::test]
+async fn a_route_is_written_as_its_apiserver_wants_it() {
+    let (hub, shared) = hub();
+    let name = RouteName::new(SourceKind::Service, "shop", "web").unwrap();
+    let id = RouteId { tenant: "blue".parse().unwrap(), name };
+    let source = Source {
+        kind: SourceKind::Service,
+        namespace: "shop".into(),
+        name: "web".into(),
+        uid: "u".into(),
+        created: 0,
+    };
+    let spec = RouteSpec::new(source, "01");
+    hub.store_route(&id, spec.clone(), false).await.unwrap();
+    hub.store_route(&id, spec, true).await.unwrap();
+    // There is no status in this apiserver: 404, as of a Route that is gone.
+    hub.report(&id, &RouteStatus::default()).await.unwrap();
+    let heads = std::mem::take(&mut shared.lock().unwrap().heads);
+    let all = "/apis/fairlead.dev/v1alpha1/namespaces/tenant-blue/routes";
+    let agent = "fieldManager=fairlead-agent-api&fieldValidation=Ignore";
+    let manager = "fieldManager=fairlead-manager&fieldValidation=Ignore";
+    let expected = [
+        (format!("{all}?{agent}"), "application/json".to_owned()),
+        (format!("{all}/svc.shop.web?{agent}"), "application/json-patch+json".to_owned()),
+        (format!("{all}/svc.shop.web/status?{manager}"), "application/merge-patch+json".to_owned()),
+    ];
+    assert_eq!(heads, expected);
 }

@@ -48,7 +48,7 @@ pub(crate) enum Observed {
     /// The `AddressClaim` with this uid is gone, and the version in which it was seen last.
     ClaimGone(ClaimKey, Box<str>, u64),
     /// A `HostnameClaim`, with its version.
-    Host(HostClaim, u64),
+    Host(Box<HostClaim>, u64),
     /// The `HostnameClaim` with this uid is gone, and the version in which it was seen last.
     HostGone(HostKey, Box<str>, u64),
     /// What is stored of a tenant's Secret, with the agent's hash of it.
@@ -110,7 +110,7 @@ pub(crate) fn all(client: &Client, namespace: &str, envoys: &str, to: &mpsc::Sen
     spawn(Api::<Tenant>::all(client.clone()), everything(), Kind::Tenant, to, tenant);
     spawn(Api::<AddressPool>::all(client.clone()), everything(), Kind::Pool, to, pool);
     spawn(Api::<NodeSet>::all(client.clone()), everything(), Kind::Nodes, to, nodes);
-    // Of these there are thousands.
+    // Of these there are thousands: they are read without managed fields.
     tell(lean::watch(client.clone(), everything()), Kind::Route, to, route);
     tell(lean::watch(client.clone(), everything()), Kind::Claim, to, claim);
     tell(lean::watch(client.clone(), everything()), Kind::Host, to, host);
@@ -182,7 +182,7 @@ struct Relist {
 }
 
 impl Relist {
-    fn take<K>(&mut self, event: Event<K>, kind: Kind, tell: Translate<K>) -> Vec<Observed>
+    fn take<K>(&mut self, event: Event<K>, kind: Kind, translate: Translate<K>) -> Vec<Observed>
     where
         K: Resource<DynamicType = ()> + Clone,
     {
@@ -193,7 +193,7 @@ impl Relist {
             }
             Event::InitApply(object) => {
                 self.listed.insert(id(&object));
-                self.apply(object, tell)
+                self.apply(object, translate)
             }
             Event::InitDone => {
                 let listed = std::mem::take(&mut self.listed);
@@ -202,17 +202,17 @@ impl Relist {
                 let gone = lost.iter().filter_map(|id| self.known.remove(id));
                 gone.chain([Observed::Complete(kind)]).collect()
             }
-            Event::Apply(object) => self.apply(object, tell),
+            Event::Apply(object) => self.apply(object, translate),
             Event::Delete(object) => self.known.remove(&id(&object)).into_iter().collect(),
         }
     }
 
-    fn apply<K>(&mut self, object: K, tell: Translate<K>) -> Vec<Observed>
+    fn apply<K>(&mut self, object: K, translate: Translate<K>) -> Vec<Observed>
     where
         K: Resource<DynamicType = ()> + Clone,
     {
         let id = id(&object);
-        let told = tell(object);
+        let told = translate(object);
         if let Some(gone) = told.as_ref().and_then(Observed::gone) {
             self.known.insert(id, gone);
         }
@@ -263,7 +263,7 @@ fn claim(object: AddressClaim) -> Option<Observed> {
 
 fn host(object: HostnameClaim) -> Option<Observed> {
     let claim = HostClaim::parse(&object.spec, &object.uid().unwrap_or_default())?;
-    Some(Observed::Host(claim, version(&object)))
+    Some(Observed::Host(Box::new(claim), version(&object)))
 }
 
 fn secret(object: ApiSecret) -> Option<Observed> {

@@ -353,6 +353,7 @@ fn references<K: Resource<DynamicType = ()>>(
 struct Observed<K: Resource<DynamicType = ()> + Clone + 'static> {
     /// To be polled, or nothing is read.
     events: BoxStream<'static, Result<Event<K>, watcher::Error>>,
+    /// What [`slim`] leaves of them: not for writing back.
     store: Store<K>,
     /// Cancelled once all were read. `Store::wait_until_ready` wakes only the last of several tasks
     /// that wait for it.
@@ -376,15 +377,15 @@ where
     Observed { events: events.boxed(), store, read }
 }
 
-/// Takes away what is of no use here and is much of an object in memory: kubectl's own copy of it, labels that select
-/// nothing here, and room in its lists (serde's have room for four).
+/// Takes away what is of no use here and is much of an object in memory: kubectl's own copy of it, labels that nobody
+/// here reads, and room in its lists (serde's have room for four).
 fn slim<K: Resource + Clone>(object: &mut K) {
     let meta = object.meta_mut();
     if let Some(annotations) = &mut meta.annotations {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
     if let Some(labels) = &mut meta.labels {
-        labels.retain(|label, _| shadow::is_ours(label));
+        labels.retain(|label, _| label == SHADOW_OF);
     }
     meta.labels.take_if(|labels| labels.is_empty());
     meta.annotations.take_if(|annotations| annotations.is_empty());
@@ -511,5 +512,30 @@ async fn watch_endpoints(
             // Its receiver lives as long as the process.
             let _ = again.send(Item::Service(service));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_an_object_stays_what_is_read_here() {
+        let mut service: Service = serde_json::from_value(serde_json::json!({
+            "metadata": {
+                "name": "web",
+                "finalizers": ["example.com/other"],
+                "labels": {"app": "web", SHADOW_OF: "shop"},
+                "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}"},
+            },
+            "spec": {"ports": [{"port": 80}]},
+        }))
+        .unwrap();
+        slim(&mut service);
+        assert_eq!(service.metadata.labels, Some([(SHADOW_OF.into(), "shop".into())].into()));
+        assert_eq!(service.metadata.annotations, None);
+        assert_eq!(service.metadata.finalizers.as_deref().map(<[_]>::len), Some(1));
+        let ports = service.spec.and_then(|spec| spec.ports).unwrap();
+        assert_eq!((ports.len(), ports.capacity()), (1, 1));
     }
 }

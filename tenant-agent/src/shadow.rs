@@ -17,11 +17,6 @@ pub(crate) const SHADOW_OF: &str = "fairlead.dev/shadow-of";
 /// The label of a shadow that is a slot: its number.
 pub(crate) const SLOT: &str = "fairlead.dev/slot";
 
-/// Whether a label is one that this agent reads.
-pub(crate) fn is_ours(label: &str) -> bool {
-    [SHADOW_OF, SLOT].contains(&label)
-}
-
 /// The name of the Service that this one is a shadow of.
 pub(crate) fn shadow_of(service: &Service) -> Option<&String> {
     service.metadata.labels.as_ref()?.get(SHADOW_OF)

@@ -1,7 +1,7 @@
 //! Objects as a watch needs them: without `metadata.managedFields`.
 //!
 //! Who manages each field is half of an object's text or more, and as a tree in memory several times that. Nothing here
-//! reads it, no apiserver leaves it out of custom resources, and `kube` would parse all of it for each event.
+//! reads it, an apiserver cannot be asked to leave it out, and `kube` would parse all of it for each event.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -84,7 +84,7 @@ impl<K: Kind> Resource for Lean<K> {
     }
 }
 
-/// `ObjectMeta` without managed fields. What is not named here is skipped.
+/// What is read of `ObjectMeta`. What is not named here is skipped.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Metadata {
@@ -128,7 +128,11 @@ impl From<Metadata> for ObjectMeta {
             annotations,
             owner_references,
             finalizers,
-            ..Self::default()
+            // Not read.
+            deletion_grace_period_seconds: None,
+            generate_name: None,
+            managed_fields: None,
+            self_link: None,
         }
     }
 }
@@ -165,7 +169,7 @@ macro_rules! without_status {
         impl Kind for $kind {
             type Text = Parts<$spec, IgnoredAny>;
 
-            fn of(Parts { metadata, spec, .. }: Self::Text) -> Self {
+            fn of(Parts { metadata, spec, status: _ }: Self::Text) -> Self {
                 Self { metadata: metadata.into(), spec }
             }
         }

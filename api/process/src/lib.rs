@@ -1,7 +1,7 @@
 //! What the manager and the agent share as processes: mutual TLS and the identity in a certificate,
-//! leadership by Lease, logs, metrics, probes and shutdown.
+//! leadership by Lease, logs, metrics, probes and shutdown, and watches without managed fields.
 //!
-//! Absent on purpose: anything about Routes.
+//! Absent on purpose: any decision about Routes.
 
 pub mod identity;
 pub mod lean;

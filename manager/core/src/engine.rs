@@ -8,6 +8,7 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::service::health::v3::HealthCheckSpecifier;
 use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::condition::{Reason, Verdict};
+use fairlead_api::few::Few;
 use fairlead_api::route::{Source, SourceKind};
 use fairlead_api::{
     AddressPoolStatus, NodeSetSpec, NodeSetStatus, RouteId, RouteSpec, RouteStatus, TenantId,
@@ -16,7 +17,6 @@ use fairlead_xds::Change;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::claims::{Claim, Claims, Holder};
-use crate::few::Few;
 use crate::fleet::{EnvoyId, Fleet};
 use crate::health::Health;
 use crate::hosts::{HostClaim, Hosts};

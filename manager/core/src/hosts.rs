@@ -6,9 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use fairlead_api::claim::HostKey;
+use fairlead_api::few::Few;
 use fairlead_api::{HostnameClaimSpec, RouteId, TenantId};
-
-use crate::few::Few;
 
 /// One claim.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,7 +11,6 @@
 pub mod allocate;
 pub mod claims;
 pub mod engine;
-mod few;
 pub mod fleet;
 pub mod health;
 pub mod hosts;

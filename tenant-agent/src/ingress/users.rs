@@ -3,14 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use fairlead_api::few::Few;
+
 use super::plan::{Need, Part};
 use crate::endpoints::ServiceKey;
 
 /// An Ingress, a Service or a Secret by namespace and name.
 pub(crate) type Key = ServiceKey;
 
-/// Who names what. Most are named by one, and each list has no more room than it needs: there may be as many as there are
-/// Services.
+/// Who names what.
 #[derive(Debug, Default)]
 pub(crate) struct Users {
     named: HashMap<Key, Named>,
@@ -20,13 +21,13 @@ pub(crate) struct Users {
 }
 
 /// By which Ingresses an object is named, and what for.
-type Index<T> = HashMap<Key, Vec<(Key, T)>>;
+type Index<T> = HashMap<Key, Few<(Key, T)>>;
 
-/// What an Ingress names, in order.
+/// What an Ingress names.
 #[derive(Debug, Default, PartialEq)]
 struct Named {
-    services: Vec<(String, Need)>,
-    secrets: Vec<(String, Part)>,
+    services: Few<(String, Need)>,
+    secrets: Few<(String, Part)>,
 }
 
 /// What is to be looked at after an Ingress was planned.
@@ -50,8 +51,8 @@ impl Users {
         };
         let old = self.named.remove(ingress).unwrap_or_default();
         let touched = Touched {
-            services: turn(&mut self.services, ingress, &old.services, &new.services),
-            secrets: turn(&mut self.secrets, ingress, &old.secrets, &new.secrets),
+            services: replace(&mut self.services, ingress, &old.services, &new.services),
+            secrets: replace(&mut self.secrets, ingress, &old.secrets, &new.secrets),
         };
         if new != Named::default() {
             self.named.insert(ingress.clone(), new);
@@ -103,31 +104,26 @@ fn naming<T>(index: &Index<T>, named: &Key) -> BTreeSet<Key> {
 }
 
 /// An Ingress names what is new, and what is old no more. What differs comes back.
-fn turn<T: Copy + PartialEq>(
+fn replace<T: Copy + Ord>(
     index: &mut Index<T>,
     ingress: &Key,
-    old: &[(String, T)],
-    new: &[(String, T)],
+    old: &Few<(String, T)>,
+    new: &Few<(String, T)>,
 ) -> BTreeSet<Key> {
-    let mut touched = BTreeSet::new();
-    if old == new {
-        return touched;
-    }
     let within = |name: &String| (ingress.0.clone(), name.clone());
-    for (name, what) in old.iter().filter(|one| !new.contains(one)) {
+    let mut touched = BTreeSet::new();
+    for (name, what) in old.difference(new) {
         let key = within(name);
         if let Some(users) = index.get_mut(&key) {
-            users.retain(|(user, to)| user != ingress || to != what);
+            users.remove(&(ingress.clone(), *what));
             if users.is_empty() {
                 index.remove(&key);
             }
         }
         touched.insert(key);
     }
-    for (name, what) in new.iter().filter(|one| !old.contains(one)) {
-        let users = index.entry(within(name)).or_default();
-        users.reserve_exact(1);
-        users.push((ingress.clone(), *what));
+    for (name, what) in new.difference(old) {
+        index.entry(within(name)).or_default().insert((ingress.clone(), *what));
         touched.insert(within(name));
     }
     touched
@@ -171,5 +167,17 @@ mod tests {
         assert_eq!(users.parts(&key("tls")), [Part::Certificate, Part::Ca].into());
         users.set(&key("one"), BTreeMap::new(), BTreeSet::new());
         assert_eq!(users.parts(&key("tls")), [Part::Ca].into());
+    }
+
+    #[test]
+    fn of_two_uses_of_a_secret_one_goes() {
+        let mut users = Users::default();
+        let both = [("tls".to_owned(), Part::Certificate), ("tls".to_owned(), Part::Ca)];
+        users.set(&key("one"), BTreeMap::new(), both.clone().into());
+        assert_eq!(users.of_secret(&key("tls")), [key("one")].into());
+        let [certificate, _] = both;
+        let touched = users.set(&key("one"), BTreeMap::new(), [certificate].into());
+        assert_eq!(touched.secrets, [key("tls")].into());
+        assert_eq!(users.parts(&key("tls")), [Part::Certificate].into());
     }
 }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use fairlead_api::RouteId;
 use fairlead_api::claim::HostKey;
 use fairlead_api::condition::{Reason, Verdict};
+use fairlead_api::few::Few;
 use fairlead_api::http::ANY_HOST;
 
 use super::{Effects, Engine, Entry, Serving, binding};
 use crate::allocate::{Allocation, Ask, Place, allocate, usable};
 use crate::claims::{Claim, Claims, Leaving};
-use crate::few::Few;
 use crate::health::Wanted;
 use crate::hosts::{HostClaim, Standing};
 use crate::http::web::Served;

@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use fairlead_api::condition::{HEALTHY, PROGRAMMED, Reason, Verdict};
+use fairlead_api::few::Few;
 use fairlead_api::{AddressPoolStatus, RouteId, RouteStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Effects, Engine, Entry};
-use crate::few::Few;
 use crate::health::Health;
 use crate::http::web::Web;
 use crate::pool::Pool;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use fairlead_api::claim::ClaimKey;
+use fairlead_api::few::Few;
 use fairlead_api::route::Protocol;
 use fairlead_api::{RouteId, TenantId};
 use fairlead_xds::{Key, Outcome, Resource, ResourceType};
@@ -13,7 +14,6 @@ use super::listener::{self, Front};
 use super::secrets::{self, Secret, SecretId};
 use super::site::{self, Chain, Member, Secrets, SiteKey};
 use super::upstream;
-use crate::few::Few;
 use crate::model::{Backend, Wish};
 use crate::nodes::Nodes;
 use crate::publish::{Owner, Published, Publisher};

@@ -1,0 +1,197 @@
+//! A set that has one element, or a few, most of the time.
+
+use std::borrow::Borrow;
+use std::collections::{BTreeSet, btree_set};
+use std::iter::Chain;
+use std::{slice, vec};
+
+/// A sorted set in one piece of memory, of exactly the size that it needs, while it is small; a tree once it is not. A
+/// `BTreeSet`'s first element brings room for ten others, and of some sets there are several for each Route; yet one
+/// Service, or one certificate, may be that of thousands.
+#[derive(Debug, Clone)]
+pub struct Few<T> {
+    few: Vec<T>,
+    /// Everything, where it is more.
+    many: BTreeSet<T>,
+}
+
+/// Up to here it has no room that it does not need.
+const EXACT: usize = 8;
+/// More than this are many.
+const MANY: usize = 32;
+
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Self { few: Vec::new(), many: BTreeSet::new() }
+    }
+}
+
+impl<T: Ord> Few<T> {
+    /// True if it was not there.
+    pub fn insert(&mut self, element: T) -> bool {
+        if !self.many.is_empty() {
+            return self.many.insert(element);
+        }
+        let Err(place) = self.few.binary_search(&element) else { return false };
+        if self.few.len() < EXACT {
+            self.few.reserve_exact(1);
+        }
+        self.few.insert(place, element);
+        if self.few.len() > MANY {
+            self.many = std::mem::take(&mut self.few).into_iter().collect();
+        }
+        true
+    }
+
+    /// True if it was there.
+    pub fn remove<Q: Ord + ?Sized>(&mut self, element: &Q) -> bool
+    where
+        T: Borrow<Q>,
+    {
+        if !self.many.is_empty() {
+            let was_there = self.many.remove(element);
+            // Not at once: one that comes and goes would have everything moved each time.
+            if self.many.len() <= MANY / 2 {
+                self.few = std::mem::take(&mut self.many).into_iter().collect();
+            }
+            return was_there;
+        }
+        let place = self.few.binary_search_by(|one| one.borrow().cmp(element));
+        place.is_ok_and(|place| {
+            self.few.remove(place);
+            true
+        })
+    }
+
+    /// Whether it is there.
+    pub fn contains<Q: Ord + ?Sized>(&self, element: &Q) -> bool
+    where
+        T: Borrow<Q>,
+    {
+        self.few.binary_search_by(|one| one.borrow().cmp(element)).is_ok()
+            || self.many.contains(element)
+    }
+
+    /// What is here and not there.
+    pub fn difference<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a T> {
+        self.iter().filter(|one| !other.contains(*one))
+    }
+
+    /// Keeps what is to be kept.
+    pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+        self.few.retain(&mut keep);
+        self.many.retain(keep);
+    }
+}
+
+impl<T> Few<T> {
+    /// All of it, in order.
+    pub fn iter(&self) -> Iter<'_, T> {
+        self.few.iter().chain(&self.many)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.few.len() + self.many.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What [`Few::iter`] goes through.
+pub type Iter<'a, T> = Chain<slice::Iter<'a, T>, btree_set::Iter<'a, T>>;
+
+impl<T: PartialEq> PartialEq for Few<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.len() == other.len() && self.iter().eq(other)
+    }
+}
+
+impl<T: Eq> Eq for Few<T> {}
+
+impl<T: Ord> FromIterator<T> for Few<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(elements: I) -> Self {
+        let mut few: Vec<T> = elements.into_iter().collect();
+        few.sort_unstable();
+        few.dedup();
+        if few.len() > MANY {
+            return Self { few: Vec::new(), many: few.into_iter().collect() };
+        }
+        few.shrink_to_fit();
+        Self { few, many: BTreeSet::new() }
+    }
+}
+
+impl<T: Ord> Extend<T> for Few<T> {
+    fn extend<I: IntoIterator<Item = T>>(&mut self, elements: I) {
+        for one in elements {
+            self.insert(one);
+        }
+    }
+}
+
+impl<T> IntoIterator for Few<T> {
+    type Item = T;
+    type IntoIter = Chain<vec::IntoIter<T>, btree_set::IntoIter<T>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.few.into_iter().chain(self.many)
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Few<T> {
+    type Item = &'a T;
+    type IntoIter = Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn it_is_what_a_tree_is(
+            steps in prop::collection::vec((prop::bool::weighted(0.7), 0_u8..100), 0..400),
+            rest in prop::collection::btree_set(0_u8..100, 0..60),
+        ) {
+            let (mut few, mut tree) = (Few::default(), BTreeSet::new());
+            for (insert, one) in steps {
+                if insert {
+                    prop_assert_eq!(few.insert(one), tree.insert(one));
+                } else {
+                    prop_assert_eq!(few.remove(&one), tree.remove(&one));
+                }
+                prop_assert_eq!(few.contains(&one), tree.contains(&one));
+                prop_assert_eq!(few.len(), tree.len());
+            }
+            prop_assert!(few.iter().eq(&tree));
+            // However it became what it is.
+            prop_assert_eq!(&few, &tree.iter().copied().collect());
+            let other: Few<u8> = rest.iter().copied().collect();
+            prop_assert!(few.difference(&other).eq(tree.difference(&rest)));
+            few.retain(|one| one % 3 > 0);
+            tree.retain(|one| one % 3 > 0);
+            prop_assert!(few.into_iter().eq(tree));
+        }
+    }
+
+    #[test]
+    fn while_it_is_small_it_has_no_more_room_than_it_needs() {
+        let mut few = Few::default();
+        few.insert(2);
+        assert_eq!(few.few.capacity(), 1);
+        few.insert(1);
+        assert_eq!(few.few.capacity(), 2);
+        few.extend(0..100);
+        assert_eq!((few.few.capacity(), few.len()), (0, 100));
+    }
+}
