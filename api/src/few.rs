@@ -1,6 +1,5 @@
 //! A set that has one element, or a few, most of the time.
 
-use std::borrow::Borrow;
 use std::collections::{BTreeSet, btree_set};
 use std::iter::Chain;
 use std::{slice, vec};
@@ -44,10 +43,7 @@ impl<T: Ord> Few<T> {
     }
 
     /// True if it was there.
-    pub fn remove<Q: Ord + ?Sized>(&mut self, element: &Q) -> bool
-    where
-        T: Borrow<Q>,
-    {
+    pub fn remove(&mut self, element: &T) -> bool {
         if !self.many.is_empty() {
             let was_there = self.many.remove(element);
             // Not at once: one that comes and goes would have everything moved each time.
@@ -56,7 +52,7 @@ impl<T: Ord> Few<T> {
             }
             return was_there;
         }
-        let place = self.few.binary_search_by(|one| one.borrow().cmp(element));
+        let place = self.few.binary_search(element);
         place.is_ok_and(|place| {
             self.few.remove(place);
             true
@@ -64,12 +60,8 @@ impl<T: Ord> Few<T> {
     }
 
     /// Whether it is there.
-    pub fn contains<Q: Ord + ?Sized>(&self, element: &Q) -> bool
-    where
-        T: Borrow<Q>,
-    {
-        self.few.binary_search_by(|one| one.borrow().cmp(element)).is_ok()
-            || self.many.contains(element)
+    pub fn contains(&self, element: &T) -> bool {
+        self.few.binary_search(element).is_ok() || self.many.contains(element)
     }
 
     /// What is here and not there.

@@ -92,6 +92,7 @@ impl fmt::Display for AgentId {
 ///
 /// A namespace holds no dot, so the three parts can always be read back; with dashes `a-b/c` and
 /// `a/b-c` would be one Route.
+///
 /// Shared, since one name is a key in many maps.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouteName(Arc<str>);

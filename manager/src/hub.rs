@@ -77,7 +77,7 @@ impl Hub {
     pub(crate) async fn store_route(
         &self,
         id: &RouteId,
-        spec: RouteSpec,
+        spec: &RouteSpec,
         known: bool,
     ) -> kube::Result<()> {
         let code = |result: &kube::Result<()>| match result {
@@ -85,14 +85,14 @@ impl Hub {
             _ => 0,
         };
         if !known {
-            let made = self.write(id, Writing::New(&spec)).await;
+            let made = self.write(id, Writing::New(spec)).await;
             if code(&made) != 409 {
                 return made;
             }
         }
-        let replaced = self.write(id, Writing::Spec(&spec)).await;
+        let replaced = self.write(id, Writing::Spec(spec)).await;
         match code(&replaced) {
-            404 if known => self.write(id, Writing::New(&spec)).await,
+            404 if known => self.write(id, Writing::New(spec)).await,
             _ => replaced,
         }
     }
@@ -100,24 +100,20 @@ impl Hub {
     /// Writes a Route. The answer is the whole object, which the watch brings as well: it is not looked at.
     async fn write(&self, id: &RouteId, writing: Writing<'_>) -> kube::Result<()> {
         let all = Route::url_path(&(), Some(&id.tenant.namespace()));
-        let body = match &writing {
+        let (verb, method, path, media_type, manager, body) = match writing {
             Writing::New(spec) => {
-                serde_json::to_vec(&Route::new(id.name.as_str(), (*spec).clone()))
+                let body = serde_json::to_vec(&Route::new(id.name.as_str(), spec.clone()));
+                ("create", Method::POST, all, "application/json", AGENT_API, body)
             }
             Writing::Spec(value) => {
-                serde_json::to_vec(&[Replace { op: "replace", path: "/spec", value }])
-            }
-            Writing::Status(status) => serde_json::to_vec(&Told { status }),
-        };
-        let (verb, method, path, media_type, manager) = match writing {
-            Writing::New(_) => ("create", Method::POST, all, "application/json", AGENT_API),
-            Writing::Spec(_) => {
                 let path = format!("{all}/{}", id.name);
-                ("patch", Method::PATCH, path, "application/json-patch+json", AGENT_API)
+                let body = serde_json::to_vec(&[Replace { op: "replace", path: "/spec", value }]);
+                ("patch", Method::PATCH, path, "application/json-patch+json", AGENT_API, body)
             }
-            Writing::Status(_) => {
+            Writing::Status(status) => {
                 let path = format!("{all}/{}/status", id.name);
-                ("patch_status", Method::PATCH, path, "application/merge-patch+json", MANAGER)
+                let body = serde_json::to_vec(&Told { status });
+                ("patch_status", Method::PATCH, path, "application/merge-patch+json", MANAGER, body)
             }
         };
         // What is written is of these types: to look for fields that are not would cost the apiserver time.

@@ -97,10 +97,24 @@ fn hub() -> (Hub, Shared) {
     (Hub::new(Client::new(service, "default"), "fairlead-system", "a=b"), shared)
 }
 
-fn holder(route: &str, uid: &str) -> Holder {
+fn id(route: &str) -> RouteId {
     let name = RouteName::new(SourceKind::Service, "shop", route).unwrap();
-    let route = RouteId { tenant: "blue".parse().unwrap(), name };
-    Holder::Route { route, uid: uid.into() }
+    RouteId { tenant: "blue".parse().unwrap(), name }
+}
+
+fn spec(content_hash: &str) -> RouteSpec {
+    let source = Source {
+        kind: SourceKind::Service,
+        namespace: "shop".into(),
+        name: "web".into(),
+        uid: "u".into(),
+        created: 0,
+    };
+    RouteSpec::new(source, content_hash)
+}
+
+fn holder(route: &str, uid: &str) -> Holder {
+    Holder::Route { route: id(route), uid: uid.into() }
 }
 
 fn claim(route: &str, port: u16) -> Claim {
@@ -159,18 +173,10 @@ async fn a_release_is_of_exactly_the_object_that_is_meant() {
 #[tokio::test]
 async fn a_route_is_stored_whatever_was_known_of_it() {
     let (hub, shared) = hub();
-    let name = RouteName::new(SourceKind::Service, "shop", "web").unwrap();
-    let id = RouteId { tenant: "blue".parse().unwrap(), name };
+    let id = id("web");
     let requests = || std::mem::take(&mut shared.lock().unwrap().requests);
     let store = async |content: &str, known: bool| {
-        let source = Source {
-            kind: SourceKind::Service,
-            namespace: "shop".into(),
-            name: "web".into(),
-            uid: "u".into(),
-            created: 0,
-        };
-        hub.store_route(&id, RouteSpec::new(source, content), known).await.unwrap();
+        hub.store_route(&id, &spec(content), known).await.unwrap();
         shared.lock().unwrap().claims["svc.shop.web"]["spec"]["contentHash"].clone()
     };
     // Known though it is gone, new, not known though it is there, and known.
@@ -188,18 +194,9 @@ async fn a_route_is_stored_whatever_was_known_of_it() {
 #[tokio::test]
 async fn a_route_is_written_as_its_apiserver_wants_it() {
     let (hub, shared) = hub();
-    let name = RouteName::new(SourceKind::Service, "shop", "web").unwrap();
-    let id = RouteId { tenant: "blue".parse().unwrap(), name };
-    let source = Source {
-        kind: SourceKind::Service,
-        namespace: "shop".into(),
-        name: "web".into(),
-        uid: "u".into(),
-        created: 0,
-    };
-    let spec = RouteSpec::new(source, "01");
-    hub.store_route(&id, spec.clone(), false).await.unwrap();
-    hub.store_route(&id, spec, true).await.unwrap();
+    let id = id("web");
+    hub.store_route(&id, &spec("01"), false).await.unwrap();
+    hub.store_route(&id, &spec("01"), true).await.unwrap();
     // There is no status in this apiserver: 404, as of a Route that is gone.
     hub.report(&id, &RouteStatus::default()).await.unwrap();
     let heads = std::mem::take(&mut shared.lock().unwrap().heads);

@@ -145,7 +145,7 @@ fn tell<K>(
     to: &mpsc::Sender<Observed>,
     translate: Translate<K>,
 ) where
-    K: Resource<DynamicType = ()> + Clone + Send + 'static,
+    K: Resource<DynamicType = ()> + Send + 'static,
 {
     let to = to.clone();
     tokio::spawn(async move {
@@ -184,7 +184,7 @@ struct Relist {
 impl Relist {
     fn take<K>(&mut self, event: Event<K>, kind: Kind, translate: Translate<K>) -> Vec<Observed>
     where
-        K: Resource<DynamicType = ()> + Clone,
+        K: Resource<DynamicType = ()>,
     {
         match event {
             Event::Init => {
@@ -209,7 +209,7 @@ impl Relist {
 
     fn apply<K>(&mut self, object: K, translate: Translate<K>) -> Vec<Observed>
     where
-        K: Resource<DynamicType = ()> + Clone,
+        K: Resource<DynamicType = ()>,
     {
         let id = id(&object);
         let told = translate(object);

@@ -16,7 +16,9 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::api::networking::v1::{
     Ingress, IngressClass, IngressClassSpec, IngressSpec, IngressStatus,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    ManagedFieldsEntry, ObjectMeta, OwnerReference, Time,
+};
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource};
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -84,10 +86,10 @@ impl<K: Kind> Resource for Lean<K> {
     }
 }
 
-/// What is read of `ObjectMeta`. What is not named here is skipped.
+/// How `ObjectMeta` is read: what is skipped is not parsed.
 #[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Metadata {
+#[serde(remote = "ObjectMeta", rename_all = "camelCase", default)]
+struct Metadata {
     name: Option<String>,
     namespace: Option<String>,
     uid: Option<String>,
@@ -99,49 +101,21 @@ pub struct Metadata {
     annotations: Option<BTreeMap<String, String>>,
     owner_references: Option<Vec<OwnerReference>>,
     finalizers: Option<Vec<String>>,
-}
-
-impl From<Metadata> for ObjectMeta {
-    fn from(metadata: Metadata) -> Self {
-        let Metadata {
-            name,
-            namespace,
-            uid,
-            resource_version,
-            generation,
-            creation_timestamp,
-            deletion_timestamp,
-            labels,
-            annotations,
-            owner_references,
-            finalizers,
-        } = metadata;
-        Self {
-            name,
-            namespace,
-            uid,
-            resource_version,
-            generation,
-            creation_timestamp,
-            deletion_timestamp,
-            labels,
-            annotations,
-            owner_references,
-            finalizers,
-            // Not read.
-            deletion_grace_period_seconds: None,
-            generate_name: None,
-            managed_fields: None,
-            self_link: None,
-        }
-    }
+    #[serde(skip)]
+    deletion_grace_period_seconds: Option<i64>,
+    #[serde(skip)]
+    generate_name: Option<String>,
+    #[serde(skip)]
+    managed_fields: Option<Vec<ManagedFieldsEntry>>,
+    #[serde(skip)]
+    self_link: Option<String>,
 }
 
 /// The text of an object with a spec and a status.
 #[derive(Deserialize)]
 pub struct Parts<S, T> {
-    #[serde(default)]
-    metadata: Metadata,
+    #[serde(default, with = "Metadata")]
+    metadata: ObjectMeta,
     spec: S,
     status: Option<T>,
 }
@@ -152,7 +126,7 @@ macro_rules! kinds {
             type Text = Parts<$spec, $status>;
 
             fn of(Parts { metadata, spec, status }: Self::Text) -> Self {
-                Self { metadata: metadata.into(), spec, status }
+                Self { metadata, spec, status }
             }
         }
     )*};
@@ -170,7 +144,7 @@ macro_rules! without_status {
             type Text = Parts<$spec, IgnoredAny>;
 
             fn of(Parts { metadata, spec, status: _ }: Self::Text) -> Self {
-                Self { metadata: metadata.into(), spec }
+                Self { metadata, spec }
             }
         }
     )*};
@@ -186,8 +160,8 @@ without_status! {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Slice {
-    #[serde(default)]
-    metadata: Metadata,
+    #[serde(default, with = "Metadata")]
+    metadata: ObjectMeta,
     #[serde(default)]
     address_type: String,
     endpoints: Option<Vec<Endpoint>>,
@@ -198,7 +172,7 @@ impl Kind for EndpointSlice {
     type Text = Slice;
 
     fn of(Slice { metadata, address_type, endpoints, ports }: Slice) -> Self {
-        Self { metadata: metadata.into(), address_type, endpoints, ports }
+        Self { metadata, address_type, endpoints, ports }
     }
 }
 

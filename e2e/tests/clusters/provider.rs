@@ -7,10 +7,10 @@ use fairlead_e2e::install::NAMESPACE;
 use fairlead_e2e::local::Local;
 use fairlead_e2e::{metallb, run};
 
+use crate::layer4::udp;
 use crate::web::eventually;
 use crate::world::{
-    address, alone, answers, apply, asking, event, gone, hub, kubectl, on_host, pool, service,
-    tenant, until,
+    address, alone, answers, apply, asking, event, gone, hub, kubectl, pool, service, tenant, until,
 };
 
 #[test]
@@ -54,10 +54,8 @@ fn addresses_come_from_the_hubs_own_provider() {
     let dns = "{name: dns, port: 53, targetPort: 5353, protocol: UDP}";
     apply(&a, &asking("provided", "", &service("given", "dns", dns, "")));
     let ip = address(&a, "given", "dns");
-    let ask = format!("exec 3<>/dev/udp/{ip}/53; echo hi >&3; timeout 3 head -n 1 <&3");
-    eventually("UDP answers", || {
-        on_host("client", &format!("bash -c '{ask}'")).is_ok_and(|said| said.contains("tenant-a"))
-    });
+    let ask = || udp(&format!("{ip}:53"), 2);
+    eventually("UDP answers", || ask().is_some_and(|said| said.contains("tenant-a")));
     // Ports go with their Routes, and an address with its last port.
     kubectl(&b, "-n given delete service three four --timeout=60s");
     gone(&format!("http://{second}/"));

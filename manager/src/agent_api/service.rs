@@ -413,7 +413,7 @@ async fn write(
     match (item, upload) {
         (Item::Route(name), Upload::Route(_, spec)) => {
             let id = RouteId { tenant: tenant.clone(), name: name.clone() };
-            hub.store_route(&id, *spec, known).await
+            hub.store_route(&id, &spec, known).await
         }
         (Item::Route(name), _) => {
             hub.delete_route(&RouteId { tenant: tenant.clone(), name: name.clone() }).await

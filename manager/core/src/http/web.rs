@@ -559,8 +559,6 @@ impl Site {
     /// Routes that an Envoy refused are replaced by the last that one took.
     fn keep_good(&mut self, resources: Vec<Resource>) -> Vec<Resource> {
         let mut kept = Vec::with_capacity(resources.len());
-        let is_route = |one: &&Resource| one.key.kind == ResourceType::Routes;
-        let mut current = Vec::with_capacity(resources.iter().filter(is_route).count());
         let mut refused = BTreeMap::new();
         for resource in resources {
             if resource.key.kind != ResourceType::Routes {
@@ -572,14 +570,14 @@ impl Site {
             if let Some(old) = old {
                 refused.insert(resource.key.clone(), old);
             }
-            let chosen = match self.good.iter().find(|one| one.key == resource.key) {
+            kept.push(match self.good.iter().find(|one| one.key == resource.key) {
                 Some(good) if is_refused => good.clone(),
                 _ => resource,
-            };
-            current.push(chosen.clone());
-            kept.push(chosen);
+            });
         }
-        self.current = current;
+        let routes = kept.iter().filter(|one| one.key.kind == ResourceType::Routes);
+        self.current = routes.cloned().collect();
+        self.current.shrink_to_fit();
         self.rejected = refused;
         self.good.retain(|good| kept.iter().any(|one| one.key == good.key));
         kept
