@@ -36,6 +36,7 @@ mod decide;
 mod envoys;
 mod groups;
 mod isolation;
+mod pace;
 mod patience;
 mod pools;
 mod release;
@@ -46,6 +47,7 @@ use balancers::Balancers;
 pub use balancers::{Balancer, BalancerPort, SeenBalancer};
 use groups::Groups;
 use isolation::Forbidden;
+use pace::Pace;
 use patience::Patience;
 use resting::Resting;
 
@@ -122,6 +124,8 @@ pub struct Engine {
     unreported: BTreeSet<RouteId>,
     /// Routes that Envoys are about to have: nothing is said of that for a moment.
     patience: Patience,
+    /// How often it is told that all is as it was.
+    pace: Pace,
     /// Routes that are not programmed: what Envoys say of a listener that many share is about these.
     unprogrammed: BTreeSet<RouteId>,
     /// Routes whose claims are being created, and which.
@@ -213,6 +217,7 @@ impl Engine {
             self.claims.forget_releases();
             self.resting = Resting::default();
             self.patience = Patience::default();
+            self.pace = Pace::default();
             self.hosts.forget_releases();
             self.pool_statuses.clear();
             self.guards_sent.clear();
@@ -393,12 +398,13 @@ impl Engine {
             let lookup = |pool: &str| self.pools.get(pool);
             effects.balancers = self.balancers.step(&lookup, &self.claims);
             self.unreported.extend(self.patience.due(now.0.as_millisecond()));
+            self.unreported.extend(self.pace.due(now.0.as_millisecond()));
             for id in std::mem::take(&mut self.unreported) {
                 self.report(&id, now, &mut effects);
             }
             self.report_pools(&mut effects);
             self.report_nodes(&mut effects);
-            let awaited = self.patience.next().map(second);
+            let awaited = self.patience.next().into_iter().chain(self.pace.next()).map(second);
             effects.wake = self.resting.next().into_iter().chain(findings).chain(awaited).min();
         }
         effects

@@ -530,6 +530,33 @@ fn programmed_means_every_ready_envoy() {
 }
 
 #[test]
+fn who_changes_much_is_told_of_later_generations_less_often_but_of_news_at_once() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    let told = |world: &World, route: &str| world.statuses[&id(route)].observed_generation;
+    for number in 0..150 {
+        world.apply("blue/web", tcp("blue/web", &[80 + number % 2]));
+        world.apply("red/web", tcp("red/web", &[90]));
+        world.apply(
+            "red/web",
+            RouteSpec { content_hash: number.to_string(), ..tcp("red/web", &[90]) },
+        );
+        world.settle();
+    }
+    assert_eq!(told(&world, "blue/web"), Some(world.generation - 2), "another address is news");
+    let behind = told(&world, "red/web").unwrap();
+    assert!(behind < world.generation, "that all is as it was can wait");
+    world.apply("red/web", tcp("red/web", &[91]));
+    world.settle();
+    assert_eq!(told(&world, "red/web"), Some(world.generation), "news cannot");
+    world.apply("red/web", RouteSpec { content_hash: "new".into(), ..tcp("red/web", &[91]) });
+    world.settle();
+    assert!(told(&world, "red/web") < Some(world.generation));
+    world.seconds += 1;
+    world.settle();
+    assert_eq!(told(&world, "red/web"), Some(world.generation), "but not for ever");
+}
+
+#[test]
 fn a_tenant_that_is_removed_takes_its_routes_along() {
     let mut world = World::new("10.9.0.1", Sharing::Any);
     world.apply("blue/web", tcp("blue/web", &[80]));

@@ -8,7 +8,7 @@ use fairlead_api::condition::{
     Verdict,
 };
 use fairlead_api::route::{Display, GivenPort, Protocol, RouteStatus, Source};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::model::Wish;
 
@@ -119,6 +119,19 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
         },
         addresses,
     }
+}
+
+/// Whether a status says anything that the one before did not, but for a later generation.
+pub fn is_news(old: &RouteStatus, new: &RouteStatus) -> bool {
+    let RouteStatus { observed_generation: _, addresses, ports, unhealthy, conditions, display } =
+        old;
+    let text = |one| {
+        let Condition { type_, status, reason, message, .. }: &Condition = one;
+        (type_, status, reason, message)
+    };
+    (addresses, ports, unhealthy, display)
+        != (&new.addresses, &new.ports, &new.unhealthy, &new.display)
+        || !conditions.iter().map(text).eq(new.conditions.iter().map(text))
 }
 
 /// The ports of the listeners that take any.

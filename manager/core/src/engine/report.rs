@@ -11,7 +11,7 @@ use super::{Effects, Engine, Entry};
 use crate::health::Health;
 use crate::http::web::Web;
 use crate::pool::Pool;
-use crate::status::{Findings, status};
+use crate::status::{Findings, is_news, status};
 
 impl Engine {
     pub(super) fn report(&mut self, id: &RouteId, now: &Time, effects: &mut Effects) {
@@ -67,7 +67,11 @@ impl Engine {
             shadowed: self.web.shadowed(id),
         };
         let new = status(findings, old, now);
-        if old != Some(&new) {
+        if old == Some(&new) {
+            return;
+        }
+        let is_news = old.is_none_or(|old| is_news(old, &new));
+        if is_news || self.pace.allows(id, now.0.as_millisecond()) {
             entry.sent = Some(Box::new(new.clone()));
             effects.statuses.push((id.clone(), new));
         }
