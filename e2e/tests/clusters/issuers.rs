@@ -329,6 +329,14 @@ fn an_identity_of_an_existing_trust_domain_is_the_tenant_that_names_it() {
     ] {
         assert!(connects(bad).is_err(), "{bad:?} was let in\n{}", manager.said());
     }
+    // The domain has another CA, and the first again: without a restart.
+    replace(&folder, "ca.crt", &authority("another").pem());
+    manager.until("a CA's that is not believed", || match connects(&[named]) {
+        Ok(_) => bail!("it is let in"),
+        Err(_) => Ok(()),
+    });
+    replace(&folder, "ca.crt", &foreign.pem());
+    manager.until("the tenant that names it, again", || connects(&[named]).map(drop));
     let patch = json!({"spec": {"spiffeIDs": []}}).to_string();
     on(&hub, &["patch", "tenant", "green", "--type=merge", "-p", &patch]).expect("not named");
     manager.until("nobody's", || match connects(&[named]) {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use fairlead_api::{AgentId, AgentSpec, AgentStatus, TenantId};
 use fairlead_process::identity::{Bearer, Identity};
 use fairlead_process::locks::lock;
@@ -52,6 +52,8 @@ struct Inner {
     agents: HashMap<(TenantId, AgentId), Known>,
     /// Of existing trust domains.
     foreign: BTreeMap<String, TenantId>,
+    /// Verifies certificates of existing trust domains; `None` where there are none.
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
     tenants: HashSet<TenantId>,
     envoys: HashSet<Box<str>>,
     open: HashMap<Identity, VecDeque<CancellationToken>>,
@@ -63,8 +65,8 @@ struct Inner {
 pub(crate) struct AllowList {
     trust_domain: String,
     inner: Mutex<Inner>,
-    /// Verifies certificates of existing trust domains; and the hub's own roots (PEM), to tell the two apart.
-    foreign: Option<(Arc<dyn ClientCertVerifier>, Roots)>,
+    /// The hub's own roots: what verifies with them is told apart from certificates of existing trust domains.
+    own: Roots,
     used: mpsc::UnboundedSender<Used>,
     pub(crate) refused: Counter,
     /// Cancelled once everything was read: nobody is let in before.
@@ -72,25 +74,29 @@ pub(crate) struct AllowList {
 }
 
 impl AllowList {
-    /// `foreign`: whose certificates are believed for `Tenant.spec.spiffeIDs`, and for nothing else.
-    pub(crate) fn new(
-        trust_domain: &str,
-        foreign: &[CertificateDer<'static>],
-        own: Roots,
-        used: mpsc::UnboundedSender<Used>,
-    ) -> Result<Self> {
-        let verifier = match foreign {
-            [] => None,
-            foreign => Some((verifier(foreign)?, own)),
-        };
-        Ok(Self {
+    /// `own`: whose certificates are believed; where they are needed they are asked for.
+    pub(crate) fn new(trust_domain: &str, own: Roots, used: mpsc::UnboundedSender<Used>) -> Self {
+        Self {
             trust_domain: trust_domain.to_owned(),
             inner: Mutex::default(),
-            foreign: verifier,
+            own,
             used,
             refused: Counter::default(),
             read: CancellationToken::new(),
-        })
+        }
+    }
+
+    /// From now on certificates that these signed are believed for `Tenant.spec.spiffeIDs`, and for nothing else. Who
+    /// was let in for another's word has to come again.
+    pub(crate) fn believe(&self, foreign: &[CertificateDer<'static>]) -> Result<()> {
+        let verifier = match foreign {
+            [] => None,
+            foreign => Some(verifier(foreign)?),
+        };
+        let mut inner = lock(&self.inner);
+        inner.verifier = verifier;
+        inner.close_the_foreign();
+        Ok(())
     }
 
     /// Everything was read once: the list is whole.
@@ -170,16 +176,13 @@ impl AllowList {
         mine.filter_map(|(_, known)| known.not_after).max()
     }
 
-    fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<(Identity, Bearer)> {
+    fn identify(&self, inner: &Inner, chain: &[CertificateDer<'_>]) -> Result<(Identity, Bearer)> {
         let (first, rest) = chain.split_first().ok_or_else(|| anyhow!("no client certificate"))?;
         let bearer = Bearer::of(first)?;
-        if let Some((foreign, own)) = &self.foreign
-            && !verifies(&*verifier(&own())?, first, rest)
-        {
-            if !verifies(&**foreign, first, rest) {
+        if !verifies(&*verifier(&(self.own)())?, first, rest) {
+            if !inner.verifier.as_ref().is_some_and(|foreign| verifies(&**foreign, first, rest)) {
                 bail!("this certificate is from no CA that is believed");
             }
-            let inner = lock(&self.inner);
             let tenant = inner.foreign.get(&bearer.id).cloned();
             let tenant = tenant.ok_or_else(|| {
                 anyhow!("the SPIFFE id {:?} is in no Tenant's spec.spiffeIDs", bearer.id)
@@ -189,9 +192,20 @@ impl AllowList {
         Ok((Identity::of_id(&bearer.id, &self.trust_domain)?, bearer))
     }
 
-    /// Lets a connection in and notes it, in one go: who leaves the list meanwhile is not missed.
-    fn permit(&self, identity: &Identity, bearer: &Bearer) -> Result<CancellationToken> {
+    /// Finds out who it is, lets the connection in and notes it, in one go: who leaves the list meanwhile is not missed.
+    fn let_in(&self, chain: &[CertificateDer<'_>]) -> Result<(Identity, CancellationToken)> {
         let mut inner = lock(&self.inner);
+        let (identity, bearer) = self.identify(&inner, chain)?;
+        let end = self.permit(&mut inner, &identity, &bearer)?;
+        Ok((identity, end))
+    }
+
+    fn permit(
+        &self,
+        inner: &mut Inner,
+        identity: &Identity,
+        bearer: &Bearer,
+    ) -> Result<CancellationToken> {
         if !inner.complete {
             bail!("the manager is starting");
         }
@@ -275,6 +289,15 @@ impl Inner {
         }
     }
 
+    fn close_the_foreign(&mut self) {
+        for (id, tenant) in &self.foreign {
+            let Ok(agent) = foreign_agent(id) else { continue };
+            let identity = Identity::Agent { tenant: tenant.clone(), agent };
+            let open = self.open.remove(&identity).into_iter().flatten();
+            open.for_each(|connection| connection.cancel());
+        }
+    }
+
     fn close_the_disallowed(&mut self) {
         let mut open = std::mem::take(&mut self.open);
         open.retain(|identity, connections| {
@@ -312,10 +335,7 @@ impl Admission for AllowList {
     fn admit(&self, chain: &[CertificateDer<'_>], address: SocketAddr) -> Result<Admitted> {
         let mut refusal = None;
         if !chain.is_empty() {
-            let identified = self.identify(chain);
-            let permitted = identified
-                .and_then(|(who, bearer)| self.permit(&who, &bearer).map(|end| (who, end)));
-            match permitted {
+            match self.let_in(chain) {
                 Ok((identity, end)) => {
                     return Ok(Admitted { identity: Some(identity), refusal: None, end });
                 }
@@ -345,11 +365,12 @@ impl Admission for AllowList {
 
 /// The certificates of existing trust domains in a file; none where there is no such file.
 pub(crate) fn foreign_roots(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>> {
-    match std::fs::read(path) {
-        Ok(pem) => Ok(Credentials::from_pem(&pem, None)?.roots),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+    let read = match std::fs::read(path) {
+        Ok(pem) => Credentials::from_pem(&pem, None).map(|read| read.roots),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => Err(error.into()),
-    }
+    };
+    read.with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]

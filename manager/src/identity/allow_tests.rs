@@ -61,7 +61,8 @@ impl World {
         let (send, used) = mpsc::unbounded_channel();
         let authority = authority();
         let own = roots(&authority);
-        let list = AllowList::new(DOMAIN, foreign, Box::new(move || own.clone()), send).unwrap();
+        let list = AllowList::new(DOMAIN, Box::new(move || own.clone()), send);
+        list.believe(foreign).unwrap();
         list.tenant(&blue(), Some(&[]));
         list.complete();
         Self { list, used, authority }
@@ -185,10 +186,31 @@ async fn a_foreign_trust_domain_is_believed_for_the_ids_of_tenants_alone() {
 }
 
 #[tokio::test]
+async fn whom_the_hub_believes_no_more_is_out_at_once() {
+    let (one, another) = (authority(), authority());
+    let world = World::new(&roots(&one));
+    let id = "spiffe://corp.example/ns/fairlead-system/sa/fairlead-agent";
+    world.list.tenant(&blue(), Some(&[id.to_owned()]));
+    let (first, _) = certificate(&one, id, 1);
+    let (second, _) = certificate(&another, id, 1);
+    let open = world.admit(&first).unwrap();
+    assert!(world.admit(&second).unwrap_err().contains("no CA that is believed"));
+    world.list.believe(&roots(&another)).unwrap();
+    assert!(open.is_cancelled() && world.admit(&first).is_err());
+    let open = world.admit(&second).unwrap();
+    world.list.believe(&[]).unwrap();
+    assert!(open.is_cancelled() && world.admit(&second).is_err());
+    // With nobody else to believe, a name of the hub's own is believed of the hub's own CA alone.
+    let (stranger, _) = certificate(&one, &agent_id(), 1);
+    assert!(world.admit(&stranger).unwrap_err().contains("no CA that is believed"));
+}
+
+#[tokio::test]
 async fn nobody_is_let_in_before_everything_was_read_and_managers_never() {
     let (send, _used) = mpsc::unbounded_channel();
-    let list = AllowList::new(DOMAIN, &[], Box::new(Vec::new), send).unwrap();
     let authority = authority();
+    let own = roots(&authority);
+    let list = AllowList::new(DOMAIN, Box::new(move || own.clone()), send);
     let (manager, _) = certificate(&authority, &Identity::Manager.id(DOMAIN), 1);
     let address = "127.0.0.1:1".parse().unwrap();
     let refusal = list.admit(std::slice::from_ref(&manager), address).unwrap().refusal.unwrap();

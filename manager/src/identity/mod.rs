@@ -18,7 +18,9 @@ use fairlead_process::lease::Leadership;
 use fairlead_proto::v1::identity_server::IdentityServer;
 use fairlead_proto::{MAX_IDENTITY_BYTES, MAX_MESSAGE_BYTES};
 use kube::Client;
-use tokio::sync::mpsc;
+use rustls::pki_types::CertificateDer;
+use tokio::sync::{mpsc, watch};
+use tracing::warn;
 
 use crate::Args;
 use crate::events::Events;
@@ -30,6 +32,19 @@ use pki::TrustSessions;
 pub(crate) use pki::{Pki, PkiSettings};
 use service::Service;
 use store::Store;
+
+/// Believes whom the administrators of the hub believe, for ever.
+async fn believe(
+    mut foreign: watch::Receiver<Vec<CertificateDer<'static>>>,
+    allowed: Arc<AllowList>,
+) {
+    while foreign.changed().await.is_ok() {
+        let roots = foreign.borrow_and_update().clone();
+        if let Err(error) = allowed.believe(&roots) {
+            warn!(error = format!("{error:#}"), "a CA of another trust domain cannot be used");
+        }
+    }
+}
 
 /// All of it, put together.
 pub(crate) struct Identities {
@@ -47,8 +62,8 @@ impl Identities {
     pub(crate) async fn start(client: &Client, args: &Args) -> Result<Self> {
         let pki = Pki::start(client.clone(), &args.namespace, args.pki()?).await?;
         let (note_use, used) = mpsc::unbounded_channel();
-        let allowed =
-            Arc::new(AllowList::new(&args.trust_domain, pki.foreign(), pki.roots(), note_use)?);
+        let allowed = Arc::new(AllowList::new(&args.trust_domain, pki.roots(), note_use));
+        allowed.believe(&pki.foreign().borrow())?;
         let store = Store::new(client.clone(), &args.namespace);
         let events = Events::new(client.clone(), &args.name);
         let sessions = Arc::new(TrustSessions::default());
@@ -74,8 +89,9 @@ impl Identities {
 
     /// Keeps certificates fresh, for ever.
     pub(crate) async fn keep(self, leadership: Leadership) {
-        let Self { pki, sessions, store, events, used, .. } = self;
+        let Self { pki, allowed, sessions, store, events, used, .. } = self;
         tokio::join!(
+            believe(pki.foreign(), allowed),
             pki.run(leadership.clone(), sessions),
             upkeep::run(used, store, events, leadership)
         );

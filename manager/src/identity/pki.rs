@@ -91,7 +91,7 @@ pub(crate) struct Pki {
     settings: Arc<PkiSettings>,
     store: Store,
     cert_manager: Option<CertManager>,
-    foreign: Arc<Vec<CertificateDer<'static>>>,
+    foreign: Arc<watch::Sender<Vec<CertificateDer<'static>>>>,
     trusted: Arc<watch::Sender<Trusted>>,
     /// What agents see.
     pub(crate) agents: ServerTls,
@@ -118,7 +118,7 @@ impl Pki {
             _ => None,
         };
         let first = first(&store, &settings.issuer).await?;
-        let foreign = foreign_roots(&settings.foreign).context("external-ca.crt")?;
+        let foreign = foreign_roots(&settings.foreign)?;
         let (trusted, _) = watch::channel(first.clone());
         let settings = Arc::new(settings);
         let (own, _) = own(&first, &settings, cert_manager.as_ref()).await?;
@@ -128,7 +128,7 @@ impl Pki {
             settings,
             store,
             cert_manager,
-            foreign: Arc::new(foreign),
+            foreign: Arc::new(watch::Sender::new(foreign)),
             trusted: Arc::new(trusted),
             agents: Arc::new(ArcSwap::new(agents)),
             envoys: Arc::new(ArcSwap::new(envoys)),
@@ -137,9 +137,9 @@ impl Pki {
         Ok(pki)
     }
 
-    /// Certificates of existing trust domains.
-    pub(crate) fn foreign(&self) -> &[CertificateDer<'static>] {
-        &self.foreign
+    /// Certificates of existing trust domains, now and after each change.
+    pub(crate) fn foreign(&self) -> watch::Receiver<Vec<CertificateDer<'static>>> {
+        self.foreign.subscribe()
     }
 
     /// What is trusted at the time of asking.
@@ -184,7 +184,7 @@ impl Pki {
 
     /// Keeps certificates fresh, for ever. `sessions`: who has to know of a new authority before it signs.
     pub(crate) async fn run(self, leadership: Leadership, sessions: Arc<TrustSessions>) {
-        let mut changes = self.watch();
+        let (mut changes, mut foreign) = (self.watch(), self.foreign());
         let (mut seen, mut broken) = (None, None);
         let secrets = self.store.secrets();
         let config =
@@ -208,9 +208,10 @@ impl Pki {
                 }
                 _ = tick.tick() => {
                     let looked = self.look(seen.as_ref(), &leadership, &sessions).await;
+                    let looked = self.look_at_foreign().and(looked);
                     let error = looked.err().map(|error| format!("{error:#}"));
                     if let Some(error) = error.as_ref().filter(|_| broken != error) {
-                        warn!(error, "the authority was not replaced, trying again");
+                        warn!(error, "what is trusted stays as it is, trying again");
                     }
                     broken = error;
                 }
@@ -219,6 +220,8 @@ impl Pki {
                     let pause = self.renew_own().await;
                     renewal.as_mut().reset(tokio::time::Instant::now() + pause);
                 }
+                // Who connects is shown whose certificates may be used.
+                Ok(()) = foreign.changed() => renewal.as_mut().reset(tokio::time::Instant::now()),
                 () = &mut renewal => {
                     let pause = self.renew_own().await;
                     renewal.as_mut().reset(tokio::time::Instant::now() + pause);
@@ -258,6 +261,20 @@ impl Pki {
             }
             (IssuerKind::Builtin, _) => Ok(()),
         }
+    }
+
+    /// Looks whether there are other existing trust domains to believe.
+    fn look_at_foreign(&self) -> Result<()> {
+        let found = foreign_roots(&self.settings.foreign)?;
+        let changed = self.foreign.send_if_modified(|now| {
+            let differs = *now != found;
+            *now = found;
+            differs
+        });
+        if changed {
+            info!(count = self.foreign.borrow().len(), "other trust domains are believed");
+        }
+        Ok(())
     }
 
     async fn step(&self, stored: &StoredAuthority, sessions: &TrustSessions) -> Result<()> {
@@ -304,7 +321,8 @@ impl Pki {
     async fn renew_and_publish(&self) -> Result<Duration> {
         let trusted = self.trusted.borrow().clone();
         let (own, not_after) = own(&trusted, &self.settings, self.cert_manager.as_ref()).await?;
-        self.agents.store(with(&own, &self.foreign).server(Clients::Any)?);
+        let agents = with(&own, &self.foreign.borrow()).server(Clients::Any)?;
+        self.agents.store(agents);
         self.envoys.store(own.server(Clients::WithCertificate)?);
         let anchor = match &trusted.authority {
             Some(authority) => authority.anchor().map(str::to_owned).unwrap_or_default(),
