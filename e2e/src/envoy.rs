@@ -4,14 +4,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
+use fairlead_process::locks::lock;
 use fairlead_xds::{Cache, Event, Observer, Outcome, Server};
 use http::Extensions;
+use tokio::io::DuplexStream;
 use tokio::net::UnixListener;
-use tokio::task::JoinHandle;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use crate::binaries;
@@ -24,7 +27,9 @@ pub struct Envoy {
     pub cache: Arc<Cache>,
     folder: PathBuf,
     process: Child,
-    server: JoinHandle<()>,
+    /// The xDS server, and what accepts connections.
+    tasks: [JoinHandle<()>; 2],
+    connections: Arc<Mutex<JoinSet<()>>>,
 }
 
 impl Envoy {
@@ -37,13 +42,17 @@ impl Envoy {
         let cache = Arc::new(Cache::default());
         cache.complete();
         let server = Server::new(cache.clone(), Arc::new(observer));
-        let incoming = UnixListenerStream::new(UnixListener::bind(folder.join("xds"))?);
+        let (accepted, incoming) = mpsc::channel(1);
+        let connections = Arc::default();
+        let accepting =
+            accept(UnixListener::bind(folder.join("xds"))?, accepted, Arc::clone(&connections));
         let serving = tonic::transport::Server::builder().add_service(server);
-        let server = tokio::spawn(async move {
-            if let Err(error) = serving.serve_with_incoming(incoming).await {
+        let serving = async move {
+            if let Err(error) = serving.serve_with_incoming(ReceiverStream::new(incoming)).await {
                 say(&format!("the xDS server ended: {error}"));
             }
-        });
+        };
+        let tasks = [tokio::spawn(accepting), tokio::spawn(serving)];
         let config = folder.join("envoy.yaml");
         std::fs::write(&config, bootstrap(&folder))?;
         let process = Command::new("unshare")
@@ -58,12 +67,17 @@ impl Envoy {
             .stderr(std::fs::File::create(folder.join("envoy.log"))?)
             .spawn()
             .context("Envoy needs a network of its own: run this as root")?;
-        Ok(Self { cache, folder, process, server })
+        Ok(Self { cache, folder, process, tasks, connections })
     }
 
     /// A file, or a socket, of its folder; `admin` is where it says what it counts.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
+    }
+
+    /// Breaks its connection to the xDS server; it makes another.
+    pub fn disconnect(&self) {
+        lock(&self.connections).abort_all();
     }
 
     /// Its process: `unshare` becomes Envoy.
@@ -81,8 +95,27 @@ impl Drop for Envoy {
         }
         let _ = self.process.kill();
         let _ = self.process.wait();
-        self.server.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
         let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Accepts connections, and carries what is said on them until they are to break.
+async fn accept(
+    listener: UnixListener,
+    accepted: mpsc::Sender<std::io::Result<DuplexStream>>,
+    connections: Arc<Mutex<JoinSet<()>>>,
+) {
+    while let Ok((mut envoy, _)) = listener.accept().await {
+        let (mut here, there) = tokio::io::duplex(64 * 1_024);
+        if accepted.send(Ok(there)).await.is_err() {
+            return;
+        }
+        let carry = async move {
+            // However it ends: Envoy connects again.
+            let _ = tokio::io::copy_bidirectional(&mut envoy, &mut here).await;
+        };
+        lock(&connections).spawn(carry);
     }
 }
 

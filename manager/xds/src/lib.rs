@@ -34,4 +34,4 @@ pub use resource::{Key, Resource, ResourceType, hash};
 pub use server::{Observer, Server};
 pub use session::{Event, Outcome, Session};
 pub use state::{Change, State};
-pub use wire::Response;
+pub use wire::{Response, Wire};

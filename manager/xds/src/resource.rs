@@ -1,6 +1,7 @@
 //! Resources, their types and the order between types.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -106,7 +107,7 @@ pub struct Resource {
     /// What is sent again whenever this is: a Cluster that is replaced warms with a new answer
     /// for its endpoints, even where these did not change.
     pub renews: Option<Key>,
-    /// `envoy.service.discovery.v3.Resource`, encoded.
+    /// `envoy.service.discovery.v3.Resource`, encoded, but for its version.
     pub(crate) body: Bytes,
 }
 
@@ -120,7 +121,7 @@ impl Resource {
     /// Takes a message that is encoded already as resource `key`.
     pub fn of_bytes(key: Key, value: &[u8], needs: impl Into<Arc<[Key]>>) -> Self {
         let version = hash(value);
-        let body = encode(&key, version, value);
+        let body = encode(&key, value);
         Self { key, version, needs: needs.into(), renews: None, body }
     }
 
@@ -130,7 +131,7 @@ impl Resource {
         Self { renews: Some(renews), ..self }
     }
 
-    /// Size on the wire, in bytes.
+    /// Size on the wire, in bytes, but for its version.
     pub fn size(&self) -> usize {
         self.body.len()
     }
@@ -143,16 +144,13 @@ impl Resource {
     }
 }
 
-/// `Resource { name = 3, version = 1, resource = 2: Any { type_url = 1, value = 2 } }`, written by
-/// hand so that `value` is copied once.
-fn encode(key: &Key, version: u64, value: &[u8]) -> Bytes {
-    let version = render_version(version);
+/// `Resource { name = 3, resource = 2: Any { type_url = 1, value = 2 } }`, written by hand so that `value` is copied
+/// once.
+fn encode(key: &Key, value: &[u8]) -> Bytes {
     let url = key.kind.url();
     let any_len = field_len(1, url.len()) + field_len(2, value.len());
-    let capacity =
-        field_len(1, version.len()) + field_len(2, any_len) + field_len(3, key.name.len());
+    let capacity = field_len(2, any_len) + field_len(3, key.name.len());
     let mut out = BytesMut::with_capacity(capacity);
-    put_field(&mut out, 1, version.as_bytes());
     encode_key(2, WireType::LengthDelimited, &mut out);
     encode_varint(any_len as u64, &mut out);
     put_field(&mut out, 1, url.as_bytes());
@@ -171,12 +169,36 @@ pub(crate) fn put_field(out: &mut impl BufMut, tag: u32, bytes: &[u8]) {
     out.put_slice(bytes);
 }
 
-pub(crate) fn render_version(version: u64) -> String {
-    format!("{version:016x}")
+/// What a client is told as a resource's version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Version {
+    /// The resource's own.
+    pub(crate) own: u64,
+    /// That of what it was sent again with ([`Resource::renews`]): a client that received the one, and then lost its
+    /// connection, says by this that it lacks the other.
+    pub(crate) with: Option<NonZeroU64>,
 }
 
-pub(crate) fn parse_version(text: &str) -> Option<u64> {
-    u64::from_str_radix(text, 16).ok()
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.with {
+            None => write!(f, "{:016x}", self.own),
+            Some(with) => write!(f, "{:016x}-{with:016x}", self.own),
+        }
+    }
+}
+
+impl Version {
+    /// Reads what a client says; `None`: not a version of ours.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        match text.split_once('-') {
+            None => Some(Self { own: number(text)?, with: None }),
+            Some((own, with)) => {
+                Some(Self { own: number(own)?, with: NonZeroU64::new(number(with)?) })
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -194,9 +216,19 @@ mod tests {
         let resource = Resource::new(key, &cluster, []);
         let wire = Wire::decode(resource.body.clone()).unwrap();
         assert_eq!(wire.name, "blue");
-        assert_eq!(wire.version, render_version(resource.version));
         assert_eq!(wire.resource.as_ref().unwrap().type_url, ResourceType::Cluster.url());
         assert_eq!(wire.encode_to_vec().len(), resource.size());
         assert_eq!(resource.decode::<Cluster>().unwrap(), cluster);
+    }
+
+    #[test]
+    fn a_version_is_read_as_it_is_written() {
+        let with = NonZeroU64::new(1);
+        for version in [Version { own: 7, with: None }, Version { own: u64::MAX, with }] {
+            assert_eq!(Version::parse(&version.to_string()), Some(version));
+        }
+        for bad in ["", "x", "1-", "-1", "1-2-3", "00000000000000000"] {
+            assert!(Version::parse(bad).is_none_or(|version| version.own == 0), "{bad}");
+        }
     }
 }

@@ -6,13 +6,14 @@
 //! bad resource is named and the others arrive.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::num::NonZeroU64;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 
-use crate::resource::parse_version;
-use crate::{Key, Resource, ResourceType, Response, State};
+use crate::resource::Version;
+use crate::{Key, Resource, ResourceType, Response, State, Wire};
 
 /// Bounds one response, as [`ResourceType::per_response`] does, so that a bulk load does not stall a
 /// client's main thread.
@@ -73,11 +74,13 @@ struct Known {
     rejected: Option<u64>,
     /// Send it even if the client has this version.
     renew: bool,
+    /// The version of what it is to be sent again with, as the client was sent that last.
+    with: Option<NonZeroU64>,
 }
 
 #[derive(Debug, Clone)]
 struct Held {
-    version: u64,
+    version: Version,
     needs: Arc<[Key]>,
 }
 
@@ -162,7 +165,7 @@ impl Session {
                 events.push(Event { key, outcome: Outcome::Removed });
                 continue;
             };
-            events.push(Event { key, outcome: Outcome::Acked(held.version) });
+            events.push(Event { key, outcome: Outcome::Acked(held.version.own) });
             if !ty.subscribed(&name) {
                 // It let go of the name while the response was under way.
                 self.release(Some(held));
@@ -186,13 +189,14 @@ impl Session {
         for Item { name, sent } in items {
             let ty = &mut self.types[kind as usize];
             if !single {
-                // The client may have applied it all the same: if it goes, it is to be told.
+                // The client may have applied it all the same: if it goes, or is again what it was, it is to be told.
+                ty.known.entry(name.clone()).or_default().renew = true;
                 ty.asked.insert(name.clone());
                 ty.alone.insert(name.clone());
                 ty.pending.insert(name);
             } else if let Some(held) = &sent {
-                ty.known.entry(name.clone()).or_default().rejected = Some(held.version);
-                let outcome = Outcome::Rejected(held.version, error.into());
+                ty.known.entry(name.clone()).or_default().rejected = Some(held.version.own);
+                let outcome = Outcome::Rejected(held.version.own, error.into());
                 events.push(Event { key: Key { kind, name }, outcome });
             }
             self.release(sent);
@@ -259,16 +263,19 @@ impl Session {
     ) {
         self.types[kind as usize].wildcard = request.resource_names_subscribe.is_empty();
         for (name, version) in &request.initial_resource_versions {
-            let Some(version) = parse_version(version) else { continue };
+            let Some(version) = Version::parse(version) else { continue };
             let name: Arc<str> = name.as_str().into();
-            let now = state.of(kind).get(&*name).filter(|now| now.version == version);
+            let now = state.of(kind).get(&*name).filter(|now| now.version == version.own);
             let needs = now.map_or_else(|| Arc::from([]), |now| now.needs.clone());
+            if let Some(Key { kind, name }) = now.and_then(|now| now.renews.as_ref()) {
+                let renewed = self.types[*kind as usize].known.entry(name.clone()).or_default();
+                renewed.with = NonZeroU64::new(version.own);
+            }
             let held = Held { version, needs };
             self.retain(&held);
             let key = Key { kind, name: name.clone() };
-            events.push(Event { key, outcome: Outcome::Acked(version) });
-            let known = Known { acked: Some(held), ..Known::default() };
-            self.types[kind as usize].known.insert(name, known);
+            events.push(Event { key, outcome: Outcome::Acked(version.own) });
+            self.types[kind as usize].known.entry(name).or_default().acked = Some(held);
         }
         self.compare_all(kind, state);
     }
@@ -384,7 +391,9 @@ impl Session {
             Some(_) if !ty.subscribed(name) => Step::Done,
             Some(now) => {
                 let renew = known.is_some_and(|known| known.renew);
-                let has = acked.is_some_and(|held| held.version == now.version);
+                let with = known.and_then(|known| known.with);
+                let version = Version { own: now.version, with };
+                let has = acked.is_some_and(|held| held.version == version);
                 let refused = known.is_some_and(|known| known.rejected == Some(now.version));
                 if (has || refused) && !renew {
                     Step::Done
@@ -405,7 +414,8 @@ impl Session {
         let Some(now) = state.of(kind).get(&**name) else { return };
         let known = self.types[kind as usize].known.get_mut(name);
         let held = known.and_then(|known| known.acked.as_mut());
-        let Some(held) = held.filter(|h| h.version == now.version && h.needs != now.needs) else {
+        let Some(held) = held.filter(|h| h.version.own == now.version && h.needs != now.needs)
+        else {
             return;
         };
         let (version, needs) = (held.version, now.needs.clone());
@@ -426,8 +436,10 @@ impl Session {
         ty.alone.remove(name);
         ty.asked.remove(name);
         // A name that is not there, and was never told: nothing to remember.
-        if ty.known.get(name).is_some_and(|known| known.acked.is_none() && known.rejected.is_none())
-        {
+        let is_nothing = |known: &Known| {
+            known.acked.is_none() && known.rejected.is_none() && known.with.is_none()
+        };
+        if ty.known.get(name).is_some_and(is_nothing) {
             ty.known.remove(name);
         }
     }
@@ -441,11 +453,16 @@ impl Session {
         self.nonce += 1;
         let nonce = self.nonce.to_string();
         let mut items = Vec::with_capacity(puts.len() + removed.len());
+        let mut resources = Vec::with_capacity(puts.len());
         for resource in &puts {
-            let held = Held { version: resource.version, needs: resource.needs.clone() };
+            let known = self.types[kind as usize].known.get(&resource.key.name);
+            let with = known.and_then(|known| known.with);
+            let version = Version { own: resource.version, with };
+            let held = Held { version, needs: resource.needs.clone() };
             self.retain(&held);
-            self.renew(resource.renews.as_ref());
+            self.renew(resource);
             items.push(Item { name: resource.key.name.clone(), sent: Some(held) });
+            resources.push(Wire { version: version.to_string(), body: resource.body.clone() });
         }
         items.extend(removed.iter().map(|name| Item { name: name.clone(), sent: None }));
         for item in &items {
@@ -457,15 +474,17 @@ impl Session {
         let ty = &mut self.types[kind as usize];
         ty.in_flight.push_back(InFlight { nonce: nonce.clone(), items });
         ty.greeted = true;
-        let resources = puts.iter().map(|resource| resource.body.clone()).collect();
         Response { kind, nonce, resources, removed }
     }
 
-    fn renew(&mut self, key: Option<&Key>) {
-        let Some(Key { kind, name }) = key else { return };
+    /// What is to be sent again with a resource that is sent: at once, or when the client asks for it. (One that connects
+    /// again may be sent a Cluster before it says which endpoints it has; that it has them does not help the Cluster.)
+    fn renew(&mut self, sent: &Resource) {
+        let Some(Key { kind, name }) = &sent.renews else { return };
         let ty = &mut self.types[*kind as usize];
+        let known = ty.known.entry(name.clone()).or_default();
+        (known.renew, known.with) = (true, NonZeroU64::new(sent.version));
         if ty.subscribed(name) {
-            ty.known.entry(name.clone()).or_default().renew = true;
             ty.pending.insert(name.clone());
         }
     }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
-use envoy_types::pb::envoy::service::discovery::v3::Resource as Wire;
+use envoy_types::pb::envoy::service::discovery::v3::Resource as Proto;
 use envoy_types::pb::google::rpc::Status;
 use proptest::prelude::*;
 use prost::Message;
@@ -19,28 +19,48 @@ struct Client {
     events: Vec<Event>,
     responses: u32,
     refuses: HashSet<u64>,
+    /// Clusters that were replaced, and are used once their endpoints have come since.
+    warming: BTreeSet<Arc<str>>,
+    /// What else it was told as the versions of what it has.
+    said: BTreeMap<Key, Option<NonZeroU64>>,
 }
 
 impl Client {
     fn connect(state: &State, has: BTreeMap<Key, u64>, refuses: HashSet<u64>) -> Self {
-        let mut client = Self { has, refuses, ..Self::default() };
+        Self { has, refuses, ..Self::default() }.connected(state)
+    }
+
+    /// With what it has and waits for, on a new stream.
+    fn again(self, state: &State) -> Self {
+        let Self { has, refuses, warming, said, .. } = self;
+        Self { has, refuses, warming, said, ..Self::default() }.connected(state)
+    }
+
+    fn connected(mut self, state: &State) -> Self {
         for kind in [Ty::Cluster, Ty::Endpoints, Ty::Listener] {
-            let names = if kind == Ty::Endpoints { client.names(Ty::Cluster) } else { Vec::new() };
-            if kind == Ty::Endpoints && names.is_empty() {
+            let hello = self.hello(kind);
+            if kind == Ty::Endpoints && hello.resource_names_subscribe.is_empty() {
                 continue;
             }
-            let mine = client.has.iter().filter(|(key, _)| key.kind == kind);
-            let request = DeltaDiscoveryRequest {
-                type_url: kind.url().into(),
-                resource_names_subscribe: names,
-                initial_resource_versions: mine
-                    .map(|(key, version)| (key.name.to_string(), format!("{version:016x}")))
-                    .collect(),
-                ..Default::default()
-            };
-            client.talk(request, state);
+            self.talk(hello, state);
         }
-        client
+        self
+    }
+
+    /// The first request of a type on a stream.
+    fn hello(&self, kind: Ty) -> DeltaDiscoveryRequest {
+        let names = if kind == Ty::Endpoints { self.names(Ty::Cluster) } else { Vec::new() };
+        let text = |(key, own): (&Key, &u64)| {
+            let with = self.said.get(key).copied().flatten();
+            (key.name.to_string(), Version { own: *own, with }.to_string())
+        };
+        let mine = self.has.iter().filter(|(key, _)| key.kind == kind);
+        DeltaDiscoveryRequest {
+            type_url: kind.url().into(),
+            resource_names_subscribe: names,
+            initial_resource_versions: mine.map(text).collect(),
+            ..Default::default()
+        }
     }
 
     fn names(&self, kind: Ty) -> Vec<String> {
@@ -68,9 +88,11 @@ impl Client {
     fn apply(&mut self, response: &Response, state: &State) -> DeltaDiscoveryRequest {
         let kind = response.kind;
         let mut bad = Vec::new();
-        for bytes in &response.resources {
-            let wire = Wire::decode(bytes.clone()).unwrap();
-            let version = parse_version(&wire.version).unwrap();
+        for sent in &response.resources {
+            let wire = Proto::decode(sent.body.clone()).unwrap();
+            let version = Version::parse(&sent.version).unwrap();
+            self.said.insert(Key::new(kind, wire.name.as_str()), version.with);
+            let version = version.own;
             let key = Key::new(kind, wire.name.as_str());
             if self.refuses.contains(&version) {
                 bad.push(wire.name);
@@ -84,11 +106,18 @@ impl Client {
                 );
             }
             let new = self.has.insert(key.clone(), version).is_none();
+            if kind == Ty::Cluster {
+                self.warming.insert(key.name.clone());
+            }
+            if kind == Ty::Endpoints {
+                self.warming.remove(&key.name);
+            }
             if kind == Ty::Cluster && new {
                 self.subscribe_endpoints(&key.name, state);
             }
         }
         for name in &response.removed {
+            self.warming.remove(name);
             self.has.remove(&Key { kind, name: name.clone() });
             if kind == Ty::Cluster {
                 self.unsubscribe_endpoints(name, state);
@@ -139,10 +168,15 @@ fn resource(kind: Ty, name: &str, content: u32, needs: &[Key]) -> Resource {
 
 /// A service as the translator publishes it: cluster, endpoints, and a listener that needs both.
 fn service(name: &str, content: u32) -> Vec<Change> {
+    service_at(name, content, content)
+}
+
+/// With endpoints that need not change when the rest does.
+fn service_at(name: &str, content: u32, endpoints: u32) -> Vec<Change> {
     let needs = [key(Ty::Cluster, name), key(Ty::Endpoints, name)];
     vec![
         Change::Put(resource(Ty::Cluster, name, content, &[]).renewing(key(Ty::Endpoints, name))),
-        Change::Put(resource(Ty::Endpoints, name, content, &[])),
+        Change::Put(resource(Ty::Endpoints, name, endpoints, &[])),
         Change::Put(resource(Ty::Listener, name, content, &needs)),
     ]
 }
@@ -212,11 +246,46 @@ fn an_empty_state_is_answered_too() {
 fn a_client_that_comes_back_is_sent_nothing_that_it_has() {
     let state = state((0..9).flat_map(|n| service(&format!("s{n}"), 1)).collect());
     let before = Client::connect(&state, BTreeMap::new(), HashSet::new());
-    let after = Client::connect(&state, before.has.clone(), HashSet::new());
+    let had = before.has.clone();
+    let after = before.again(&state);
     let sent: Vec<_> = after.events.iter().map(|event| &event.key).collect();
-    assert_eq!(sent.len(), before.has.len(), "each is told as acknowledged");
+    assert_eq!(sent.len(), had.len(), "each is told as acknowledged");
     assert_eq!(after.responses, 2, "the two empty greetings");
-    assert_eq!(after.has, before.has);
+    assert_eq!(after.has, had);
+}
+
+#[test]
+fn endpoints_come_again_for_a_cluster_that_was_replaced_just_before_the_connection_broke() {
+    let mut state = state(service_at("blue", 1, 1));
+    let mut client = Client::connect(&state, BTreeMap::new(), HashSet::new());
+    state.apply(service_at("blue", 2, 1));
+    // The Cluster arrives, and nothing after it.
+    let due = client.session.pump(&state);
+    assert_eq!(due[0].kind, Ty::Cluster);
+    let answer = client.apply(&due[0], &state);
+    assert!(answer.error_detail.is_none() && !client.warming.is_empty());
+    let client = client.again(&state);
+    assert_eq!(client.warming, BTreeSet::new());
+    let client = client.again(&state);
+    assert_eq!(client.responses, 2, "nothing but greetings, once it has them");
+}
+
+#[test]
+fn what_a_client_took_of_a_response_that_it_refused_is_put_right_even_by_what_it_had_before() {
+    let mut state = state([service("blue", 1), service("red", 1)].concat());
+    let listener = |name, content| resource(Ty::Listener, name, content, &[]);
+    let bad = listener("red", 2);
+    let mut client = Client::connect(&state, BTreeMap::new(), HashSet::from([bad.version]));
+    state.apply(vec![Change::Put(listener("blue", 2)), Change::Put(bad)]);
+    let due = client.session.pump(&state);
+    assert_eq!(due[0].resources.len(), 2);
+    let answer = client.apply(&due[0], &state);
+    assert!(answer.error_detail.is_some(), "and it has taken the good one");
+    // Until that is heard the good one is again what it was.
+    state.apply(vec![Change::Put(listener("blue", 1)), Change::Put(listener("red", 1))]);
+    client.talk(answer, &state);
+    client.wake(&state);
+    assert_eq!(client.has, wanted(&state));
 }
 
 #[test]
@@ -224,7 +293,7 @@ fn a_client_that_comes_back_with_too_much_is_relieved_of_it() {
     let full = state([service("blue", 1), service("red", 1)].concat());
     let before = Client::connect(&full, BTreeMap::new(), HashSet::new());
     let now = state(service("blue", 1));
-    let after = Client::connect(&now, before.has, HashSet::new());
+    let after = before.again(&now);
     assert_eq!(after.has, wanted(&now));
 }
 
@@ -303,22 +372,11 @@ fn listeners_go_also_when_their_route_goes_while_the_client_is_greeted() {
     let mut state = state(service("blue", 1));
     let before = Client::connect(&state, BTreeMap::new(), HashSet::new());
     // It comes back, and the first answer to it is still under way when the service goes.
-    let mut client = Client { has: before.has.clone(), ..Client::default() };
-    let hello = |kind: Ty, names: Vec<String>| DeltaDiscoveryRequest {
-        type_url: kind.url().into(),
-        resource_names_subscribe: names,
-        initial_resource_versions: before
-            .has
-            .iter()
-            .filter(|(key, _)| key.kind == kind)
-            .map(|(key, version)| (key.name.to_string(), format!("{version:016x}")))
-            .collect(),
-        ..Default::default()
-    };
+    let mut client = Client { session: Session::default(), ..before };
     let mut events = Vec::new();
-    let greeting = client.session.on_request(hello(Ty::Cluster, Vec::new()), &state, &mut events);
-    client.session.on_request(hello(Ty::Endpoints, vec!["blue".into()]), &state, &mut events);
-    client.session.on_request(hello(Ty::Listener, Vec::new()), &state, &mut events);
+    let hellos = [Ty::Cluster, Ty::Endpoints, Ty::Listener].map(|kind| client.hello(kind));
+    let mut answers = hellos.map(|hello| client.session.on_request(hello, &state, &mut events));
+    let greeting = std::mem::take(&mut answers[0]);
     state.apply(gone("blue"));
     client.wake(&state);
     client.take(greeting, &state);
@@ -354,11 +412,13 @@ proptest! {
         let mut client = Client::connect(&state, BTreeMap::new(), HashSet::new());
         for step in steps {
             match step {
-                Step::Put(name, content) => state.apply(service(&name.to_string(), content)),
+                Step::Put(name, content) => {
+                    state.apply(service_at(&name.to_string(), content, content % 2));
+                }
                 Step::Gone(name) => state.apply(gone(&name.to_string())),
                 Step::Wake => client.wake(&state),
                 Step::Reconnect => {
-                    client = Client::connect(&state, client.has, client.refuses);
+                    client = client.again(&state);
                 }
                 Step::Refuse(name) => {
                     if let Some(listener) = state.of(Ty::Listener).get(&*name.to_string())
@@ -377,5 +437,6 @@ proptest! {
         // A refused listener leaves the client with its last good one.
         has.retain(|key, _| wanted.contains_key(key) || state.of(key.kind).get(&*key.name).is_none());
         prop_assert_eq!(has, wanted);
+        prop_assert_eq!(client.warming, BTreeSet::new(), "not used until an answer for their endpoints");
     }
 }

@@ -3,9 +3,29 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
+use prost::encoding::{WireType, encode_key, encode_varint};
 
 use crate::ResourceType;
-use crate::resource::put_field;
+use crate::resource::{field_len, put_field};
+
+/// A `Resource`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wire {
+    /// As this client is told.
+    pub version: String,
+    /// All else, encoded once for all clients.
+    pub body: Bytes,
+}
+
+impl Wire {
+    /// As field `tag`: `Resource { version = 1, … }`.
+    fn encode(&self, tag: u32, out: &mut impl BufMut) {
+        encode_key(tag, WireType::LengthDelimited, out);
+        encode_varint((field_len(1, self.version.len()) + self.body.len()) as u64, out);
+        put_field(out, 1, self.version.as_bytes());
+        out.put_slice(&self.body);
+    }
+}
 
 /// A `DeltaDiscoveryResponse`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,8 +34,8 @@ pub struct Response {
     pub kind: ResourceType,
     /// Names the response in the client's answer.
     pub nonce: String,
-    /// Encoded `Resource`s.
-    pub resources: Vec<Bytes>,
+    /// The resources.
+    pub resources: Vec<Wire>,
     /// Names that are gone.
     pub removed: Vec<Arc<str>>,
 }
@@ -25,7 +45,7 @@ impl Response {
     pub(crate) fn encode(&self, out: &mut impl BufMut) {
         // DeltaDiscoveryResponse: resources = 2, type_url = 4, nonce = 5, removed_resources = 6.
         for resource in &self.resources {
-            put_field(out, 2, resource);
+            resource.encode(2, out);
         }
         put_field(out, 4, self.kind.url().as_bytes());
         put_field(out, 5, self.nonce.as_bytes());
@@ -51,13 +71,13 @@ mod tests {
         let response = Response {
             kind: ResourceType::Cluster,
             nonce: "7".into(),
-            resources: vec![resource.body],
+            resources: vec![Wire { version: "v".into(), body: resource.body }],
             removed: vec!["red".into()],
         };
         let mut bytes = Vec::new();
         response.encode(&mut bytes);
         let read = DeltaDiscoveryResponse::decode(bytes.as_slice()).unwrap();
-        assert_eq!(read.resources[0].name, "blue");
+        assert_eq!((&*read.resources[0].name, &*read.resources[0].version), ("blue", "v"));
         assert_eq!(read.type_url, ResourceType::Cluster.url());
         assert_eq!((read.nonce.as_str(), read.removed_resources), ("7", vec!["red".to_owned()]));
     }
