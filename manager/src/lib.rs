@@ -19,6 +19,7 @@ mod records;
 mod removal;
 mod run;
 mod seen;
+mod shares;
 mod tenants;
 mod watch;
 

@@ -39,6 +39,18 @@ impl Bucket {
         Err((1.0 - self.tokens) / rate.per_second)
     }
 
+    /// Takes so much even if there is less, but never more than a burst.
+    pub(crate) fn spend(&mut self, rate: Rate, tokens: f64, now: Instant) {
+        self.fill(rate, now);
+        self.tokens = (self.tokens - tokens).max(-rate.burst);
+    }
+
+    /// How many seconds it takes until what was taken too much is back; `None` if that is nothing.
+    pub(crate) fn debt(&mut self, rate: Rate, now: Instant) -> Option<f64> {
+        self.fill(rate, now);
+        (self.tokens < 0.0).then(|| -self.tokens / rate.per_second)
+    }
+
     fn is_empty(&mut self, rate: Rate, now: Instant) -> bool {
         self.fill(rate, now);
         self.tokens < 1.0

@@ -89,7 +89,8 @@ impl Args {
             leadership: leadership.clone(),
         };
         let (life, end) = (self.life(), stop.clone());
-        let api = AgentApi { hub, records, sessions, stages, life, stop: end };
+        let shares = Arc::default();
+        let api = AgentApi { hub, records, sessions, shares, stages, life, stop: end };
         let agents = HubServer::new(api)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);

@@ -14,6 +14,7 @@ use fairlead_proto::v1::agent_message::Message as From;
 use fairlead_proto::v1::hub_message::Message as To;
 use fairlead_proto::v1::hub_server::Hub as HubService;
 use fairlead_proto::{MAX_MESSAGE_BYTES, OLD_CONNECTION, v1};
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use prometheus_client::metrics::gauge::Gauge;
@@ -28,6 +29,7 @@ use crate::hub::{Hub, pause_after_failure};
 use crate::limits::{Bucket, Rate};
 use crate::queue::{Laned, Queue};
 use crate::records::{Existing, Item, Record, Records};
+use crate::shares::Shares;
 
 /// Uploads of one agent under way at the same time.
 const UPLOADS: usize = 2;
@@ -112,6 +114,7 @@ pub(crate) struct AgentApi {
     pub(crate) hub: Hub,
     pub(crate) records: Arc<Records>,
     pub(crate) sessions: Arc<Sessions>,
+    pub(crate) shares: Arc<Shares>,
     pub(crate) stages: Stages,
     /// How long a connection lives at most.
     pub(crate) life: Duration,
@@ -202,6 +205,9 @@ impl AgentApi {
     }
 }
 
+/// An upload under way.
+type Storing = BoxFuture<'static, (Item, Upload, Outcome)>;
+
 struct Stream {
     api: AgentApi,
     tenant: TenantId,
@@ -259,9 +265,7 @@ impl Stream {
         let mut under_way = FuturesUnordered::new();
         self.send(To::Welcome(welcome(max_routes))).await?;
         loop {
-            while let Some((item, upload)) = self.uploads.next() {
-                under_way.push(self.store(item, upload).boxed());
-            }
+            let turn = self.begin(&mut under_way);
             let (due, next) = (self.pace.is_due(), self.pace.next);
             let actions = tokio::select! {
                 message = inbound.message(), if due && self.uploads.len() < WAITING => {
@@ -274,6 +278,7 @@ impl Stream {
                     self.take(message)?
                 }
                 () = tokio::time::sleep_until(next.into()), if !due => Vec::new(),
+                () = tokio::time::sleep(turn.unwrap_or_default()), if turn.is_some() => Vec::new(),
                 woken = changed.changed() => {
                     if woken.is_err() {
                         return Ok(());
@@ -299,6 +304,19 @@ impl Stream {
                 }
             }
         }
+    }
+
+    /// Begins the uploads that may begin; how long the next one has to wait for its turn.
+    fn begin(&mut self, under_way: &mut FuturesUnordered<Storing>) -> Option<Duration> {
+        while self.uploads.len() > 0 {
+            let turn = self.api.shares.turn(&self.tenant, Instant::now());
+            if turn.is_some() {
+                return turn;
+            }
+            let (item, upload) = self.uploads.next()?;
+            under_way.push(self.store(item, upload).boxed());
+        }
+        None
     }
 
     #[allow(clippy::result_large_err)] // tonic's own error type
@@ -358,14 +376,16 @@ impl Stream {
         item: Item,
         upload: Upload,
     ) -> impl Future<Output = (Item, Upload, Outcome)> + Send + use<> {
-        let (hub, tenant, stages) =
-            (self.api.hub.clone(), self.tenant.clone(), self.api.stages.clone());
+        let AgentApi { hub, shares, stages, .. } = self.api.clone();
+        let tenant = self.tenant.clone();
         let there = self.api.records.read(&self.tenant, |all| all.items.get(&item).is_some());
         let known = there.unwrap_or(false);
         async move {
             let start = Instant::now();
             let written = write(&hub, &tenant, &item, upload.clone(), known);
-            let outcome = match tokio::time::timeout(WRITE_TIMEOUT, written).await {
+            let written = tokio::time::timeout(WRITE_TIMEOUT, written).await;
+            shares.spent(&tenant, start.elapsed(), Instant::now());
+            let outcome = match written {
                 Ok(Ok(())) => {
                     stages.observe("store", start);
                     Outcome::Stored

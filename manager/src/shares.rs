@@ -1,0 +1,151 @@
+//! Whose turn it is to write to the hub. What all tenants share is its apiserver: each write of one makes the others'
+//! slower once it is busy, and so does all that follows from it, in the manager and in Envoys.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use fairlead_api::TenantId;
+use fairlead_process::locks::lock;
+
+use crate::limits::{Bucket, Rate};
+
+/// For so many seconds a tenant's writes may take longer than usual, in all, and for how many more each second. Who
+/// changes something now and then does not come near, and where nothing is slower than usual nobody does. On a hub
+/// that is busy it is some forty changes a second.
+const DELAY: Rate = Rate { burst: 1.0, per_second: 0.25 };
+/// Nobody waits for others that changed nothing for so long.
+const ALONE: Duration = Duration::from_secs(60);
+/// What is usual is the shortest time of the last one or two of these. An apiserver that is slow but not busy, because
+/// its disk is, slows nobody's turn.
+const WINDOW: Duration = Duration::from_secs(30);
+
+/// What each tenant's writes took.
+#[derive(Debug, Default)]
+pub(crate) struct Shares {
+    all: Mutex<All>,
+}
+
+#[derive(Debug, Default)]
+struct All {
+    buckets: HashMap<TenantId, Bucket>,
+    /// Who wrote last, and when.
+    last: Option<(TenantId, Instant)>,
+    /// When somebody else did.
+    other: Option<Instant>,
+    usual: Usual,
+}
+
+impl Shares {
+    /// A tenant's write ended, and so long it took.
+    pub(crate) fn spent(&self, tenant: &TenantId, took: Duration, now: Instant) {
+        let mut all = lock(&self.all);
+        match all.last.take() {
+            Some((last, at)) if last != *tenant => all.other = Some(at),
+            _ => {}
+        }
+        all.last = Some((tenant.clone(), now));
+        let delay = took.saturating_sub(all.usual.note(took, now));
+        let bucket = all.buckets.entry(tenant.clone());
+        bucket.or_insert_with(|| Bucket::full(DELAY, now)).spend(DELAY, delay.as_secs_f64(), now);
+    }
+
+    /// How long a tenant has to wait until it may write again; `None`: not at all.
+    pub(crate) fn turn(&self, tenant: &TenantId, now: Instant) -> Option<Duration> {
+        let mut all = lock(&self.all);
+        let other = match &all.last {
+            Some((last, at)) if last != tenant => Some(*at),
+            _ => all.other,
+        };
+        let is_alone = other.is_none_or(|at| now.saturating_duration_since(at) > ALONE);
+        if is_alone {
+            return None;
+        }
+        all.buckets.get_mut(tenant)?.debt(DELAY, now).map(Duration::from_secs_f64)
+    }
+}
+
+/// How long a write takes when nothing is in its way.
+#[derive(Debug, Default)]
+struct Usual {
+    /// The shortest of this window, and when that began.
+    current: Option<(Duration, Instant)>,
+    /// The shortest of the one before.
+    before: Option<Duration>,
+}
+
+impl Usual {
+    /// What is usual, with this one.
+    fn note(&mut self, took: Duration, now: Instant) -> Duration {
+        let (shortest, since) = match self.current {
+            Some((shortest, since)) if now.saturating_duration_since(since) < WINDOW => {
+                (shortest.min(took), since)
+            }
+            ended => {
+                self.before = ended.map(|(shortest, _)| shortest);
+                (took, now)
+            }
+        };
+        self.current = Some((shortest, since));
+        self.before.map_or(shortest, |before| before.min(shortest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USUAL: Duration = Duration::from_millis(4);
+
+    fn tenants() -> (TenantId, TenantId) {
+        ("loud".parse().unwrap(), "quiet".parse().unwrap())
+    }
+
+    /// So many writes, one after another; how many there were before it was another's turn.
+    fn flood(shares: &Shares, tenant: &TenantId, took: Duration, now: &mut Instant) -> usize {
+        let may = |now: &mut Instant| {
+            *now += took;
+            shares.spent(tenant, took, *now);
+            shares.turn(tenant, *now).is_none()
+        };
+        (0..1_000).take_while(|_| may(now)).count()
+    }
+
+    #[test]
+    fn who_makes_all_slow_waits_while_others_want_something_too() {
+        let (shares, (loud, quiet), mut now) = (Shares::default(), tenants(), Instant::now());
+        shares.spent(&quiet, USUAL, now);
+        let slow = Duration::from_millis(14);
+        let many = flood(&shares, &loud, slow, &mut now);
+        assert!((130..170).contains(&many), "{many}");
+        let turn = shares.turn(&loud, now).unwrap();
+        assert!(turn < Duration::from_millis(100), "{turn:?}");
+        assert_eq!(shares.turn(&loud, now + turn + Duration::from_millis(1)), None);
+        shares.spent(&quiet, slow, now);
+        assert_eq!(shares.turn(&quiet, now), None, "it may at any time");
+    }
+
+    #[test]
+    fn nobody_waits_where_nothing_is_slow_or_nobody_else_is_there() {
+        let (shares, (loud, quiet), mut now) = (Shares::default(), tenants(), Instant::now());
+        shares.spent(&quiet, USUAL, now);
+        assert_eq!(flood(&shares, &loud, USUAL, &mut now), 1_000);
+        now += ALONE + Duration::from_secs(1);
+        assert_eq!(flood(&shares, &loud, USUAL * 4, &mut now), 1_000);
+        // Its disk became slow: after a while that is usual.
+        now += WINDOW;
+        shares.spent(&loud, USUAL * 20, now);
+        now += WINDOW;
+        shares.spent(&quiet, USUAL * 20, now);
+        now += Duration::from_secs(10);
+        assert_eq!(flood(&shares, &loud, USUAL * 20, &mut now), 1_000);
+    }
+
+    #[test]
+    fn one_that_hangs_is_no_more_than_a_burst() {
+        let (shares, (loud, quiet), now) = (Shares::default(), tenants(), Instant::now());
+        shares.spent(&quiet, USUAL, now);
+        shares.spent(&loud, Duration::from_secs(15), now);
+        assert!(shares.turn(&loud, now).unwrap() <= Duration::from_secs(4));
+    }
+}
