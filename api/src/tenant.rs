@@ -64,7 +64,7 @@ pub struct TenantSpec {
     #[serde(default = "node_ports")]
     pub node_ports: PortRange,
     /// SPIFFE ids of an existing trust domain that are this tenant's agents, too. Their certificates are
-    /// verified with the manager's `external-ca.crt`.
+    /// verified with the CAs in the Secret `fairlead-external-ca`.
     #[serde(default, rename = "spiffeIDs", skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),

@@ -115,7 +115,9 @@ async fn accept(
             // However it ends: Envoy connects again.
             let _ = tokio::io::copy_bidirectional(&mut envoy, &mut here).await;
         };
-        lock(&connections).spawn(carry);
+        let mut connections = lock(&connections);
+        while connections.try_join_next().is_some() {}
+        connections.spawn(carry);
     }
 }
 

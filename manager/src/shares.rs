@@ -11,9 +11,11 @@ use fairlead_process::locks::lock;
 use crate::limits::{Bucket, Rate};
 
 /// For so many seconds a tenant's writes may take longer than usual, in all, and for how many more each second. Who
-/// changes something now and then does not come near, and where nothing is slower than usual nobody does. On a hub
-/// that is busy it is some forty changes a second.
+/// changes something now and then does not come near, and where nothing is much slower than usual nobody does. Where
+/// each write takes 7 ms longer it is 35 changes a second.
 const DELAY: Rate = Rate { burst: 1.0, per_second: 0.25 };
+/// What one write counts at most, in seconds: an apiserver that hangs is nobody's doing.
+const MOST: f64 = 0.25;
 /// Nobody waits for others that changed nothing for so long.
 const ALONE: Duration = Duration::from_secs(60);
 /// What is usual is the shortest time of the last one or two of these. An apiserver that is slow but not busy, because
@@ -26,6 +28,17 @@ pub(crate) struct Shares {
     all: Mutex<All>,
 }
 
+/// What was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// A Route that was there.
+    Route,
+    /// A Route that was not.
+    NewRoute,
+    /// Anything else, or nothing: it was refused, or failed.
+    Other,
+}
+
 #[derive(Debug, Default)]
 struct All {
     buckets: HashMap<TenantId, Bucket>,
@@ -34,20 +47,27 @@ struct All {
     /// When somebody else did.
     other: Option<Instant>,
     usual: Usual,
+    usual_of_new: Usual,
 }
 
 impl Shares {
     /// A tenant's write ended, and so long it took.
-    pub(crate) fn spent(&self, tenant: &TenantId, took: Duration, now: Instant) {
+    pub(crate) fn spent(&self, tenant: &TenantId, what: Written, took: Duration, now: Instant) {
         let mut all = lock(&self.all);
         match all.last.take() {
             Some((last, at)) if last != *tenant => all.other = Some(at),
             _ => {}
         }
         all.last = Some((tenant.clone(), now));
-        let delay = took.saturating_sub(all.usual.note(took, now));
+        // Only like is compared with like: what is not there is deleted in no time.
+        let usual = match what {
+            Written::Route => all.usual.note(took, now),
+            Written::NewRoute => all.usual_of_new.note(took, now),
+            Written::Other => return,
+        };
+        let delay = took.saturating_sub(usual).as_secs_f64().min(MOST);
         let bucket = all.buckets.entry(tenant.clone());
-        bucket.or_insert_with(|| Bucket::full(DELAY, now)).spend(DELAY, delay.as_secs_f64(), now);
+        bucket.or_insert_with(|| Bucket::full(DELAY, now)).spend(DELAY, delay, now);
     }
 
     /// How long a tenant has to wait until it may write again; `None`: not at all.
@@ -105,7 +125,7 @@ mod tests {
     fn flood(shares: &Shares, tenant: &TenantId, took: Duration, now: &mut Instant) -> usize {
         let may = |now: &mut Instant| {
             *now += took;
-            shares.spent(tenant, took, *now);
+            shares.spent(tenant, Written::Route, took, *now);
             shares.turn(tenant, *now).is_none()
         };
         (0..1_000).take_while(|_| may(now)).count()
@@ -114,38 +134,46 @@ mod tests {
     #[test]
     fn who_makes_all_slow_waits_while_others_want_something_too() {
         let (shares, (loud, quiet), mut now) = (Shares::default(), tenants(), Instant::now());
-        shares.spent(&quiet, USUAL, now);
+        shares.spent(&quiet, Written::Route, USUAL, now);
         let slow = Duration::from_millis(14);
         let many = flood(&shares, &loud, slow, &mut now);
         assert!((130..170).contains(&many), "{many}");
         let turn = shares.turn(&loud, now).unwrap();
         assert!(turn < Duration::from_millis(100), "{turn:?}");
         assert_eq!(shares.turn(&loud, now + turn + Duration::from_millis(1)), None);
-        shares.spent(&quiet, slow, now);
+        shares.spent(&quiet, Written::Route, slow, now);
         assert_eq!(shares.turn(&quiet, now), None, "it may at any time");
     }
 
     #[test]
     fn nobody_waits_where_nothing_is_slow_or_nobody_else_is_there() {
         let (shares, (loud, quiet), mut now) = (Shares::default(), tenants(), Instant::now());
-        shares.spent(&quiet, USUAL, now);
+        shares.spent(&quiet, Written::Route, USUAL, now);
         assert_eq!(flood(&shares, &loud, USUAL, &mut now), 1_000);
         now += ALONE + Duration::from_secs(1);
         assert_eq!(flood(&shares, &loud, USUAL * 4, &mut now), 1_000);
         // Its disk became slow: after a while that is usual.
         now += WINDOW;
-        shares.spent(&loud, USUAL * 20, now);
+        shares.spent(&loud, Written::Route, USUAL * 20, now);
         now += WINDOW;
-        shares.spent(&quiet, USUAL * 20, now);
+        shares.spent(&quiet, Written::Route, USUAL * 20, now);
         now += Duration::from_secs(10);
         assert_eq!(flood(&shares, &loud, USUAL * 20, &mut now), 1_000);
     }
 
     #[test]
-    fn one_that_hangs_is_no_more_than_a_burst() {
+    fn who_writes_once_does_not_wait_whatever_it_took() {
         let (shares, (loud, quiet), now) = (Shares::default(), tenants(), Instant::now());
-        shares.spent(&quiet, USUAL, now);
-        shares.spent(&loud, Duration::from_secs(15), now);
-        assert!(shares.turn(&loud, now).unwrap() <= Duration::from_secs(4));
+        shares.spent(&loud, Written::Route, USUAL, now);
+        shares.spent(&quiet, Written::Route, Duration::from_secs(15), now);
+        assert_eq!(shares.turn(&quiet, now), None);
+    }
+
+    #[test]
+    fn what_fails_at_once_makes_nothing_else_look_slow() {
+        let (shares, (loud, quiet), mut now) = (Shares::default(), tenants(), Instant::now());
+        shares.spent(&quiet, Written::Other, Duration::ZERO, now);
+        shares.spent(&quiet, Written::NewRoute, USUAL / 4, now);
+        assert_eq!(flood(&shares, &loud, USUAL, &mut now), 1_000);
     }
 }

@@ -186,6 +186,8 @@ struct Entry {
     undecided: bool,
     accepted: Option<Verdict>,
     resolved: Option<Verdict>,
+    /// The last generation that all Envoys had.
+    programmed: Option<i64>,
     /// As the hub's object has it.
     seen: Option<Box<RouteStatus>>,
     /// As it was last sent to be written.
@@ -299,6 +301,7 @@ impl Engine {
                 undecided: false,
                 accepted: None,
                 resolved: None,
+                programmed: None,
                 seen: None,
                 sent: None,
             })

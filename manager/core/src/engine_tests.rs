@@ -542,7 +542,7 @@ fn who_changes_much_is_told_of_later_generations_less_often_but_of_news_at_once(
         );
         world.settle();
     }
-    assert_eq!(told(&world, "blue/web"), Some(world.generation - 2), "another address is news");
+    assert_eq!(told(&world, "blue/web"), Some(world.generation - 2), "another port is news");
     let behind = told(&world, "red/web").unwrap();
     assert!(behind < world.generation, "that all is as it was can wait");
     world.apply("red/web", tcp("red/web", &[91]));
@@ -554,6 +554,51 @@ fn who_changes_much_is_told_of_later_generations_less_often_but_of_news_at_once(
     world.seconds += 1;
     world.settle();
     assert_eq!(told(&world, "red/web"), Some(world.generation), "but not for ever");
+}
+
+#[test]
+fn a_route_that_changes_all_the_time_does_not_keep_another_from_being_told_of() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    let changed = |world: &mut World, route: &str, number: i32| {
+        let content_hash = number.to_string();
+        world.apply(
+            route,
+            RouteSpec { content_hash, ..tcp(route, &[if route < "blue/m" { 80 } else { 90 }]) },
+        );
+    };
+    for number in 0..300 {
+        changed(&mut world, "blue/a", number);
+        world.settle();
+    }
+    changed(&mut world, "blue/z", 0);
+    world.settle();
+    changed(&mut world, "blue/z", 1);
+    let last = world.generation;
+    for number in 0..300 {
+        changed(&mut world, "blue/a", number);
+        if number % 100 == 99 {
+            world.seconds += 1;
+        }
+        world.settle();
+    }
+    assert_eq!(world.statuses[&id("blue/z")].observed_generation, Some(last));
+}
+
+#[test]
+fn an_envoy_that_comes_back_takes_nothing_back_of_what_is_yet_to_be_told() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    for number in 0..150 {
+        let content_hash = number.to_string();
+        world.apply("blue/web", RouteSpec { content_hash, ..tcp("blue/web", &[80]) });
+        world.settle();
+    }
+    let behind = world.statuses[&id("blue/web")].observed_generation;
+    assert!(behind < Some(world.generation));
+    world.engine.envoy_disconnected(&"envoy-1".into(), 1);
+    world.seconds += 5;
+    world.settle();
+    assert!(world.says("blue/web", "Programmed").starts_with("True"));
+    assert_eq!(world.statuses[&id("blue/web")].observed_generation, Some(world.generation));
 }
 
 #[test]

@@ -126,7 +126,15 @@ pub fn is_news(old: &RouteStatus, new: &RouteStatus) -> bool {
     let RouteStatus { observed_generation: _, addresses, ports, unhealthy, conditions, display } =
         old;
     let text = |one| {
-        let Condition { type_, status, reason, message, .. }: &Condition = one;
+        // Its time changes with its status.
+        let Condition {
+            type_,
+            status,
+            reason,
+            message,
+            last_transition_time: _,
+            observed_generation: _,
+        }: &Condition = one;
         (type_, status, reason, message)
     };
     (addresses, ports, unhealthy, display)

@@ -29,7 +29,7 @@ use crate::hub::{Hub, pause_after_failure};
 use crate::limits::{Bucket, Rate};
 use crate::queue::{Laned, Queue};
 use crate::records::{Existing, Item, Record, Records};
-use crate::shares::Shares;
+use crate::shares::{Shares, Written};
 
 /// Uploads of one agent under way at the same time.
 const UPLOADS: usize = 2;
@@ -376,7 +376,8 @@ impl Stream {
         item: Item,
         upload: Upload,
     ) -> impl Future<Output = (Item, Upload, Outcome)> + Send + use<> {
-        let AgentApi { hub, shares, stages, .. } = self.api.clone();
+        let AgentApi { hub, shares, stages, .. } = &self.api;
+        let (hub, shares, stages) = (hub.clone(), shares.clone(), stages.clone());
         let tenant = self.tenant.clone();
         let there = self.api.records.read(&self.tenant, |all| all.items.get(&item).is_some());
         let known = there.unwrap_or(false);
@@ -384,7 +385,12 @@ impl Stream {
             let start = Instant::now();
             let written = write(&hub, &tenant, &item, upload.clone(), known);
             let written = tokio::time::timeout(WRITE_TIMEOUT, written).await;
-            shares.spent(&tenant, start.elapsed(), Instant::now());
+            let what = match (&item, &upload, &written) {
+                (Item::Route(_), Upload::Route(..), Ok(Ok(()))) if known => Written::Route,
+                (Item::Route(_), Upload::Route(..), Ok(Ok(()))) => Written::NewRoute,
+                _ => Written::Other,
+            };
+            shares.spent(&tenant, what, start.elapsed(), Instant::now());
             let outcome = match written {
                 Ok(Ok(())) => {
                     stages.observe("store", start);

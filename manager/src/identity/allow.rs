@@ -363,10 +363,16 @@ impl Admission for AllowList {
     }
 }
 
-/// The certificates of existing trust domains in a file; none where there is no such file.
+/// The certificates of existing trust domains in a file; none where there is no such file. Fails if one of them cannot
+/// be used.
 pub(crate) fn foreign_roots(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>> {
     let read = match std::fs::read(path) {
-        Ok(pem) => Credentials::from_pem(&pem, None).map(|read| read.roots),
+        Ok(pem) => Credentials::from_pem(&pem, None).and_then(|read| {
+            if !read.roots.is_empty() {
+                verifier(&read.roots)?;
+            }
+            Ok(read.roots)
+        }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => Err(error.into()),
     };

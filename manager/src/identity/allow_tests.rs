@@ -238,3 +238,20 @@ async fn connections_have_bounds_and_the_oldest_makes_way() {
     assert!(strangers[0].end.is_cancelled() && !strangers[1].end.is_cancelled());
     assert!(!mine[1].is_cancelled(), "strangers displace strangers only");
 }
+
+#[test]
+fn a_ca_that_cannot_be_used_is_refused_before_it_counts() {
+    let file = std::env::temp_dir().join(format!("fairlead-foreign-{}", std::process::id()));
+    assert_eq!(foreign_roots(&file).unwrap(), []);
+    let pem = |der: &[u8]| {
+        let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
+        format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+    };
+    let good = roots(&authority());
+    std::fs::write(&file, pem(&good[0])).unwrap();
+    assert_eq!(foreign_roots(&file).unwrap(), good);
+    std::fs::write(&file, pem(&good[0]) + &pem(b"not a certificate")).unwrap();
+    let error = format!("{:#}", foreign_roots(&file).unwrap_err());
+    assert!(error.contains("fairlead-foreign"), "{error}");
+    std::fs::remove_file(&file).unwrap();
+}

@@ -33,19 +33,6 @@ pub(crate) use pki::{Pki, PkiSettings};
 use service::Service;
 use store::Store;
 
-/// Believes whom the administrators of the hub believe, for ever.
-async fn believe(
-    mut foreign: watch::Receiver<Vec<CertificateDer<'static>>>,
-    allowed: Arc<AllowList>,
-) {
-    while foreign.changed().await.is_ok() {
-        let roots = foreign.borrow_and_update().clone();
-        if let Err(error) = allowed.believe(&roots) {
-            warn!(error = format!("{error:#}"), "a CA of another trust domain cannot be used");
-        }
-    }
-}
-
 /// All of it, put together.
 pub(crate) struct Identities {
     pub(crate) pki: Pki,
@@ -91,9 +78,22 @@ impl Identities {
     pub(crate) async fn keep(self, leadership: Leadership) {
         let Self { pki, allowed, sessions, store, events, used, .. } = self;
         tokio::join!(
-            believe(pki.foreign(), allowed),
+            follow(pki.foreign(), allowed),
             pki.run(leadership.clone(), sessions),
             upkeep::run(used, store, events, leadership)
         );
+    }
+}
+
+/// Believes whom the administrators of the hub believe, for ever.
+async fn follow(
+    mut foreign: watch::Receiver<Vec<CertificateDer<'static>>>,
+    allowed: Arc<AllowList>,
+) {
+    while foreign.changed().await.is_ok() {
+        let roots = foreign.borrow_and_update().clone();
+        if let Err(error) = allowed.believe(&roots) {
+            warn!(error = format!("{error:#}"), "a CA of another trust domain cannot be used");
+        }
     }
 }

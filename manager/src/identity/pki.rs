@@ -92,6 +92,8 @@ pub(crate) struct Pki {
     store: Store,
     cert_manager: Option<CertManager>,
     foreign: Arc<watch::Sender<Vec<CertificateDer<'static>>>>,
+    /// This manager's certificate, with what is trusted.
+    own: Arc<Mutex<Credentials>>,
     trusted: Arc<watch::Sender<Trusted>>,
     /// What agents see.
     pub(crate) agents: ServerTls,
@@ -129,6 +131,7 @@ impl Pki {
             store,
             cert_manager,
             foreign: Arc::new(watch::Sender::new(foreign)),
+            own: Arc::new(Mutex::new(own)),
             trusted: Arc::new(trusted),
             agents: Arc::new(ArcSwap::new(agents)),
             envoys: Arc::new(ArcSwap::new(envoys)),
@@ -184,8 +187,8 @@ impl Pki {
 
     /// Keeps certificates fresh, for ever. `sessions`: who has to know of a new authority before it signs.
     pub(crate) async fn run(self, leadership: Leadership, sessions: Arc<TrustSessions>) {
-        let (mut changes, mut foreign) = (self.watch(), self.foreign());
-        let (mut seen, mut broken) = (None, None);
+        let mut changes = self.watch();
+        let (mut seen, mut broken, mut bad_foreign) = (None, None, None);
         let secrets = self.store.secrets();
         let config =
             watcher::Config::default().fields(&format!("metadata.name={}", store::CA_SECRET));
@@ -208,20 +211,14 @@ impl Pki {
                 }
                 _ = tick.tick() => {
                     let looked = self.look(seen.as_ref(), &leadership, &sessions).await;
-                    let looked = self.look_at_foreign().and(looked);
-                    let error = looked.err().map(|error| format!("{error:#}"));
-                    if let Some(error) = error.as_ref().filter(|_| broken != error) {
-                        warn!(error, "what is trusted stays as it is, trying again");
-                    }
-                    broken = error;
+                    complain(&mut broken, looked, "the authority was not replaced");
+                    complain(&mut bad_foreign, self.look_at_foreign(), "the same trust domains are believed as before");
                 }
                 Ok(()) = changes.changed() => {
                     changes.mark_unchanged();
                     let pause = self.renew_own().await;
                     renewal.as_mut().reset(tokio::time::Instant::now() + pause);
                 }
-                // Who connects is shown whose certificates may be used.
-                Ok(()) = foreign.changed() => renewal.as_mut().reset(tokio::time::Instant::now()),
                 () = &mut renewal => {
                     let pause = self.renew_own().await;
                     renewal.as_mut().reset(tokio::time::Instant::now() + pause);
@@ -272,6 +269,9 @@ impl Pki {
             differs
         });
         if changed {
+            // Who connects is shown whose certificates may be used.
+            let own = lock(&self.own).clone();
+            self.agents.store(with(&own, &self.foreign.borrow()).server(Clients::Any)?);
             info!(count = self.foreign.borrow().len(), "other trust domains are believed");
         }
         Ok(())
@@ -321,8 +321,8 @@ impl Pki {
     async fn renew_and_publish(&self) -> Result<Duration> {
         let trusted = self.trusted.borrow().clone();
         let (own, not_after) = own(&trusted, &self.settings, self.cert_manager.as_ref()).await?;
-        let agents = with(&own, &self.foreign.borrow()).server(Clients::Any)?;
-        self.agents.store(agents);
+        lock(&self.own).clone_from(&own);
+        self.agents.store(with(&own, &self.foreign.borrow()).server(Clients::Any)?);
         self.envoys.store(own.server(Clients::WithCertificate)?);
         let anchor = match &trusted.authority {
             Some(authority) => authority.anchor().map(str::to_owned).unwrap_or_default(),
@@ -334,6 +334,15 @@ impl Pki {
         let left = not_after - jiff::Timestamp::now().as_second();
         Ok(Duration::from_secs(left.max(10).unsigned_abs()).min(self.settings.lifetime) / 2)
     }
+}
+
+/// Tells of an error, once for as long as it is the same. `so`: what follows from it.
+fn complain(broken: &mut Option<String>, looked: Result<()>, so: &'static str) {
+    let error = looked.err().map(|error| format!("{error:#}"));
+    if let Some(error) = error.as_ref().filter(|_| *broken != error) {
+        warn!(error, "{so}, trying again");
+    }
+    *broken = error;
 }
 
 fn with(own: &Credentials, foreign: &[CertificateDer<'static>]) -> Credentials {

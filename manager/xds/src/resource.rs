@@ -138,8 +138,8 @@ impl Resource {
 
     /// The message's own bytes, for tests and dumps.
     pub fn decode<M: Message + Default>(&self) -> Result<M, prost::DecodeError> {
-        use envoy_types::pb::envoy::service::discovery::v3::Resource as Wire;
-        let wire = Wire::decode(self.body.clone())?;
+        use envoy_types::pb::envoy::service::discovery::v3::Resource as Proto;
+        let wire = Proto::decode(self.body.clone())?;
         M::decode(wire.resource.unwrap_or_default().value.as_slice())
     }
 }
@@ -204,7 +204,7 @@ impl Version {
 #[cfg(test)]
 mod tests {
     use envoy_types::pb::envoy::config::cluster::v3::Cluster;
-    use envoy_types::pb::envoy::service::discovery::v3::Resource as Wire;
+    use envoy_types::pb::envoy::service::discovery::v3::Resource as Proto;
 
     use super::*;
 
@@ -214,7 +214,7 @@ mod tests {
             Cluster { name: "blue".into(), alt_stat_name: "x".repeat(300), ..Default::default() };
         let key = Key::new(ResourceType::Cluster, "blue");
         let resource = Resource::new(key, &cluster, []);
-        let wire = Wire::decode(resource.body.clone()).unwrap();
+        let wire = Proto::decode(resource.body.clone()).unwrap();
         assert_eq!(wire.name, "blue");
         assert_eq!(wire.resource.as_ref().unwrap().type_url, ResourceType::Cluster.url());
         assert_eq!(wire.encode_to_vec().len(), resource.size());
@@ -227,8 +227,8 @@ mod tests {
         for version in [Version { own: 7, with: None }, Version { own: u64::MAX, with }] {
             assert_eq!(Version::parse(&version.to_string()), Some(version));
         }
-        for bad in ["", "x", "1-", "-1", "1-2-3", "00000000000000000"] {
-            assert!(Version::parse(bad).is_none_or(|version| version.own == 0), "{bad}");
+        for bad in ["", "x", "1-", "-1", "1-2-3"] {
+            assert_eq!(Version::parse(bad), None, "{bad}");
         }
     }
 }

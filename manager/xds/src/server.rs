@@ -1,8 +1,9 @@
 //! The tonic shell: bytes in and out of [`Session`], nothing decided here.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
@@ -16,7 +17,7 @@ use tonic::{Request, Status, Streaming};
 use tracing::{info, warn};
 
 use crate::codec::DeltaCodec;
-use crate::{Cache, Event, Response, Session};
+use crate::{Cache, Event, Key, Response, Session};
 
 const METHOD: &str =
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
@@ -43,18 +44,39 @@ pub trait Observer: Send + Sync + 'static {
 pub struct Server<O> {
     cache: Arc<Cache>,
     observer: Arc<O>,
+    left_open: Arc<LeftOpen>,
+}
+
+/// What sessions that ended left open, by node id.
+#[derive(Debug, Default)]
+struct LeftOpen(Mutex<HashMap<String, Vec<Key>>>);
+
+impl LeftOpen {
+    fn take(&self, node_id: &str) -> Vec<Key> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.remove(node_id).unwrap_or_default()
+    }
+
+    fn put(&self, node_id: &str, keys: Vec<Key>) {
+        if !keys.is_empty() {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.entry(node_id.to_owned()).or_default().extend(keys);
+        }
+    }
 }
 
 impl<O> Server<O> {
     /// Serves `cache`.
     pub fn new(cache: Arc<Cache>, observer: Arc<O>) -> Self {
-        Self { cache, observer }
+        Self { cache, observer, left_open: Arc::default() }
     }
 }
 
 impl<O> Clone for Server<O> {
     fn clone(&self) -> Self {
-        Self { cache: self.cache.clone(), observer: self.observer.clone() }
+        let Self { cache, observer, left_open } = self;
+        let (cache, observer, left_open) = (cache.clone(), observer.clone(), left_open.clone());
+        Self { cache, observer, left_open }
     }
 }
 
@@ -96,7 +118,7 @@ impl<O: Observer> StreamingService<DeltaDiscoveryRequest> for Server<O> {
     type Future = BoxFuture<tonic::Response<Responses>, Status>;
 
     fn call(&mut self, request: Request<Streaming<DeltaDiscoveryRequest>>) -> Self::Future {
-        let Self { cache, observer } = self.clone();
+        let Self { cache, observer, left_open } = self.clone();
         Box::pin(async move {
             let (_, extensions, mut requests) = request.into_parts();
             let Some(first) = requests.message().await? else {
@@ -106,10 +128,13 @@ impl<O: Observer> StreamingService<DeltaDiscoveryRequest> for Server<O> {
             let client = observer.admit(&extensions, &node_id)?;
             let (send, receive) = mpsc::channel(QUEUE);
             let changed = cache.subscribe();
-            let stream = Connection { cache, observer, client, session: Session::default(), send };
+            let session = Session::after(left_open.take(&node_id));
+            let mut stream = Connection { cache, observer, client, session, send };
             tokio::spawn(async move {
                 info!(node_id, "xDS stream opened");
-                match stream.run(first, requests, changed).await {
+                let ended = stream.run(first, requests, changed).await;
+                left_open.put(&node_id, stream.session.left_open());
+                match ended {
                     Ok(()) => info!(node_id, "xDS stream closed"),
                     Err(error) => warn!(node_id, error = error.message(), "xDS stream failed"),
                 }
@@ -131,7 +156,7 @@ struct Connection<O: Observer> {
 impl<O: Observer> Connection<O> {
     #[allow(clippy::result_large_err)] // tonic's own error type
     async fn run(
-        mut self,
+        &mut self,
         first: DeltaDiscoveryRequest,
         mut requests: Streaming<DeltaDiscoveryRequest>,
         mut changed: watch::Receiver<()>,

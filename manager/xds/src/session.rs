@@ -76,6 +76,9 @@ struct Known {
     renew: bool,
     /// The version of what it is to be sent again with, as the client was sent that last.
     with: Option<NonZeroU64>,
+    /// It was in a response of several that the client refused, or did not answer: it may have taken it all the same,
+    /// and does not say so, until it says something of this one alone.
+    unsure: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -108,6 +111,28 @@ impl Type {
 }
 
 impl Session {
+    /// A session with a client of which this was left open by the one before: see [`Session::left_open`].
+    pub fn after(left_open: Vec<Key>) -> Self {
+        let mut session = Self::default();
+        for Key { kind, name } in left_open {
+            session.types[kind as usize].known.entry(name).or_default().unsure = true;
+        }
+        session
+    }
+
+    /// What the client may have other than it will say when it connects again: it applies what is good of a response with
+    /// several resources that it refuses, and notes no versions of that.
+    pub fn left_open(&self) -> Vec<Key> {
+        let mut open = Vec::new();
+        for (kind, ty) in ResourceType::ALL.into_iter().zip(&self.types) {
+            let unsure = ty.known.iter().filter(|(_, known)| known.unsure).map(|(name, _)| name);
+            let several = ty.in_flight.iter().filter(|sent| sent.items.len() > 1);
+            let sent = several.flat_map(|sent| &sent.items).map(|item| &item.name);
+            open.extend(unsure.chain(sent).map(|name| Key { kind, name: name.clone() }));
+        }
+        open
+    }
+
     /// Takes a request in. What the client said about earlier responses goes to `events`; the
     /// responses that are due now come back.
     pub fn on_request(
@@ -172,7 +197,7 @@ impl Session {
                 continue;
             }
             let known = ty.known.entry(name).or_default();
-            known.rejected = None;
+            (known.rejected, known.unsure) = (None, false);
             let old = known.acked.replace(held);
             self.release(old);
         }
@@ -188,10 +213,10 @@ impl Session {
         let single = items.len() == 1;
         for Item { name, sent } in items {
             let ty = &mut self.types[kind as usize];
-            if !single {
-                // The client may have applied it all the same: if it goes, or is again what it was, it is to be told.
-                ty.known.entry(name.clone()).or_default().renew = true;
-                ty.asked.insert(name.clone());
+            if !ty.subscribed(&name) {
+                // It let go of the name while the response was under way.
+            } else if !single {
+                ty.known.entry(name.clone()).or_default().unsure = true;
                 ty.alone.insert(name.clone());
                 ty.pending.insert(name);
             } else if let Some(held) = &sent {
@@ -386,6 +411,7 @@ impl Session {
         let ty = &self.types[kind as usize];
         let known = ty.known.get(name);
         let acked = known.and_then(|known| known.acked.as_ref());
+        let is_unsure = known.is_some_and(|known| known.unsure);
         match state.of(kind).get(&**name) {
             _ if ty.is_under_way(name) => Step::Hold,
             Some(_) if !ty.subscribed(name) => Step::Done,
@@ -393,7 +419,7 @@ impl Session {
                 let renew = known.is_some_and(|known| known.renew);
                 let with = known.and_then(|known| known.with);
                 let version = Version { own: now.version, with };
-                let has = acked.is_some_and(|held| held.version == version);
+                let has = acked.is_some_and(|held| held.version == version) && !is_unsure;
                 let refused = known.is_some_and(|known| known.rejected == Some(now.version));
                 if (has || refused) && !renew {
                     Step::Done
@@ -403,7 +429,7 @@ impl Session {
                     Step::Hold
                 }
             }
-            None if acked.is_none() && !ty.asked.contains(name) => Step::Done,
+            None if acked.is_none() && !is_unsure && !ty.asked.contains(name) => Step::Done,
             None if self.uses.contains_key(&Key { kind, name: name.clone() }) => Step::Hold,
             None => Step::Remove,
         }
@@ -437,7 +463,8 @@ impl Session {
         ty.asked.remove(name);
         // A name that is not there, and was never told: nothing to remember.
         let is_nothing = |known: &Known| {
-            known.acked.is_none() && known.rejected.is_none() && known.with.is_none()
+            let Known { acked, rejected, renew: _, with, unsure } = known;
+            acked.is_none() && rejected.is_none() && with.is_none() && !unsure
         };
         if ty.known.get(name).is_some_and(is_nothing) {
             ty.known.remove(name);

@@ -21,8 +21,9 @@ struct Client {
     refuses: HashSet<u64>,
     /// Clusters that were replaced, and are used once their endpoints have come since.
     warming: BTreeSet<Arc<str>>,
-    /// What else it was told as the versions of what it has.
-    said: BTreeMap<Key, Option<NonZeroU64>>,
+    /// What it says that it has: like Envoy it notes no versions of a response that it refuses, though it applies what is
+    /// good of it.
+    said: BTreeMap<Key, Version>,
 }
 
 impl Client {
@@ -32,8 +33,9 @@ impl Client {
 
     /// With what it has and waits for, on a new stream.
     fn again(self, state: &State) -> Self {
-        let Self { has, refuses, warming, said, .. } = self;
-        Self { has, refuses, warming, said, ..Self::default() }.connected(state)
+        let Self { has, refuses, warming, said, session, .. } = self;
+        let session = Session::after(session.left_open());
+        Self { session, has, refuses, warming, said, ..Self::default() }.connected(state)
     }
 
     fn connected(mut self, state: &State) -> Self {
@@ -50,11 +52,8 @@ impl Client {
     /// The first request of a type on a stream.
     fn hello(&self, kind: Ty) -> DeltaDiscoveryRequest {
         let names = if kind == Ty::Endpoints { self.names(Ty::Cluster) } else { Vec::new() };
-        let text = |(key, own): (&Key, &u64)| {
-            let with = self.said.get(key).copied().flatten();
-            (key.name.to_string(), Version { own: *own, with }.to_string())
-        };
-        let mine = self.has.iter().filter(|(key, _)| key.kind == kind);
+        let mine = self.said.iter().filter(|(key, _)| key.kind == kind);
+        let text = |(key, version): (&Key, &Version)| (key.name.to_string(), version.to_string());
         DeltaDiscoveryRequest {
             type_url: kind.url().into(),
             resource_names_subscribe: names,
@@ -87,13 +86,13 @@ impl Client {
 
     fn apply(&mut self, response: &Response, state: &State) -> DeltaDiscoveryRequest {
         let kind = response.kind;
-        let mut bad = Vec::new();
+        let (mut bad, mut noted) = (Vec::new(), Vec::new());
         for sent in &response.resources {
             let wire = Proto::decode(sent.body.clone()).unwrap();
             let version = Version::parse(&sent.version).unwrap();
-            self.said.insert(Key::new(kind, wire.name.as_str()), version.with);
-            let version = version.own;
             let key = Key::new(kind, wire.name.as_str());
+            noted.push((key.clone(), version));
+            let version = version.own;
             if self.refuses.contains(&version) {
                 bad.push(wire.name);
                 continue;
@@ -116,7 +115,11 @@ impl Client {
                 self.subscribe_endpoints(&key.name, state);
             }
         }
+        if bad.is_empty() {
+            self.said.extend(noted);
+        }
         for name in &response.removed {
+            self.said.remove(&Key { kind, name: name.clone() });
             self.warming.remove(name);
             self.has.remove(&Key { kind, name: name.clone() });
             if kind == Ty::Cluster {
@@ -145,6 +148,7 @@ impl Client {
 
     fn unsubscribe_endpoints(&mut self, name: &Arc<str>, state: &State) {
         self.has.remove(&Key { kind: Ty::Endpoints, name: name.clone() });
+        self.said.remove(&Key { kind: Ty::Endpoints, name: name.clone() });
         self.talk(
             DeltaDiscoveryRequest {
                 type_url: Ty::Endpoints.url().into(),
@@ -390,6 +394,10 @@ enum Step {
     Gone(u8),
     Wake,
     Reconnect,
+    /// So many of the responses that are due arrive, and no answer.
+    Break(usize),
+    /// Something changes before what is due is answered.
+    Late(u8, u32),
     Refuse(u8),
 }
 
@@ -399,6 +407,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (0..6_u8).prop_map(Step::Gone),
         3 => Just(Step::Wake),
         1 => Just(Step::Reconnect),
+        1 => (0..4_usize).prop_map(Step::Break),
+        2 => (0..6_u8, 0..4_u32).prop_map(|(name, content)| Step::Late(name, content)),
         1 => (0..6_u8).prop_map(Step::Refuse),
     ];
     prop::collection::vec(step, 0..60)
@@ -417,8 +427,19 @@ proptest! {
                 }
                 Step::Gone(name) => state.apply(gone(&name.to_string())),
                 Step::Wake => client.wake(&state),
-                Step::Reconnect => {
+                Step::Reconnect => client = client.again(&state),
+                Step::Break(count) => {
+                    for response in client.session.pump(&state).iter().take(count) {
+                        client.apply(response, &state);
+                    }
                     client = client.again(&state);
+                }
+                Step::Late(name, content) => {
+                    let due = client.session.pump(&state);
+                    let answers: Vec<_> =
+                        due.iter().map(|response| client.apply(response, &state)).collect();
+                    state.apply(service_at(&name.to_string(), content, content % 2));
+                    answers.into_iter().for_each(|answer| client.talk(answer, &state));
                 }
                 Step::Refuse(name) => {
                     if let Some(listener) = state.of(Ty::Listener).get(&*name.to_string())

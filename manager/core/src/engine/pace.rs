@@ -7,7 +7,7 @@ use fairlead_api::{RouteId, TenantId};
 /// So many of a tenant's at once.
 const BURST: i64 = 100;
 /// So many of a tenant's a second. A write costs the hub's apiserver as much as the change of which it tells, and all
-/// tenants share that; this is a quarter of the changes that a tenant may make unless its quota says otherwise.
+/// tenants share that.
 const PER_SECOND: i64 = 25;
 
 /// Who may be told of at once, and who waits. What is news waits for nothing, and is not counted here.
@@ -23,12 +23,19 @@ struct Lane {
     tokens: i64,
     /// As of then, in milliseconds since 1970.
     at: i64,
-    /// The next one first.
+    /// Those that wait, the next one first.
     order: VecDeque<RouteId>,
     waiting: HashSet<RouteId>,
+    /// Those whose turn it is: their tokens are taken.
+    granted: HashSet<RouteId>,
 }
 
 impl Lane {
+    fn full(now: i64) -> Self {
+        let (order, waiting, granted) = Default::default();
+        Self { tokens: BURST * 1_000, at: now, order, waiting, granted }
+    }
+
     fn fill(&mut self, now: i64) {
         // A clock that was set back earns nothing, and one that was set ahead no more than the burst.
         let earned = (now - self.at).clamp(0, BURST * 1_000) * PER_SECOND;
@@ -40,18 +47,13 @@ impl Lane {
 impl Pace {
     /// Whether a Route may be told of now (milliseconds since 1970). If not it waits: see [`Pace::due`].
     pub(super) fn allows(&mut self, id: &RouteId, now: i64) -> bool {
-        if !self.lanes.contains_key(&id.tenant) {
-            let lane = Lane {
-                tokens: BURST * 1_000,
-                at: now,
-                order: VecDeque::new(),
-                waiting: HashSet::new(),
-            };
-            self.lanes.insert(id.tenant.clone(), lane);
-        }
-        let Some(lane) = self.lanes.get_mut(&id.tenant) else { return true };
+        let lane = self.lanes.entry(id.tenant.clone()).or_insert_with(|| Lane::full(now));
         lane.fill(now);
-        if lane.tokens >= 1_000 {
+        if lane.granted.remove(id) {
+            return true;
+        }
+        // Who comes now does not come before those that wait.
+        if lane.tokens >= 1_000 && lane.order.is_empty() {
             lane.tokens -= 1_000;
             return true;
         }
@@ -65,14 +67,19 @@ impl Pace {
     pub(super) fn due(&mut self, now: i64) -> Vec<RouteId> {
         let mut due = Vec::new();
         self.lanes.retain(|_, lane| {
+            // Of those whose turn it was before there was nothing to tell, or it was news.
+            lane.tokens += 1_000 * lane.granted.drain().count() as i64;
             lane.fill(now);
-            let count = usize::try_from(lane.tokens / 1_000).unwrap_or(0).min(lane.order.len());
-            for id in lane.order.drain(..count) {
+            while lane.tokens >= 1_000
+                && let Some(id) = lane.order.pop_front()
+            {
+                lane.tokens -= 1_000;
                 lane.waiting.remove(&id);
+                lane.granted.insert(id.clone());
                 due.push(id);
             }
             // Whose bucket is full is as one that was never seen.
-            lane.tokens < BURST * 1_000 || !lane.order.is_empty()
+            lane.tokens < BURST * 1_000
         });
         due
     }
@@ -106,11 +113,14 @@ mod tests {
         assert_eq!((pace.next(), pace.due(39)), (Some(40), Vec::new()));
         let due = pace.due(1_000);
         assert_eq!(due, (100..125).map(|number| id("loud", number)).collect::<Vec<_>>());
+        assert!(!pace.allows(&id("loud", 7), 1_000), "not before those that wait");
         assert!(due.iter().all(|id| pace.allows(id, 1_000)), "those that are due may");
         assert!(!pace.allows(&due[0], 1_000), "and no more than those");
         assert_eq!(pace.due(-60_000), [], "the clock was set back");
         assert_eq!(pace.due(-59_000).len(), 25);
-        assert_eq!(pace.due(i64::from(u32::MAX)).len(), 1);
+        // Of these nothing was told: others have their turns.
+        assert_eq!(pace.due(-59_000).len(), 2);
+        assert_eq!(pace.due(i64::from(u32::MAX)), []);
         assert_eq!((pace.next(), pace.lanes.len()), (None, 0), "nothing is kept");
     }
 }

@@ -32,6 +32,8 @@ impl Engine {
         };
         let programmed = programmed(entry, &accepted, verdict, old);
         if programmed.holds {
+            // Of which it may be told later.
+            entry.programmed = Some(entry.meta.generation);
             self.unprogrammed.remove(id);
         } else {
             self.unprogrammed.insert(id.clone());
@@ -175,9 +177,11 @@ fn programmed(
         return Verdict::no(Reason::NotAccepted, message);
     }
     let was = old.and_then(|status| status.conditions.iter().find(|c| c.type_ == PROGRAMMED));
-    let once = was.is_some_and(|condition| {
-        condition.status == "True" && condition.observed_generation == Some(entry.meta.generation)
+    let generation = Some(entry.meta.generation);
+    let told = was.is_some_and(|condition| {
+        condition.status == "True" && condition.observed_generation == generation
     });
+    let once = told || entry.programmed == generation;
     if verdict.reason == Reason::Pending && once {
         Verdict::yes(Reason::Programmed)
     } else {
