@@ -439,7 +439,9 @@ proptest! {
                     let answers: Vec<_> =
                         due.iter().map(|response| client.apply(response, &state)).collect();
                     state.apply(service_at(&name.to_string(), content, content % 2));
-                    answers.into_iter().for_each(|answer| client.talk(answer, &state));
+                    for answer in answers {
+                        client.talk(answer, &state);
+                    }
                 }
                 Step::Refuse(name) => {
                     if let Some(listener) = state.of(Ty::Listener).get(&*name.to_string())

@@ -68,7 +68,9 @@ impl Pace {
         let mut due = Vec::new();
         self.lanes.retain(|_, lane| {
             // Of those whose turn it was before there was nothing to tell, or it was news.
-            lane.tokens += 1_000 * lane.granted.drain().count() as i64;
+            for _ in lane.granted.drain() {
+                lane.tokens += 1_000;
+            }
             lane.fill(now);
             while lane.tokens >= 1_000
                 && let Some(id) = lane.order.pop_front()
