@@ -54,7 +54,8 @@ fn remove(name: &str) {
 #[test]
 fn an_endpoint_that_is_not_the_tenants_own_gets_not_one_syn() {
     let _world = shared("an_endpoint_that_is_not_the_tenants_own_gets_not_one_syn");
-    make_tenant("evil", "pools: [public], nodePorts: {first: 30000, last: 31999}");
+    // Ports that no cluster here gives to a Service: another test's traffic is not counted.
+    make_tenant("evil", "pools: [public], nodePorts: {first: 29000, last: 29999}");
     let token = token("evil");
     let victims = ["tenant-a-1", "hub-1", "hub-2"];
     // Counted by the kernel of whoever is attacked, whether or not anybody listens.
@@ -63,8 +64,8 @@ fn an_endpoint_that_is_not_the_tenants_own_gets_not_one_syn() {
         let rule = "nft add table inet fairlead-test; \
                     nft 'add chain inet fairlead-test in { type filter hook prerouting priority -400; }'; \
                     nft 'add chain inet fairlead-test out { type filter hook output priority -400; }'; \
-                    nft add rule inet fairlead-test in tcp dport 31990-31999 counter; \
-                    nft add rule inet fairlead-test out tcp dport 31990-31999 counter";
+                    nft add rule inet fairlead-test in tcp dport 29990-29999 counter; \
+                    nft add rule inet fairlead-test out tcp dport 29990-29999 counter";
         on_host(host, rule).expect("a counter");
     }
     let told = from_client(|| async {
@@ -85,7 +86,7 @@ fn an_endpoint_that_is_not_the_tenants_own_gets_not_one_syn() {
         {
             stream.nodes(&[(*evil).to_owned()]).await.unwrap();
             let (port, number) =
-                (u16::try_from(9_310 + port).unwrap(), u16::try_from(31_990 + port).unwrap());
+                (u16::try_from(9_310 + port).unwrap(), u16::try_from(29_990 + port).unwrap());
             let hash = stream.put(&tcp(&format!("r{port}"), "public", port, number)).await.unwrap();
             let status = stream
                 .status(&hash, |status| {
