@@ -7,9 +7,15 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
+use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
+use envoy_types::pb::envoy::config::core::v3::{
+    Address, AggregatedConfigSource, ApiVersion, ConfigSource, Pipe, address,
+};
+use envoy_types::pb::google::protobuf::Any;
 use fairlead_process::locks::lock;
 use fairlead_xds::{Cache, Event, Observer, Outcome, Server};
 use http::Extensions;
+use prost::{Message, Name};
 use tokio::io::DuplexStream;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -139,6 +145,41 @@ impl Observer for Everybody {
             }
         }
     }
+}
+
+/// Lets everybody in, and passes on what is said.
+#[derive(Debug)]
+pub struct Listen(pub mpsc::UnboundedSender<Vec<Event>>);
+
+impl Observer for Listen {
+    type Client = ();
+
+    fn admit(&self, _: &Extensions, _: &str) -> Result<(), Status> {
+        Ok(())
+    }
+
+    fn observe(&self, (): &(), events: Vec<Event>) {
+        let _ = self.0.send(events);
+    }
+}
+
+/// A message with its type.
+pub fn any<M: Message + Name>(message: &M) -> Any {
+    Any { type_url: M::type_url(), value: message.encode_to_vec() }
+}
+
+/// What comes by the stream that everything comes by.
+pub fn ads() -> ConfigSource {
+    ConfigSource {
+        resource_api_version: ApiVersion::V3.into(),
+        config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
+        ..ConfigSource::default()
+    }
+}
+
+/// A socket in the file system.
+pub fn pipe(path: String) -> Address {
+    Address { address: Some(address::Address::Pipe(Pipe { path, ..Pipe::default() })) }
 }
 
 fn bootstrap(folder: &Path) -> String {

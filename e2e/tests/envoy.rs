@@ -20,29 +20,12 @@ use fairlead_core::engine::SeenBalancer;
 use fairlead_core::http::{Pair, Secret, SecretId};
 use fairlead_core::model::Meta;
 use fairlead_core::{Effects, Engine};
-use fairlead_e2e::envoy::Envoy;
-use fairlead_xds::{Event, Observer};
-use http::Extensions;
+use fairlead_e2e::envoy::{Envoy, Listen};
+use fairlead_xds::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::mpsc;
-use tonic::Status;
 
 const NODE: &str = "envoy-1";
-
-/// Lets the one Envoy in, and passes on what it says.
-struct Listen(mpsc::UnboundedSender<Vec<Event>>);
-
-impl Observer for Listen {
-    type Client = ();
-
-    fn admit(&self, _: &Extensions, _: &str) -> Result<(), Status> {
-        Ok(())
-    }
-
-    fn observe(&self, (): &(), events: Vec<Event>) {
-        let _ = self.0.send(events);
-    }
-}
 
 /// The hub's decisions with an apiserver that persists at once, and a real Envoy.
 struct Hub {

@@ -10,10 +10,6 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig,
 };
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
-use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
-use envoy_types::pb::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, ApiVersion, ConfigSource, Pipe, address,
-};
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
@@ -31,18 +27,15 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy;
 use envoy_types::pb::google::protobuf::Any;
-use fairlead_e2e::envoy::Envoy;
-use fairlead_xds::{Change, Event, Key, Observer, Outcome, Resource, ResourceType as Ty};
-use http::Extensions;
+use fairlead_e2e::envoy::{Envoy, Listen, ads, any, pipe};
+use fairlead_xds::{Change, Event, Key, Outcome, Resource, ResourceType as Ty};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
-use prost::{Message, Name};
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-use tonic::Status;
 
 /// How many services there may be; every other one is of layer 7.
 const SERVICES: u8 = 6;
@@ -72,37 +65,6 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Reconnect),
     ];
     prop::collection::vec(step, 1..60)
-}
-
-/// Passes on what Envoy says.
-struct Listen(mpsc::UnboundedSender<Vec<Event>>);
-
-impl Observer for Listen {
-    type Client = ();
-
-    fn admit(&self, _: &Extensions, _: &str) -> Result<(), Status> {
-        Ok(())
-    }
-
-    fn observe(&self, (): &(), events: Vec<Event>) {
-        let _ = self.0.send(events);
-    }
-}
-
-fn any<M: Message + Name>(message: &M) -> Any {
-    Any { type_url: M::type_url(), value: message.encode_to_vec() }
-}
-
-fn ads() -> ConfigSource {
-    ConfigSource {
-        resource_api_version: ApiVersion::V3.into(),
-        config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
-        ..ConfigSource::default()
-    }
-}
-
-fn pipe(path: String) -> Address {
-    Address { address: Some(address::Address::Pipe(Pipe { path, ..Pipe::default() })) }
 }
 
 fn name(service: u8) -> String {

@@ -269,11 +269,16 @@ impl Pki {
             differs
         });
         if changed {
-            // Who connects is shown whose certificates may be used.
-            let own = lock(&self.own).clone();
-            self.agents.store(with(&own, &self.foreign.borrow()).server(Clients::Any)?);
+            self.show_agents()?;
             info!(count = self.foreign.borrow().len(), "other trust domains are believed");
         }
+        Ok(())
+    }
+
+    /// Agents that connect see this manager's certificate, and whose certificates may be used.
+    fn show_agents(&self) -> Result<()> {
+        let all = with(&lock(&self.own), &self.foreign.borrow());
+        self.agents.store(all.server(Clients::Any)?);
         Ok(())
     }
 
@@ -322,7 +327,7 @@ impl Pki {
         let trusted = self.trusted.borrow().clone();
         let (own, not_after) = own(&trusted, &self.settings, self.cert_manager.as_ref()).await?;
         lock(&self.own).clone_from(&own);
-        self.agents.store(with(&own, &self.foreign.borrow()).server(Clients::Any)?);
+        self.show_agents()?;
         self.envoys.store(own.server(Clients::WithCertificate)?);
         let anchor = match &trusted.authority {
             Some(authority) => authority.anchor().map(str::to_owned).unwrap_or_default(),

@@ -3,11 +3,9 @@
 use std::path::Path;
 
 use anyhow::Result;
-use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, ApiVersion, ConfigSource, DataSource, Pipe, TransportSocket,
-    TypedExtensionConfig, address, transport_socket,
+    DataSource, TransportSocket, TypedExtensionConfig, transport_socket,
 };
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
@@ -27,14 +25,13 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::downstream_t
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, Secret, TlsCertificate, secret,
 };
-use envoy_types::pb::google::protobuf::Any;
 use fairlead_xds::{Change, Key, Resource, ResourceType};
-use prost::{Message, Name};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use serde::Serialize;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use crate::authority::authority;
+use crate::envoy::{ads, any, pipe};
 
 /// How Envoy finds the certificate of a server name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -117,18 +114,6 @@ impl Authority {
     }
 }
 
-fn any<M: Message + Name>(message: &M) -> Any {
-    Any { type_url: M::type_url(), value: message.encode_to_vec() }
-}
-
-fn ads() -> ConfigSource {
-    ConfigSource {
-        resource_api_version: ApiVersion::V3.into(),
-        config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
-        ..ConfigSource::default()
-    }
-}
-
 /// The Secret of a host.
 pub fn certificate(host: &str, pair: &Pair) -> Change {
     let bytes = |bytes: &[u8]| {
@@ -165,9 +150,7 @@ pub fn listener(layout: Layout, count: usize, at: &Path) -> Change {
     };
     let listener = Listener {
         name: "bench".into(),
-        address: Some(Address {
-            address: Some(address::Address::Pipe(Pipe { path, ..Pipe::default() })),
-        }),
+        address: Some(pipe(path)),
         listener_filters: vec![inspector],
         filter_chains,
         ..Listener::default()
