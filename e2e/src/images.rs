@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow};
+use fairlead_process::token::hex;
 use sha2::{Digest, Sha256};
 
 use crate::say::say;
@@ -215,14 +216,6 @@ fn fingerprint(content: &[(PathBuf, String)]) -> Result<String> {
         std::io::copy(&mut file, &mut hash)?;
     }
     Ok(hex(&hash.finalize())[..16].to_owned())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 fn write(

@@ -7,11 +7,10 @@ use anyhow::{Context, Result, bail};
 use envoy_types::pb::envoy::service::health::v3::health_discovery_service_server::HealthDiscoveryServiceServer;
 use fairlead_core::Engine;
 use fairlead_process::tls::{Connection, ServerTls};
-use fairlead_process::{lease, logs, metrics, probes, shutdown, tls};
+use fairlead_process::{apiserver, lease, logs, metrics, probes, shutdown, tls};
 use fairlead_proto::MAX_MESSAGE_BYTES;
 use fairlead_proto::v1::hub_server::HubServer;
 use fairlead_xds::Cache;
-use kube::Client;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
@@ -32,6 +31,7 @@ use crate::fleet::Fleet;
 use crate::hub::Hub;
 use crate::identity::{AllowList, Gate, Identities};
 use crate::records::Records;
+use crate::shares::Shares;
 use crate::tenants::Tenants;
 use crate::watch;
 
@@ -45,7 +45,7 @@ impl Args {
     pub async fn run(self) -> Result<()> {
         logs::init(&self.logs)?;
         let stop = shutdown::on_signal()?;
-        let client = Client::try_default().await.context("no access to the hub's apiserver")?;
+        let client = apiserver::client("fairlead-manager").await?;
         let (mut registry, stages) = metrics::registry();
         let readiness = probes::Readiness::default();
         let unread = readiness.wait_for("the hub's objects");
@@ -80,20 +80,18 @@ impl Args {
             stages: stages.clone(),
         };
         let conductor = Conductor::new(self.engine(), around, unread);
+        let shares = Arc::<Shares>::default();
         let tenants = Tenants {
             client,
             hub: hub.clone(),
             records: records.clone(),
             sessions: sessions.clone(),
             allowed,
+            shares: shares.clone(),
             leadership: leadership.clone(),
         };
         let (life, end) = (self.life(), stop.clone());
-        let shares = Arc::default();
-        let api = AgentApi { hub, records, sessions, shares, stages, life, stop: end };
-        let agents = HubServer::new(api)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let agents = bounded(AgentApi { hub, records, sessions, shares, stages, life, stop: end });
         let (from_agents, from_envoys) = self.accept(&identities, &stop).await?;
         let for_agents =
             server(gate.clone(), life).add_service(agents).add_service(identities.server());
@@ -181,6 +179,13 @@ impl Args {
         info!(agents = %self.agent_address, xds = %self.xds_address, "serving");
         Ok((from_agents, from_envoys))
     }
+}
+
+/// What agents speak to, with messages no larger than they may be.
+fn bounded(api: AgentApi) -> HubServer<AgentApi> {
+    HubServer::new(api)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 /// What a client may have under way that was not read: bounds what it costs.

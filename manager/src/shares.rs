@@ -37,6 +37,8 @@ pub(crate) enum Written {
     NewRoute,
     /// Anything else, or nothing: it was refused, or failed.
     Other,
+    /// Nobody waited for its end.
+    Unknown,
 }
 
 #[derive(Debug, Default)]
@@ -60,14 +62,21 @@ impl Shares {
         }
         all.last = Some((tenant.clone(), now));
         // Only like is compared with like: what is not there is deleted in no time.
-        let usual = match what {
-            Written::Route => all.usual.note(took, now),
-            Written::NewRoute => all.usual_of_new.note(took, now),
+        let delay = match what {
+            Written::Route => took.saturating_sub(all.usual.note(took, now)),
+            Written::NewRoute => took.saturating_sub(all.usual_of_new.note(took, now)),
             Written::Other => return,
+            // It counts whole, or whoever ends its stream after each write would never wait.
+            Written::Unknown => took.max(all.usual.shortest().unwrap_or_default()),
         };
-        let delay = took.saturating_sub(usual).as_secs_f64().min(MOST);
+        let delay = delay.as_secs_f64().min(MOST);
         let bucket = all.buckets.entry(tenant.clone());
         bucket.or_insert_with(|| Bucket::full(DELAY, now)).spend(DELAY, delay, now);
+    }
+
+    /// A tenant is gone.
+    pub(crate) fn forget(&self, tenant: &TenantId) {
+        lock(&self.all).buckets.remove(tenant);
     }
 
     /// How long a tenant has to wait until it may write again; `None`: not at all.
@@ -108,6 +117,11 @@ impl Usual {
         };
         self.current = Some((shortest, since));
         self.before.map_or(shortest, |before| before.min(shortest))
+    }
+
+    /// The same without another one; `None`: there was none yet.
+    fn shortest(&self) -> Option<Duration> {
+        self.current.map(|(shortest, _)| shortest).into_iter().chain(self.before).min()
     }
 }
 
@@ -167,6 +181,19 @@ mod tests {
         shares.spent(&loud, Written::Route, USUAL, now);
         shares.spent(&quiet, Written::Route, Duration::from_secs(15), now);
         assert_eq!(shares.turn(&quiet, now), None);
+    }
+
+    #[test]
+    fn who_never_sees_the_end_of_its_writes_waits_as_well() {
+        let (shares, (loud, quiet), mut now) = (Shares::default(), tenants(), Instant::now());
+        shares.spent(&quiet, Written::Route, USUAL, now);
+        let may = |now: &mut Instant| {
+            *now += Duration::from_millis(1);
+            shares.spent(&loud, Written::Unknown, Duration::from_millis(1), *now);
+            shares.turn(&loud, *now).is_none()
+        };
+        let many = (0..1_000).take_while(|_| may(&mut now)).count();
+        assert!((240..300).contains(&many), "{many}");
     }
 
     #[test]

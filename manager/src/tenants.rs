@@ -16,6 +16,7 @@ use crate::hub::Hub;
 use crate::identity::AllowList;
 use crate::records::{Existing, Records};
 use crate::removal::{self, Step};
+use crate::shares::Shares;
 
 /// How often statuses are looked at.
 const EVERY: Duration = Duration::from_secs(2);
@@ -32,6 +33,7 @@ pub(crate) struct Tenants {
     pub(crate) records: Arc<Records>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) allowed: Arc<AllowList>,
+    pub(crate) shares: Arc<Shares>,
     pub(crate) leadership: Leadership,
 }
 
@@ -90,6 +92,7 @@ impl Tenants {
         match removal::advance(&self.client, tenant).await {
             Ok(Step::Done) => {
                 self.records.change_leaving(tenant, false);
+                self.shares.forget(tenant);
                 info!(%tenant, "tenant removed");
             }
             Ok(step) => info!(%tenant, ?step, "removing a tenant"),

@@ -1,7 +1,7 @@
 //! A tenant cluster's agent.
 //!
-//! `plan`, `shadow`, `nodes` and `report` decide, as functions of values; `reconcile` carries the
-//! decisions out in the cluster; `outbox` holds what the hub shall have and what it said, and `link`
+//! `watches` reads the cluster; `plan`, `shadow`, `nodes` and `report` decide, as functions of values; `reconcile`
+//! carries the decisions out in the cluster; `outbox` holds what the hub shall have and what it said, and `link`
 //! keeps a stream to the hub that brings the two together; `identity` is who this agent is there.
 //!
 //! Invariants: the hub is never told that something is gone because it was not read yet; a Service
@@ -26,5 +26,6 @@ mod secrets;
 mod settings;
 mod shadow;
 mod slots;
+mod watches;
 
 pub use args::Args;

@@ -1,47 +1,41 @@
 //! Wiring.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt::Debug;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use fairlead_process::lease::{self, Epoch};
 use fairlead_process::locks::lock;
 use fairlead_process::metrics::{self, Stages};
-use fairlead_process::{lean, logs, probes, shutdown};
+use fairlead_process::{apiserver, logs, probes, shutdown};
 use fairlead_proto::v1;
-use fairlead_proto::v1::put::Object;
-use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
-use kube::api::ListParams;
-use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::Event;
 use kube::runtime::{Controller, WatchStreamExt, controller};
-use kube::{Api, Client, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
+use kube::{Client, Resource, ResourceExt};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::Args;
-use crate::endpoints::{Endpoints, SERVICE, ServiceKey};
+use crate::endpoints::{Endpoints, ServiceKey};
 use crate::events::Events;
 use crate::identity::{Hub, Keeper, Keys, Source};
 use crate::ingress::users::Users;
 use crate::ingress::{self};
 use crate::link::Link;
-use crate::nodes;
 use crate::outbox::{Item, Outbox};
 use crate::plan::{self, Duty};
 use crate::reconcile::{self, Context};
 use crate::secrets::Secrets;
-use crate::shadow::{self, SHADOW_OF};
+use crate::shadow;
+use crate::watches::{Observed, observe, watch_endpoints, watch_nodes};
 
 /// How often Services are looked for that went without a word.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -53,8 +47,7 @@ impl Args {
     pub async fn run(self) -> Result<()> {
         logs::init(&self.logs)?;
         let stop = shutdown::on_signal()?;
-        let client =
-            Client::try_default().await.context("no access to this cluster's apiserver")?;
+        let client = apiserver::client("fairlead-agent").await?;
         let (registry, stages) = metrics::registry();
         let readiness = probes::Readiness::default();
         let (mut leadership, standing) = lease::run(
@@ -117,18 +110,21 @@ impl Args {
         tasks.spawn(watch_nodes(client.clone(), outbox.clone(), nodes_read));
         tasks.spawn(watch_endpoints(client.clone(), endpoints.clone(), again.clone(), slices_read));
 
-        let users = Arc::new(Mutex::new(Users::default()));
-        expect_all(&client, &outbox, &users, self.default_class).await?;
+        let (mut services, mut classes, mut ingresses) =
+            (observe::<Service>(&client), observe::<IngressClass>(&client), observe(&client));
+        tokio::join!(services.read(), classes.read(), ingresses.read());
         // A plan without its nodes and endpoints would take traffic away.
         nodes_ready.await?;
         slices_ready.await?;
+        let users = Arc::new(Mutex::new(Users::default()));
+        let all = (&services.store, &classes.store, &ingresses.store);
+        expect_all(all, &outbox, &users, self.default_class);
         let (services_again, services_due) = mpsc::unbounded_channel();
         let (ingresses_again, ingresses_due) = mpsc::unbounded_channel();
         tasks.spawn(distribute(to_look_at, services_again, ingresses_again, users.clone()));
         let events = Events::begin(client.clone(), self.name.clone(), &mut tasks);
 
-        let Observed { events: service_events, store: services, read: services_read } =
-            observe::<Service>(&client);
+        let Observed { events: service_events, store: services } = services;
         let (class_changed, class_changes) = mpsc::unbounded_channel();
         let (named, told, all) = (users.clone(), again.clone(), class_changed.clone());
         let forgetful = endpoints.clone();
@@ -139,8 +135,8 @@ impl Args {
             _ => {}
         });
         let controller = Controller::for_stream(service_events.applied_objects(), services.clone())
-            .owns(Api::<Service>::all(client.clone()), watcher::Config::default().labels(SHADOW_OF))
             .reconcile_on(references::<Service>(services_due))
+            .reconcile_all_on(once())
             .with_config(concurrency())
             .graceful_shutdown_on(stop.clone().cancelled_owned());
         let context = Arc::new(Context {
@@ -161,8 +157,7 @@ impl Args {
             Ok(())
         });
 
-        let Observed { events: class_events, store: classes, read: classes_read } =
-            observe::<IngressClass>(&client);
+        let Observed { events: class_events, store: classes } = classes;
         tasks.spawn(async move {
             let mut changes = std::pin::pin!(class_events.touched_objects());
             while changes.next().await.is_some() {
@@ -170,7 +165,7 @@ impl Args {
             }
             Ok(())
         });
-        let ingresses = Arc::new(ingress::reconcile::Context {
+        let context = Arc::new(ingress::reconcile::Context {
             client: client.clone(),
             classes,
             services: services.clone(),
@@ -183,9 +178,8 @@ impl Args {
             again: again.clone(),
             told: Mutex::default(),
         });
-        let read = [services_read.clone(), classes_read];
         let due = (ingresses_due, class_changes);
-        tasks.spawn(watch_ingresses(client, ingresses, read, due, stop.clone()));
+        tasks.spawn(keep_ingresses(ingresses, context, due, stop.clone()));
 
         let hello = v1::Hello {
             agent_version: env!("CARGO_PKG_VERSION").into(),
@@ -194,7 +188,7 @@ impl Args {
             epoch,
             time: None,
         };
-        tasks.spawn(sweep(services, services_read, outbox.clone()));
+        tasks.spawn(sweep(services, outbox.clone()));
         let (hub, hub_name) = (self.hub.clone(), self.hub_name.clone());
         let credentials = self.identity(keys, &outbox, &mut tasks);
         let link = Link { hub, hub_name, credentials, hello, outbox, stages, news: again };
@@ -262,24 +256,21 @@ fn gone(
 
 /// Notes everything that is ours as wanted, so that the first inventory names it all: what it does not
 /// name, the hub deletes.
-async fn expect_all(
-    client: &Client,
+fn expect_all(
+    (services, classes, ingresses): (&Store<Service>, &Store<IngressClass>, &Store<Ingress>),
     outbox: &Outbox,
     users: &Mutex<Users>,
     default_class: bool,
-) -> Result<()> {
-    for_all(client, |service: Service| {
+) {
+    for service in services.state() {
         if plan::duty(&service, default_class) != Duty::Ignore {
             outbox.expect(reconcile::item(&service));
         }
-    })
-    .await?;
-    let mut classes = HashMap::new();
-    for_all(client, |class: IngressClass| drop(classes.insert(class.name_any(), Arc::new(class))))
-        .await?;
-    for_all(client, |ingress: Ingress| {
-        if !ingress::is_ours(&ingress, &|name| classes.get(name).cloned()) {
-            return;
+    }
+    let class = |name: &str| classes.get(&ObjectRef::new(name));
+    for ingress in ingresses.state() {
+        if !ingress::is_ours(&ingress, &class) {
+            continue;
         }
         let namespace = ingress.namespace().unwrap_or_default();
         for (name, _) in ingress::plan::secrets(&ingress) {
@@ -288,28 +279,9 @@ async fn expect_all(
         let key = (namespace, ingress.name_any());
         outbox.expect(Item::Ingress(key.clone()));
         // Their shadows are needed, before the Ingress is planned.
-        let services = ingress::plan::services(&ingress);
-        let mut users = lock(users);
-        users.set(&key, services, BTreeSet::new());
-    })
-    .await
-}
-
-/// All objects of a kind, a page at a time.
-async fn for_all<K>(client: &Client, mut each: impl FnMut(K)) -> Result<()>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
-{
-    let api = Api::<K>::all(client.clone());
-    let mut page = ListParams::default().limit(500);
-    loop {
-        let list = api.list(&page).await?;
-        list.items.into_iter().for_each(&mut each);
-        match list.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => page = page.continue_token(&token),
-            None => return Ok(()),
-        }
+        lock(users).set(&key, ingress::plan::services(&ingress), BTreeSet::new());
     }
+    info!(services = services.len(), ingresses = ingresses.len(), "this cluster was read");
 }
 
 /// Takes what is to be looked at to those who look.
@@ -349,64 +321,14 @@ fn references<K: Resource<DynamicType = ()>>(
         .map(|(namespace, name)| ObjectRef::<K>::new(&name).within(&namespace))
 }
 
-/// All objects of a kind.
-struct Observed<K: Resource<DynamicType = ()> + Clone + 'static> {
-    /// To be polled, or nothing is read.
-    events: BoxStream<'static, Result<Event<K>, watcher::Error>>,
-    /// What [`slim`] leaves of them: not for writing back.
-    store: Store<K>,
-    /// Cancelled once all were read. `Store::wait_until_ready` wakes only the last of several tasks
-    /// that wait for it.
-    read: CancellationToken,
-}
-
-fn observe<K>(client: &Client) -> Observed<K>
-where
-    K: lean::Kind + Sync,
-{
-    let (store, writer) = reflector::store();
-    let read = CancellationToken::new();
-    let done = read.clone();
-    let events = lean::watch::<K>(client.clone(), watcher::Config::default());
-    let events = events.default_backoff().modify(slim);
-    let events = reflector::reflector(writer, events).inspect(move |event| match event {
-        Ok(Event::InitDone) => done.cancel(),
-        Err(error) => warn!(kind = %K::kind(&()), %error, "watch interrupted"),
-        Ok(_) => {}
-    });
-    Observed { events: events.boxed(), store, read }
-}
-
-/// Takes away what is of no use here and is much of an object in memory: kubectl's own copy of it, labels that nobody
-/// here reads, and room in its lists (serde's have room for four).
-fn slim<K: Resource + Clone>(object: &mut K) {
-    let meta = object.meta_mut();
-    if let Some(annotations) = &mut meta.annotations {
-        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
-    }
-    if let Some(labels) = &mut meta.labels {
-        labels.retain(|label, _| label == SHADOW_OF);
-    }
-    meta.labels.take_if(|labels| labels.is_empty());
-    meta.annotations.take_if(|annotations| annotations.is_empty());
-    // A copy has no more room than it needs.
-    *object = object.clone();
-}
-
-/// Watches Ingresses. They have no finalizer of ours: one that is deleted is noticed here, and one that
+/// Runs what reconciles Ingresses. They have no finalizer of ours: one that is deleted is noticed here, and one that
 /// went while nobody watched by `sweep`, or by the next inventory.
-async fn watch_ingresses(
-    client: Client,
+async fn keep_ingresses(
+    Observed { events, store }: Observed<Ingress>,
     context: Arc<ingress::reconcile::Context>,
-    read: [CancellationToken; 2],
     (due, class_changes): (mpsc::UnboundedReceiver<ServiceKey>, mpsc::UnboundedReceiver<()>),
     stop: CancellationToken,
 ) -> Result<()> {
-    // Without these every backend would be missing.
-    for kind in read {
-        kind.cancelled().await;
-    }
-    let Observed { events, store, read } = observe::<Ingress>(&client);
     let gone = context.clone();
     let stream = events.inspect_ok(move |event| {
         if let Event::Delete(ingress) = event {
@@ -415,14 +337,12 @@ async fn watch_ingresses(
     });
     let controlling = Controller::for_stream(stream.applied_objects(), store.clone())
         .reconcile_on(references::<Ingress>(due))
-        // A class that changed may change whose any Ingress is.
-        .reconcile_all_on(UnboundedReceiverStream::new(class_changes))
+        // All of them to begin with; and a class that changed may change whose any Ingress is.
+        .reconcile_all_on(once().chain(UnboundedReceiverStream::new(class_changes)))
         .with_config(concurrency())
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(ingress::reconcile::reconcile, ingress::reconcile::retry, context.clone());
     let sweeping = async {
-        // An empty store would take all away.
-        read.cancelled().await;
         loop {
             tokio::time::sleep(SWEEP).await;
             ingress::reconcile::sweep(&store, &context);
@@ -434,108 +354,14 @@ async fn watch_ingresses(
     }
 }
 
-async fn sweep(
-    services: Store<Service>,
-    read: CancellationToken,
-    outbox: Arc<Outbox>,
-) -> Result<()> {
-    read.cancelled().await;
-    info!(services = services.len(), "this cluster was read");
+/// What was read before a controller began.
+fn once() -> impl Stream<Item = ()> {
+    futures::stream::iter([()])
+}
+
+async fn sweep(services: Store<Service>, outbox: Arc<Outbox>) -> Result<()> {
     loop {
         tokio::time::sleep(SWEEP).await;
         reconcile::sweep(&services, &outbox);
-    }
-}
-
-/// Tells the hub of nodes, from the first complete list on.
-async fn watch_nodes(client: Client, outbox: Arc<Outbox>, read: oneshot::Sender<()>) -> Result<()> {
-    let stream = watcher::watcher(Api::<Node>::all(client), watcher::Config::default());
-    let mut stream = std::pin::pin!(stream.default_backoff());
-    let (mut all, mut listing) = (BTreeMap::new(), None);
-    let mut read = Some(read);
-    loop {
-        match stream.try_next().await {
-            Ok(None) => return Ok(()),
-            Ok(Some(Event::Init)) => listing = Some(BTreeMap::new()),
-            Ok(Some(Event::InitApply(node))) => note(listing.get_or_insert_default(), &node),
-            Ok(Some(Event::InitDone)) => {
-                all = listing.take().unwrap_or_default();
-                read.take().map(|read| read.send(()));
-            }
-            Ok(Some(Event::Apply(node))) => note(&mut all, &node),
-            Ok(Some(Event::Delete(node))) => drop(all.remove(&node.name_any())),
-            Err(error) => {
-                warn!(%error, "watch of nodes interrupted");
-                continue;
-            }
-        }
-        if listing.is_none() {
-            outbox.put(Item::Nodes, Object::Nodes(nodes::node_set(&all)));
-        }
-    }
-}
-
-fn note(nodes: &mut BTreeMap<String, Vec<String>>, node: &Node) {
-    match nodes::addresses(node) {
-        Some(addresses) => drop(nodes.insert(node.name_any(), addresses)),
-        None => drop(nodes.remove(&node.name_any())),
-    }
-}
-
-/// Keeps the endpoints, and tells which Services they changed.
-async fn watch_endpoints(
-    client: Client,
-    endpoints: Arc<Mutex<Endpoints>>,
-    again: mpsc::UnboundedSender<Item>,
-    read: oneshot::Sender<()>,
-) -> Result<()> {
-    let config = watcher::Config::default().labels(SERVICE);
-    let stream = lean::watch::<EndpointSlice>(client, config);
-    let mut stream = std::pin::pin!(stream.default_backoff());
-    let mut read = Some(read);
-    loop {
-        let mut changed = Vec::new();
-        match stream.try_next().await {
-            Ok(None) => return Ok(()),
-            Ok(Some(Event::Init)) => lock(&endpoints).begin_list(),
-            Ok(Some(Event::InitApply(slice) | Event::Apply(slice))) => {
-                changed.extend(lock(&endpoints).apply(&slice));
-            }
-            Ok(Some(Event::InitDone)) => {
-                changed = lock(&endpoints).end_list();
-                read.take().map(|read| read.send(()));
-            }
-            Ok(Some(Event::Delete(slice))) => changed.extend(lock(&endpoints).delete(&slice)),
-            Err(error) => warn!(%error, "watch of EndpointSlices interrupted"),
-        }
-        for service in changed {
-            // Its receiver lives as long as the process.
-            let _ = again.send(Item::Service(service));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_an_object_stays_what_is_read_here() {
-        let mut service: Service = serde_json::from_value(serde_json::json!({
-            "metadata": {
-                "name": "web",
-                "finalizers": ["example.com/other"],
-                "labels": {"app": "web", SHADOW_OF: "shop"},
-                "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}"},
-            },
-            "spec": {"ports": [{"port": 80}]},
-        }))
-        .unwrap();
-        slim(&mut service);
-        assert_eq!(service.metadata.labels, Some([(SHADOW_OF.into(), "shop".into())].into()));
-        assert_eq!(service.metadata.annotations, None);
-        assert_eq!(service.metadata.finalizers.as_deref().map(<[_]>::len), Some(1));
-        let ports = service.spec.and_then(|spec| spec.ports).unwrap();
-        assert_eq!((ports.len(), ports.capacity()), (1, 1));
     }
 }

@@ -1,8 +1,9 @@
 //! What the manager and the agent share as processes: mutual TLS and the identity in a certificate,
-//! leadership by Lease, logs, metrics, probes and shutdown, and watches without managed fields.
+//! leadership by Lease, logs, metrics, probes and shutdown, the apiserver's client, and watches without managed fields.
 //!
 //! Absent on purpose: any decision about Routes.
 
+pub mod apiserver;
 pub mod identity;
 pub mod lean;
 pub mod lease;

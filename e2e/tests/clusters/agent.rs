@@ -1,5 +1,8 @@
 //! The tests' own agents, and their tenants.
 
+use fairlead_api::RouteSpec;
+use fairlead_api::http::{BackendRef, Host, HttpMatch, HttpRule, PathMatch, PathMatchType};
+use fairlead_api::route::{Backend, Listener, Protocol, SourceKind};
 use fairlead_e2e::install;
 use fairlead_e2e::local::Local;
 pub use fairlead_e2e::peer::*;
@@ -30,4 +33,35 @@ pub fn make_tenant(name: &str, spec: &str) {
 pub fn token(tenant: &str) -> Token {
     let made = install::fairlead(&Local, &["token", "create", tenant, "--token-only"]);
     made.expect("a token").trim().parse().expect("a token")
+}
+
+/// Removes a tenant of the tests.
+pub fn remove(tenant: &str) {
+    install::fairlead(&Local, &["tenant", "remove", tenant, "--yes"]).expect("removed");
+}
+
+/// An Ingress with one rule for each host.
+pub fn ingress(name: &str, hosts: &[String], node_port: u16) -> RouteSpec {
+    let mut spec = tcp(name, "public", 80, node_port);
+    spec.source.kind = SourceKind::Ingress;
+    spec.rules.clear();
+    spec.listeners = vec![Listener { name: "http".into(), protocol: Protocol::Http, port: 80 }];
+    spec.backends = vec![Backend::new("web:80", node_port)];
+    spec.hosts = hosts
+        .iter()
+        .map(|host| Host {
+            hostname: host.clone(),
+            rules: vec![HttpRule {
+                name: "spec.rules[0]".into(),
+                matches: vec![HttpMatch {
+                    path: PathMatch { kind: PathMatchType::PathPrefix, value: "/".into() },
+                    headers: Vec::new(),
+                }],
+                backends: vec![BackendRef { name: "web:80".into(), weight: 1 }],
+                ..HttpRule::default()
+            }],
+            ..Host::default()
+        })
+        .collect();
+    spec
 }

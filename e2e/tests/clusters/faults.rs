@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use fairlead_e2e::install::{self, NAMESPACE};
 use fairlead_e2e::local::{Local, net};
+use fairlead_e2e::topology::Cluster;
 
 use crate::world::{
     address, alone, answers, apply, event, gone, hub, kubectl, service, tenant, until,
@@ -49,23 +50,25 @@ pub fn under_load(address: &str, work: impl FnOnce()) -> (u32, Vec<String>) {
 /// Restarts the manager, and waits until the new one serves.
 pub fn rollout_of_manager() {
     kubectl(&hub(), &format!("-n {NAMESPACE} rollout restart deployment/fairlead-manager"));
-    rollout(&hub(), "deployment/fairlead-manager");
+    rolled_out(&hub(), "manager");
 }
 
 /// Restarts a tenant's agents, and waits until the new ones run.
-pub fn rollout_of_agents(cluster: &fairlead_e2e::topology::Cluster) {
+pub fn rollout_of_agents(cluster: &Cluster) {
     kubectl(cluster, &format!("-n {NAMESPACE} rollout restart deployment/fairlead-agent"));
-    rollout(cluster, "deployment/fairlead-agent");
-    // A rollout is over while the old pod still ends, and holds its stream to the hub until then.
-    let pods = format!("-n {NAMESPACE} get pods -l app.kubernetes.io/component=agent -o name");
-    let replicas =
-        format!("-n {NAMESPACE} get deployment fairlead-agent -o jsonpath={{.spec.replicas}}");
-    let replicas = kubectl(cluster, &replicas).trim().parse::<usize>().expect("a number");
-    until(cluster, &pods, |names| names.lines().count() == replicas);
+    rolled_out(cluster, "agent");
 }
 
-fn rollout(cluster: &fairlead_e2e::topology::Cluster, name: &str) {
-    kubectl(cluster, &format!("-n {NAMESPACE} rollout status {name} --timeout=120s"));
+/// Waits until the new pods of a component run, and no old one does: a rollout is over for `kubectl` while an old pod
+/// still ends, and serves or holds its streams until then.
+pub fn rolled_out(cluster: &Cluster, component: &str) {
+    let deployment = format!("deployment/fairlead-{component}");
+    kubectl(cluster, &format!("-n {NAMESPACE} rollout status {deployment} --timeout=120s"));
+    let pods =
+        format!("-n {NAMESPACE} get pods -l app.kubernetes.io/component={component} -o name");
+    let replicas = format!("-n {NAMESPACE} get {deployment} -o jsonpath={{.spec.replicas}}");
+    let replicas = kubectl(cluster, &replicas).trim().parse::<usize>().expect("a number");
+    until(cluster, &pods, |names| names.lines().count() == replicas);
 }
 
 #[test]
@@ -80,7 +83,7 @@ fn a_restart_of_the_manager_loses_no_request() {
     let before = kubectl(&hub(), claim);
     let (sent, errors) = under_load(&format!("{ip}:8000"), || {
         kubectl(&hub(), &format!("-n {NAMESPACE} rollout restart deployment/fairlead-manager"));
-        rollout(&hub(), "deployment/fairlead-manager");
+        rolled_out(&hub(), "manager");
         // The new one serves: a change arrives.
         apply(&a, &service("upgrade", "more", "{name: http, port: 8001, targetPort: 8080}", ""));
         let more = address(&a, "upgrade", "more");
@@ -105,7 +108,7 @@ fn a_restart_of_the_agents_changes_nothing() {
     let before = kubectl(&hub(), route);
     let (sent, errors) = under_load(&format!("{ip}:8100"), || {
         kubectl(&a, &format!("-n {NAMESPACE} rollout restart deployment/fairlead-agent"));
-        rollout(&a, "deployment/fairlead-agent");
+        rolled_out(&a, "agent");
         apply(&a, &service("agents", "more", "{name: http, port: 8101, targetPort: 8080}", ""));
         let more = address(&a, "agents", "more");
         answers(&format!("http://{more}:8101/"), "cluster=tenant-a");
@@ -129,7 +132,7 @@ fn the_second_agent_takes_over_when_the_first_dies() {
     answers(&format!("http://{ip}:8200/"), "cluster=tenant-b");
     assert!(start.elapsed() < Duration::from_secs(30), "it took {:?}", start.elapsed());
     assert_ne!(kubectl(&b, &holder), first);
-    rollout(&b, "deployment/fairlead-agent");
+    rolled_out(&b, "agent");
 }
 
 #[test]
@@ -159,7 +162,7 @@ fn a_hub_that_is_away_is_said_and_can_be_left_behind() {
     answers(&url, "cluster=tenant-b");
 
     kubectl(&hub(), &format!("-n {NAMESPACE} scale deployment/fairlead-manager --replicas=1"));
-    rollout(&hub(), "deployment/fairlead-manager");
+    rolled_out(&hub(), "manager");
     let new = address(&b, "away", "new");
     answers(&format!("http://{new}:8301/"), "cluster=tenant-b");
     // The agent's inventory no longer names what was left behind.

@@ -20,7 +20,7 @@ use tonic::Code;
 use crate::agent::{
     self, Agent, Stream, enroll, from_client, make_tenant, stranger, stranger_at, token,
 };
-use crate::faults::{rollout_of_agents, rollout_of_manager, under_load};
+use crate::faults::{rolled_out, rollout_of_agents, rollout_of_manager, under_load};
 use crate::world::{
     address, alone, answers, apply, event, hub, kubectl, on_host, pod_of_manager, service, shared,
     tenant, until,
@@ -33,17 +33,14 @@ fn fairlead(line: &str) -> String {
 }
 
 /// Certificates of so many seconds from now on.
-fn lifetime(seconds: u32) {
+pub fn lifetime(seconds: u32) {
     let set = format!("FAIRLEAD_CERTIFICATE_SECONDS={seconds}");
     kubectl(&hub(), &format!("-n {NAMESPACE} set env deployment/fairlead-manager {set}"));
-    kubectl(
-        &hub(),
-        &format!("-n {NAMESPACE} rollout status deployment/fairlead-manager --timeout=120s"),
-    );
+    rolled_out(&hub(), "manager");
 }
 
 /// Lets a tenant's agent join anew, as after an installation from nothing.
-fn join_anew(cluster: &Cluster, name: &str) {
+pub fn join_anew(cluster: &Cluster, name: &str) {
     let token = fairlead(&format!("token create {name} --token-only"));
     let secret = serde_json::json!({
         "apiVersion": "v1",
@@ -57,7 +54,7 @@ fn join_anew(cluster: &Cluster, name: &str) {
 }
 
 /// Certificates of so many seconds, for everybody: Envoys and agents get them anew.
-fn everybody_anew(seconds: u32) {
+pub fn everybody_anew(seconds: u32) {
     lifetime(seconds);
     kubectl(&hub(), &format!("-n {NAMESPACE} rollout restart daemonset/fairlead-envoy"));
     kubectl(
@@ -68,7 +65,7 @@ fn everybody_anew(seconds: u32) {
     join_anew(&tenant("tenant-b"), "b");
 }
 
-fn connected(name: &str, within: Duration) {
+pub fn connected(name: &str, within: Duration) {
     let path = "jsonpath={.status.conditions[?(@.type=='Connected')].status}";
     let waited = run::wait_for(&format!("tenant {name} connected"), within, || {
         let get = ["get", "tenant", name, "-o", path];

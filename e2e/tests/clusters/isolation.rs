@@ -8,11 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use fairlead_api::RouteSpec;
-use fairlead_api::http::{BackendRef, Host, HttpMatch, HttpRule, PathMatch, PathMatchType};
-use fairlead_api::route::{Backend, Listener, Protocol, SourceKind};
+use fairlead_api::http::{PathMatch, PathMatchType};
 use fairlead_e2e::cluster;
-use fairlead_e2e::install::{self, NAMESPACE};
+use fairlead_e2e::install::NAMESPACE;
 use fairlead_e2e::local::{Local, net};
 use fairlead_process::tls::spki_hash;
 use fairlead_process::token::Token;
@@ -23,7 +21,9 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::sync::mpsc;
 
-use crate::agent::{Agent, Stream, from_client, holds, make_tenant, stranger, tcp, token};
+use crate::agent::{
+    Agent, Stream, from_client, holds, ingress, make_tenant, remove, stranger, tcp, token,
+};
 use crate::faults::request;
 use crate::world::{
     address, alone, answers, apply, hub, kubectl, on_host, pod_of_manager, service, shared, tenant,
@@ -43,10 +43,6 @@ fn memory_of_manager() -> u64 {
         line.split_whitespace().nth(1)?.parse::<u64>().ok()
     });
     all.next().expect("a manager") / 1024
-}
-
-fn remove(name: &str) {
-    install::fairlead(&Local, &["tenant", "remove", name, "--yes"]).expect("removed");
 }
 
 /// Endpoints that are not the tenant's own: another tenant's node, the hub's, its own loopback, a pool's address,
@@ -125,32 +121,6 @@ fn an_endpoint_that_is_not_the_tenants_own_gets_not_one_syn() {
     let refused = "-n tenant-a get nodeset nodes -o jsonpath={.status.refused}";
     assert_eq!(kubectl(&hub(), refused), "[]");
     remove("evil");
-}
-
-/// An Ingress with one rule for each host.
-fn ingress(name: &str, hosts: &[String], node_port: u16) -> RouteSpec {
-    let mut spec = tcp(name, "public", 80, node_port);
-    spec.source.kind = SourceKind::Ingress;
-    spec.rules.clear();
-    spec.listeners = vec![Listener { name: "http".into(), protocol: Protocol::Http, port: 80 }];
-    spec.backends = vec![Backend::new("web:80", node_port)];
-    spec.hosts = hosts
-        .iter()
-        .map(|host| Host {
-            hostname: host.clone(),
-            rules: vec![HttpRule {
-                name: "spec.rules[0]".into(),
-                matches: vec![HttpMatch {
-                    path: PathMatch { kind: PathMatchType::PathPrefix, value: "/".into() },
-                    headers: Vec::new(),
-                }],
-                backends: vec![BackendRef { name: "web:80".into(), weight: 1 }],
-                ..HttpRule::default()
-            }],
-            ..Host::default()
-        })
-        .collect();
-    spec
 }
 
 #[test]

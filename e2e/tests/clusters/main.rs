@@ -8,6 +8,7 @@
 mod agent;
 mod attackers;
 mod bad_input;
+mod clock;
 mod faults;
 mod identity;
 mod ingress;
@@ -15,6 +16,7 @@ mod isolation;
 mod issuers;
 mod layer4;
 mod provider;
+mod quotas;
 mod services;
 mod web;
 mod world;

@@ -383,14 +383,16 @@ impl Stream {
         let known = there.unwrap_or(false);
         async move {
             let start = Instant::now();
+            let mut counted =
+                Counted { shares, tenant: tenant.clone(), start, what: Written::Unknown };
             let written = write(&hub, &tenant, &item, upload.clone(), known);
             let written = tokio::time::timeout(WRITE_TIMEOUT, written).await;
-            let what = match (&item, &upload, &written) {
+            counted.what = match (&item, &upload, &written) {
                 (Item::Route(_), Upload::Route(..), Ok(Ok(()))) if known => Written::Route,
                 (Item::Route(_), Upload::Route(..), Ok(Ok(()))) => Written::NewRoute,
                 _ => Written::Other,
             };
-            shares.spent(&tenant, what, start.elapsed(), Instant::now());
+            drop(counted);
             let outcome = match written {
                 Ok(Ok(())) => {
                     stages.observe("store", start);
@@ -417,6 +419,20 @@ impl Laned for Item {
     type Lane = ();
 
     fn lane(&self) {}
+}
+
+/// A write that its tenant's share is told of, however it ends: also when nobody waits for it any more.
+struct Counted {
+    shares: Arc<Shares>,
+    tenant: TenantId,
+    start: Instant,
+    what: Written,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.shares.spent(&self.tenant, self.what, self.start.elapsed(), Instant::now());
+    }
 }
 
 /// How an upload ended.

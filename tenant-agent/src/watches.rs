@@ -1,0 +1,171 @@
+//! What is watched in the tenant's cluster, and what of it is kept.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use anyhow::Result;
+use fairlead_process::lean;
+use fairlead_process::locks::lock;
+use fairlead_proto::v1::put::Object;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Client, Resource, ResourceExt};
+use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
+
+use crate::endpoints::{Endpoints, SERVICE};
+use crate::nodes;
+use crate::outbox::{Item, Outbox};
+use crate::shadow::SHADOW_OF;
+
+/// All objects of a kind.
+pub(crate) struct Observed<K: Resource<DynamicType = ()> + Clone + 'static> {
+    /// To be polled, or nothing is read.
+    pub(crate) events: BoxStream<'static, Result<Event<K>, watcher::Error>>,
+    /// What [`slim`] leaves of them: not for writing back.
+    pub(crate) store: Store<K>,
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + 'static> Observed<K> {
+    /// Reads all that there are. They are in the store then, and `events` begins after them.
+    pub(crate) async fn read(&mut self) {
+        // Errors were told of, and are tried again.
+        while !matches!(self.events.next().await, Some(Ok(Event::InitDone)) | None) {}
+    }
+}
+
+/// Begins to watch a kind.
+pub(crate) fn observe<K>(client: &Client) -> Observed<K>
+where
+    K: lean::Kind + Sync,
+{
+    let (store, writer) = reflector::store();
+    let events = lean::watch::<K>(client.clone(), watcher::Config::default());
+    let events = events.default_backoff().modify(slim);
+    let events = reflector::reflector(writer, events).inspect(|event| {
+        if let Err(error) = event {
+            warn!(kind = %K::kind(&()), %error, "watch interrupted");
+        }
+    });
+    Observed { events: events.boxed(), store }
+}
+
+/// Takes away what is of no use here and is much of an object in memory: kubectl's own copy of it, labels that nobody
+/// here reads, and room in its lists (serde's have room for four).
+fn slim<K: Resource + Clone>(object: &mut K) {
+    let meta = object.meta_mut();
+    if let Some(annotations) = &mut meta.annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+    if let Some(labels) = &mut meta.labels {
+        labels.retain(|label, _| label == SHADOW_OF);
+    }
+    meta.labels.take_if(|labels| labels.is_empty());
+    meta.annotations.take_if(|annotations| annotations.is_empty());
+    // A copy has no more room than it needs.
+    *object = object.clone();
+}
+
+/// Tells the hub of nodes, from the first complete list on.
+pub(crate) async fn watch_nodes(
+    client: Client,
+    outbox: Arc<Outbox>,
+    read: oneshot::Sender<()>,
+) -> Result<()> {
+    let stream = watcher::watcher(Api::<Node>::all(client), watcher::Config::default());
+    let mut stream = std::pin::pin!(stream.default_backoff());
+    let (mut all, mut listing) = (BTreeMap::new(), None);
+    let mut read = Some(read);
+    loop {
+        match stream.try_next().await {
+            Ok(None) => return Ok(()),
+            Ok(Some(Event::Init)) => listing = Some(BTreeMap::new()),
+            Ok(Some(Event::InitApply(node))) => note(listing.get_or_insert_default(), &node),
+            Ok(Some(Event::InitDone)) => {
+                all = listing.take().unwrap_or_default();
+                read.take().map(|read| read.send(()));
+            }
+            Ok(Some(Event::Apply(node))) => note(&mut all, &node),
+            Ok(Some(Event::Delete(node))) => drop(all.remove(&node.name_any())),
+            Err(error) => {
+                warn!(%error, "watch of nodes interrupted");
+                continue;
+            }
+        }
+        if listing.is_none() {
+            outbox.put(Item::Nodes, Object::Nodes(nodes::node_set(&all)));
+        }
+    }
+}
+
+fn note(nodes: &mut BTreeMap<String, Vec<String>>, node: &Node) {
+    match nodes::addresses(node) {
+        Some(addresses) => drop(nodes.insert(node.name_any(), addresses)),
+        None => drop(nodes.remove(&node.name_any())),
+    }
+}
+
+/// Keeps the endpoints, and tells which Services they changed.
+pub(crate) async fn watch_endpoints(
+    client: Client,
+    endpoints: Arc<Mutex<Endpoints>>,
+    again: mpsc::UnboundedSender<Item>,
+    read: oneshot::Sender<()>,
+) -> Result<()> {
+    let config = watcher::Config::default().labels(SERVICE);
+    let stream = lean::watch::<EndpointSlice>(client, config);
+    let mut stream = std::pin::pin!(stream.default_backoff());
+    let mut read = Some(read);
+    loop {
+        let mut changed = Vec::new();
+        match stream.try_next().await {
+            Ok(None) => return Ok(()),
+            Ok(Some(Event::Init)) => lock(&endpoints).begin_list(),
+            Ok(Some(Event::InitApply(slice) | Event::Apply(slice))) => {
+                changed.extend(lock(&endpoints).apply(&slice));
+            }
+            Ok(Some(Event::InitDone)) => {
+                changed = lock(&endpoints).end_list();
+                read.take().map(|read| read.send(()));
+            }
+            Ok(Some(Event::Delete(slice))) => changed.extend(lock(&endpoints).delete(&slice)),
+            Err(error) => warn!(%error, "watch of EndpointSlices interrupted"),
+        }
+        for service in changed {
+            // Its receiver lives as long as the process.
+            let _ = again.send(Item::Service(service));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Service;
+
+    use super::*;
+
+    #[test]
+    fn of_an_object_stays_what_is_read_here() {
+        let mut service: Service = serde_json::from_value(serde_json::json!({
+            "metadata": {
+                "name": "web",
+                "finalizers": ["example.com/other"],
+                "labels": {"app": "web", SHADOW_OF: "shop"},
+                "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}"},
+            },
+            "spec": {"ports": [{"port": 80}]},
+        }))
+        .unwrap();
+        slim(&mut service);
+        assert_eq!(service.metadata.labels, Some([(SHADOW_OF.into(), "shop".into())].into()));
+        assert_eq!(service.metadata.annotations, None);
+        assert_eq!(service.metadata.finalizers.as_deref().map(<[_]>::len), Some(1));
+        let ports = service.spec.and_then(|spec| spec.ports).unwrap();
+        assert_eq!((ports.len(), ports.capacity()), (1, 1));
+    }
+}
