@@ -2,7 +2,7 @@
 //! slower once it is busy, and so does all that follows from it, in the manager and in Envoys.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fairlead_api::TenantId;
@@ -37,7 +37,7 @@ pub(crate) enum Written {
     NewRoute,
     /// Anything else, or nothing: it was refused, or failed.
     Other,
-    /// Nobody waited for its end.
+    /// A Route, of which nobody saw the end.
     Unknown,
 }
 
@@ -50,6 +50,8 @@ struct All {
     other: Option<Instant>,
     usual: Usual,
     usual_of_new: Usual,
+    /// What the last one took of which somebody saw the end.
+    latest: Duration,
 }
 
 impl Shares {
@@ -66,9 +68,12 @@ impl Shares {
             Written::Route => took.saturating_sub(all.usual.note(took, now)),
             Written::NewRoute => took.saturating_sub(all.usual_of_new.note(took, now)),
             Written::Other => return,
-            // It counts whole, or whoever ends its stream after each write would never wait.
-            Written::Unknown => took.max(all.usual.shortest().unwrap_or_default()),
+            // Whole, as long as they take now: who ends its stream after each write shall not be better off.
+            Written::Unknown => took.max(all.latest),
         };
+        if what != Written::Unknown {
+            all.latest = took;
+        }
         let delay = delay.as_secs_f64().min(MOST);
         let bucket = all.buckets.entry(tenant.clone());
         bucket.or_insert_with(|| Bucket::full(DELAY, now)).spend(DELAY, delay, now);
@@ -91,6 +96,35 @@ impl Shares {
             return None;
         }
         all.buckets.get_mut(tenant)?.debt(DELAY, now).map(Duration::from_secs_f64)
+    }
+}
+
+/// A write, which counts however it ends: also when nobody waits for it any more.
+#[derive(Debug)]
+pub(crate) struct Write {
+    shares: Arc<Shares>,
+    tenant: TenantId,
+    start: Instant,
+    what: Written,
+}
+
+impl Write {
+    /// It begins. `is_route`: it is a Route that is written.
+    pub(crate) fn begin(shares: Arc<Shares>, tenant: TenantId, is_route: bool) -> Self {
+        let what = if is_route { Written::Unknown } else { Written::Other };
+        Self { shares, tenant, start: Instant::now(), what }
+    }
+
+    /// It ended; when it had begun comes back.
+    pub(crate) fn end(mut self, what: Written) -> Instant {
+        self.what = what;
+        self.start
+    }
+}
+
+impl Drop for Write {
+    fn drop(&mut self) {
+        self.shares.spent(&self.tenant, self.what, self.start.elapsed(), Instant::now());
     }
 }
 
@@ -117,11 +151,6 @@ impl Usual {
         };
         self.current = Some((shortest, since));
         self.before.map_or(shortest, |before| before.min(shortest))
-    }
-
-    /// The same without another one; `None`: there was none yet.
-    fn shortest(&self) -> Option<Duration> {
-        self.current.map(|(shortest, _)| shortest).into_iter().chain(self.before).min()
     }
 }
 
@@ -184,16 +213,35 @@ mod tests {
     }
 
     #[test]
-    fn who_never_sees_the_end_of_its_writes_waits_as_well() {
+    fn who_ends_its_stream_after_each_write_is_no_better_off() {
         let (shares, (loud, quiet), mut now) = (Shares::default(), tenants(), Instant::now());
         shares.spent(&quiet, Written::Route, USUAL, now);
+        shares.spent(&quiet, Written::Route, USUAL * 10, now);
         let may = |now: &mut Instant| {
             *now += Duration::from_millis(1);
             shares.spent(&loud, Written::Unknown, Duration::from_millis(1), *now);
             shares.turn(&loud, *now).is_none()
         };
         let many = (0..1_000).take_while(|_| may(&mut now)).count();
-        assert!((240..300).contains(&many), "{many}");
+        assert!((20..30).contains(&many), "{many}");
+    }
+
+    #[test]
+    fn a_write_that_nobody_waits_for_counts() {
+        let (shares, (loud, quiet)) = (Arc::new(Shares::default()), tenants());
+        let begin = |is_route| Write::begin(shares.clone(), loud.clone(), is_route);
+        let waits = || shares.turn(&loud, Instant::now()).is_some();
+        for _ in 0..3 {
+            begin(true).end(Written::Other);
+            drop(begin(false));
+        }
+        shares.spent(&quiet, Written::Route, Duration::from_secs(1), Instant::now());
+        assert!(!waits());
+        (0..5).for_each(|_| drop(begin(true)));
+        shares.spent(&quiet, Written::Other, USUAL, Instant::now());
+        assert!(waits());
+        shares.forget(&loud);
+        assert!(!waits());
     }
 
     #[test]

@@ -93,6 +93,7 @@ impl Tenants {
             Ok(Step::Done) => {
                 self.records.change_leaving(tenant, false);
                 self.shares.forget(tenant);
+                self.sessions.forget(tenant);
                 info!(%tenant, "tenant removed");
             }
             Ok(step) => info!(%tenant, ?step, "removing a tenant"),

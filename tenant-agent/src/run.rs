@@ -4,18 +4,17 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use fairlead_process::lease::{self, Epoch};
 use fairlead_process::locks::lock;
 use fairlead_process::metrics::{self, Stages};
 use fairlead_process::{apiserver, logs, probes, shutdown};
 use fairlead_proto::v1;
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::Event;
-use kube::runtime::{Controller, WatchStreamExt, controller};
 use kube::{Client, Resource, ResourceExt};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -35,12 +34,12 @@ use crate::plan::{self, Duty};
 use crate::reconcile::{self, Context};
 use crate::secrets::Secrets;
 use crate::shadow;
-use crate::watches::{Observed, observe, watch_endpoints, watch_nodes};
+use crate::watches::{Observed, observe, tell_changes, watch_endpoints, watch_nodes};
 
 /// How often Services are looked for that went without a word.
 const SWEEP: Duration = Duration::from_secs(60);
-/// Reconciliations at the same time, of Services and of Ingresses each.
-const RECONCILIATIONS: u16 = 16;
+/// A cluster that was not read for so long is another replica's to try.
+const READ_WITHIN: Duration = Duration::from_secs(300);
 
 impl Args {
     /// Runs the agent until it is told to stop.
@@ -112,10 +111,15 @@ impl Args {
 
         let (mut services, mut classes, mut ingresses) =
             (observe::<Service>(&client), observe::<IngressClass>(&client), observe(&client));
-        tokio::join!(services.read(), classes.read(), ingresses.read());
-        // A plan without its nodes and endpoints would take traffic away.
-        nodes_ready.await?;
-        slices_ready.await?;
+        let read = async {
+            tokio::try_join!(services.read(), classes.read(), ingresses.read())?;
+            // A plan without its nodes and endpoints would take traffic away.
+            nodes_ready.await?;
+            slices_ready.await?;
+            anyhow::Ok(())
+        };
+        let read = tokio::time::timeout(READ_WITHIN, read).await;
+        read.context("this cluster cannot be read; see the warnings before")??;
         let users = Arc::new(Mutex::new(Users::default()));
         let all = (&services.store, &classes.store, &ingresses.store);
         expect_all(all, &outbox, &users, self.default_class);
@@ -124,21 +128,19 @@ impl Args {
         tasks.spawn(distribute(to_look_at, services_again, ingresses_again, users.clone()));
         let events = Events::begin(client.clone(), self.name.clone(), &mut tasks);
 
-        let Observed { events: service_events, store: services } = services;
         let (class_changed, class_changes) = mpsc::unbounded_channel();
         let (named, told, all) = (users.clone(), again.clone(), class_changed.clone());
-        let forgetful = endpoints.clone();
-        let service_events = service_events.inspect_ok(move |event| match event {
-            Event::Delete(service) => gone(service, &forgetful, &named, &told),
-            // Some may have gone while nobody watched.
-            Event::InitDone => drop(all.send(())),
-            _ => {}
-        });
-        let controller = Controller::for_stream(service_events.applied_objects(), services.clone())
+        let (forgetful, store) = (endpoints.clone(), services.store.clone());
+        let controller = services
+            .controlled(move |event| match event {
+                Event::Delete(service) => gone(service, &forgetful, &named, &told),
+                // Some may have gone while nobody watched.
+                Event::InitDone => drop(all.send(())),
+                _ => {}
+            })
             .reconcile_on(references::<Service>(services_due))
-            .reconcile_all_on(once())
-            .with_config(concurrency())
             .graceful_shutdown_on(stop.clone().cancelled_owned());
+        let services = store;
         let context = Arc::new(Context {
             client: client.clone(),
             services: services.clone(),
@@ -158,13 +160,7 @@ impl Args {
         });
 
         let Observed { events: class_events, store: classes } = classes;
-        tasks.spawn(async move {
-            let mut changes = std::pin::pin!(class_events.touched_objects());
-            while changes.next().await.is_some() {
-                let _ = class_changed.send(());
-            }
-            Ok(())
-        });
+        tasks.spawn(tell_changes(class_events, class_changed));
         let context = Arc::new(ingress::reconcile::Context {
             client: client.clone(),
             classes,
@@ -308,12 +304,6 @@ async fn distribute(
     Ok(())
 }
 
-/// How much is done at a time. Each reconciliation waits for writes of its own, and may have a connection of its own:
-/// all objects of a large cluster at once leave the apiserver no time for the lease.
-fn concurrency() -> controller::Config {
-    controller::Config::default().concurrency(RECONCILIATIONS)
-}
-
 fn references<K: Resource<DynamicType = ()>>(
     due: mpsc::UnboundedReceiver<ServiceKey>,
 ) -> impl Stream<Item = ObjectRef<K>> {
@@ -324,22 +314,21 @@ fn references<K: Resource<DynamicType = ()>>(
 /// Runs what reconciles Ingresses. They have no finalizer of ours: one that is deleted is noticed here, and one that
 /// went while nobody watched by `sweep`, or by the next inventory.
 async fn keep_ingresses(
-    Observed { events, store }: Observed<Ingress>,
+    ingresses: Observed<Ingress>,
     context: Arc<ingress::reconcile::Context>,
     (due, class_changes): (mpsc::UnboundedReceiver<ServiceKey>, mpsc::UnboundedReceiver<()>),
     stop: CancellationToken,
 ) -> Result<()> {
-    let gone = context.clone();
-    let stream = events.inspect_ok(move |event| {
-        if let Event::Delete(ingress) = event {
-            gone.forget(&(ingress.namespace().unwrap_or_default(), ingress.name_any()));
-        }
-    });
-    let controlling = Controller::for_stream(stream.applied_objects(), store.clone())
+    let (gone, store) = (context.clone(), ingresses.store.clone());
+    let controlling = ingresses
+        .controlled(move |event| {
+            if let Event::Delete(ingress) = event {
+                gone.forget(&(ingress.namespace().unwrap_or_default(), ingress.name_any()));
+            }
+        })
         .reconcile_on(references::<Ingress>(due))
-        // All of them to begin with; and a class that changed may change whose any Ingress is.
-        .reconcile_all_on(once().chain(UnboundedReceiverStream::new(class_changes)))
-        .with_config(concurrency())
+        // A class that changed may change whose any Ingress is.
+        .reconcile_all_on(UnboundedReceiverStream::new(class_changes))
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(ingress::reconcile::reconcile, ingress::reconcile::retry, context.clone());
     let sweeping = async {
@@ -352,11 +341,6 @@ async fn keep_ingresses(
         () = controlling.for_each(|_| async {}) => Ok(()),
         () = sweeping => Ok(()),
     }
-}
-
-/// What was read before a controller began.
-fn once() -> impl Stream<Item = ()> {
-    futures::stream::iter([()])
 }
 
 async fn sweep(services: Store<Service>, outbox: Arc<Outbox>) -> Result<()> {

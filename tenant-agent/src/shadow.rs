@@ -17,8 +17,20 @@ pub(crate) const SHADOW_OF: &str = "fairlead.dev/shadow-of";
 /// The label of a shadow that is a slot: its number.
 pub(crate) const SLOT: &str = "fairlead.dev/slot";
 
-/// The name of the Service that this one is a shadow of.
+/// The name of the Service that this one is a shadow of: by its label, or by its owner if somebody took that away.
 pub(crate) fn shadow_of(service: &Service) -> Option<&String> {
+    label(service).or_else(|| {
+        let named = service.metadata.name.as_deref()?;
+        let mut owners = service.metadata.owner_references.iter().flatten();
+        let is_named = |owner: &str| {
+            named == name(owner) || (0..slots::MAX).any(|slot| named == slot_name(owner, slot))
+        };
+        let owner = owners.find(|owner| owner.kind == "Service" && is_named(&owner.name))?;
+        Some(&owner.name)
+    })
+}
+
+fn label(service: &Service) -> Option<&String> {
     service.metadata.labels.as_ref()?.get(SHADOW_OF)
 }
 
@@ -94,6 +106,7 @@ pub(crate) fn is_as_wanted(there: &Service, wanted: &Service) -> bool {
     let some = |selector: &Option<BTreeMap<_, _>>| selector.clone().unwrap_or_default();
     !gone
         && owner(there) == owner(wanted)
+        && label(there) == label(wanted)
         && ports(now).len() == ports(spec).len()
         && ports(now).iter().zip(&ports(spec)).all(same_port)
         && some(&now.selector) == some(&spec.selector)
@@ -173,6 +186,21 @@ mod tests {
         anew.metadata.uid = Some("u2".into());
         assert!(!is_as_wanted(&there, &shadow(&anew)), "the Service was made anew");
         assert!(!is_as_wanted(&there, &slot(&service("v1"), 0)));
+        there.metadata.labels = None;
+        assert!(!is_as_wanted(&there, &shadow(&service("v1"))), "its label was taken away");
+    }
+
+    #[test]
+    fn a_shadow_without_its_label_is_known_by_its_owner() {
+        let service: Service =
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "web", "uid": "u1"}}))
+                .unwrap();
+        for mut made in [shadow(&service), slot(&service, 3)] {
+            made.metadata.labels = None;
+            assert_eq!(shadow_of(&made), Some(&"web".to_owned()));
+            made.metadata.name = Some("another".into());
+            assert_eq!(shadow_of(&made), None, "it is only owned");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use fairlead_process::lean;
 use fairlead_process::locks::lock;
 use fairlead_proto::v1::put::Object;
@@ -11,11 +11,13 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, Event};
+use kube::runtime::{Controller, WatchStreamExt, controller};
 use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tracing::warn;
 
 use crate::endpoints::{Endpoints, SERVICE};
@@ -23,19 +25,56 @@ use crate::nodes;
 use crate::outbox::{Item, Outbox};
 use crate::shadow::SHADOW_OF;
 
+/// Reconciliations of a kind at the same time. Each waits for writes of its own, and may have a connection of its own: all
+/// objects of a large cluster at once leave the apiserver no time for the lease.
+const RECONCILIATIONS: u16 = 16;
+
+type Events<K> = BoxStream<'static, watcher::Result<Event<K>>>;
+
 /// All objects of a kind.
 pub(crate) struct Observed<K: Resource<DynamicType = ()> + Clone + 'static> {
     /// To be polled, or nothing is read.
-    pub(crate) events: BoxStream<'static, Result<Event<K>, watcher::Error>>,
+    pub(crate) events: Events<K>,
     /// What [`slim`] leaves of them: not for writing back.
     pub(crate) store: Store<K>,
 }
 
-impl<K: Resource<DynamicType = ()> + Clone + 'static> Observed<K> {
+impl<K> Observed<K>
+where
+    K: lean::Kind + DeserializeOwned + Sync,
+{
     /// Reads all that there are. They are in the store then, and `events` begins after them.
-    pub(crate) async fn read(&mut self) {
+    ///
+    /// # Errors
+    /// The watch ended, which it never does: what was not read is not gone.
+    pub(crate) async fn read(&mut self) -> Result<()> {
         // Errors were told of, and are tried again.
-        while !matches!(self.events.next().await, Some(Ok(Event::InitDone)) | None) {}
+        while let Some(event) = self.events.next().await {
+            if matches!(event, Ok(Event::InitDone)) {
+                return Ok(());
+            }
+        }
+        bail!("the watch of {} ended", K::plural(&()))
+    }
+
+    /// What reconciles each object: all that were read, what changes, and all again once a list was read anew, for
+    /// only then the store has what came and went meanwhile. `note` sees each event before.
+    pub(crate) fn controlled(
+        self,
+        mut note: impl FnMut(&Event<K>) + Send + 'static,
+    ) -> Controller<K> {
+        let (all, read) = mpsc::unbounded_channel();
+        // The receiver lives as long as the controller.
+        let _ = all.send(());
+        let events = self.events.inspect_ok(move |event| {
+            note(event);
+            if matches!(event, Event::InitDone) {
+                let _ = all.send(());
+            }
+        });
+        Controller::for_stream(events.applied_objects(), self.store)
+            .reconcile_all_on(UnboundedReceiverStream::new(read))
+            .with_config(controller::Config::default().concurrency(RECONCILIATIONS))
     }
 }
 
@@ -53,6 +92,20 @@ where
         }
     });
     Observed { events: events.boxed(), store }
+}
+
+/// Tells when objects of a kind changed: once a list was read anew as well, for one may have gone.
+pub(crate) async fn tell_changes<K>(
+    mut events: Events<K>,
+    changed: mpsc::UnboundedSender<()>,
+) -> Result<()> {
+    while let Some(event) = events.next().await {
+        if matches!(event, Ok(Event::Apply(_) | Event::Delete(_) | Event::InitDone)) {
+            // Its receiver lives as long as the process.
+            let _ = changed.send(());
+        }
+    }
+    Ok(())
 }
 
 /// Takes away what is of no use here and is much of an object in memory: kubectl's own copy of it, labels that nobody

@@ -8,8 +8,8 @@ use kube::{Client, Config};
 /// Connects to the apiserver of the pod's cluster, or of the kubeconfig. `program` is what audit logs name, and
 /// `metadata.managedFields` as who wrote a field.
 pub async fn client(program: &'static str) -> Result<Client> {
-    let mut config = Config::infer().await.context("no way to an apiserver")?;
+    let mut config = Config::infer().await.context("no access to this cluster's apiserver")?;
     let name = format!("{program}/{}", env!("CARGO_PKG_VERSION"));
     config.headers.push((USER_AGENT, HeaderValue::from_str(&name)?));
-    Ok(Client::try_from(config)?)
+    Client::try_from(config).context("no access to this cluster's apiserver")
 }

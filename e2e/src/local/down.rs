@@ -55,6 +55,10 @@ fn ours(state: &Path) -> BTreeSet<Pid> {
 fn is_ours(pid: &str, prefix: &str) -> bool {
     let read = |what: &str| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
     let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    // What benches start besides pods.
+    if program.starts_with(prefix) {
+        return true;
+    }
     let cache = paths::cache();
     let command = read("cmdline");
     // The kernel says " (deleted)" of a program that was built anew meanwhile.

@@ -27,6 +27,11 @@ impl<'a> Clock<'a> {
         let library =
             format!("/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH);
         packages::ensure_one(&library, "libfaketime").expect("libfaketime");
+        kubectl(tenant, &format!("-n {NAMESPACE} delete configmap clock --ignore-not-found"));
+        let revision = format!(
+            "-n {NAMESPACE} get deployment fairlead-agent -o jsonpath={{.metadata.annotations.deployment\\.kubernetes\\.io/revision}}"
+        );
+        let clock = Self { tenant, revision: kubectl(tenant, &revision) };
         let from = format!("--from-file={library}");
         let make =
             ["-n", NAMESPACE, "create", "configmap", "clock", &from, "--from-literal=offset=+0"];
@@ -46,10 +51,6 @@ impl<'a> Clock<'a> {
             }]
         }}}}"#;
         let patch = ["-n", NAMESPACE, "patch", "deployment", "fairlead-agent", "-p", patch];
-        let revision = format!(
-            "-n {NAMESPACE} get deployment fairlead-agent -o jsonpath={{.metadata.annotations.deployment\\.kubernetes\\.io/revision}}"
-        );
-        let clock = Self { tenant, revision: kubectl(tenant, &revision) };
         cluster::kubectl(&Local, tenant, &patch).expect("patched");
         clock
     }
@@ -124,13 +125,15 @@ fn an_agent_whose_clock_is_two_days_off_goes_by_the_hubs_time() {
         answers(&format!("http://{ip}:9210/"), "cluster=tenant-b");
 
         // Now it starts with that clock.
-        kubectl(&b, &format!("-n {NAMESPACE} rollout restart deployment/fairlead-agent"));
+        let of = "app.kubernetes.io/component=agent";
+        let logs = ["-n", NAMESPACE, "logs", "-l", of, "--tail=-1"];
         let says = "by this node's clock";
+        let before = cluster::kubectl(&Local, &b, &logs).expect("logs");
+        assert!(!before.contains(says), "{before}");
+        kubectl(&b, &format!("-n {NAMESPACE} rollout restart deployment/fairlead-agent"));
         let waited = fairlead_e2e::run::wait_for(says, Duration::from_secs(60), || {
-            let of = "app.kubernetes.io/component=agent";
-            let words = ["-n", NAMESPACE, "logs", "-l", of, "--tail=-1"];
             // An error while a container is yet to begin.
-            let said = cluster::kubectl(&Local, &b, &words)?;
+            let said = cluster::kubectl(&Local, &b, &logs)?;
             anyhow::ensure!(said.contains(says), "{said}");
             Ok(())
         });

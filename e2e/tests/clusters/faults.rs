@@ -62,13 +62,19 @@ pub fn rollout_of_agents(cluster: &Cluster) {
 /// Waits until the new pods of a component run, and no old one does: a rollout is over for `kubectl` while an old pod
 /// still ends, and serves or holds its streams until then.
 pub fn rolled_out(cluster: &Cluster, component: &str) {
-    let deployment = format!("deployment/fairlead-{component}");
-    kubectl(cluster, &format!("-n {NAMESPACE} rollout status {deployment} --timeout=120s"));
+    rollout(cluster, component);
     let pods =
         format!("-n {NAMESPACE} get pods -l app.kubernetes.io/component={component} -o name");
-    let replicas = format!("-n {NAMESPACE} get {deployment} -o jsonpath={{.spec.replicas}}");
+    let replicas = format!(
+        "-n {NAMESPACE} get deployment fairlead-{component} -o jsonpath={{.spec.replicas}}"
+    );
     let replicas = kubectl(cluster, &replicas).trim().parse::<usize>().expect("a number");
     until(cluster, &pods, |names| names.lines().count() == replicas);
+}
+
+fn rollout(cluster: &Cluster, component: &str) {
+    let deployment = format!("deployment/fairlead-{component}");
+    kubectl(cluster, &format!("-n {NAMESPACE} rollout status {deployment} --timeout=120s"));
 }
 
 #[test]
@@ -83,7 +89,7 @@ fn a_restart_of_the_manager_loses_no_request() {
     let before = kubectl(&hub(), claim);
     let (sent, errors) = under_load(&format!("{ip}:8000"), || {
         kubectl(&hub(), &format!("-n {NAMESPACE} rollout restart deployment/fairlead-manager"));
-        rolled_out(&hub(), "manager");
+        rollout(&hub(), "manager");
         // The new one serves: a change arrives.
         apply(&a, &service("upgrade", "more", "{name: http, port: 8001, targetPort: 8080}", ""));
         let more = address(&a, "upgrade", "more");
@@ -108,13 +114,42 @@ fn a_restart_of_the_agents_changes_nothing() {
     let before = kubectl(&hub(), route);
     let (sent, errors) = under_load(&format!("{ip}:8100"), || {
         kubectl(&a, &format!("-n {NAMESPACE} rollout restart deployment/fairlead-agent"));
-        rolled_out(&a, "agent");
+        rollout(&a, "agent");
         apply(&a, &service("agents", "more", "{name: http, port: 8101, targetPort: 8080}", ""));
         let more = address(&a, "agents", "more");
         answers(&format!("http://{more}:8101/"), "cluster=tenant-a");
     });
     assert!(errors.is_empty(), "{} of {sent} failed: {:?}", errors.len(), errors.first());
     assert_eq!(kubectl(&hub(), route), before, "the Route is the one from before, not made anew");
+}
+
+/// Somebody deletes a shadow, or its label: while the agents run, and while they do not.
+#[test]
+fn a_shadow_that_is_deleted_is_made_anew() {
+    let world = alone("a_shadow_that_is_deleted_is_made_anew");
+    let b = tenant("tenant-b");
+    world.workload(&b, "remade");
+    let port = "{name: http, port: 8150, targetPort: 8080}";
+    apply(&b, &service("remade", "web", port, "  allocateLoadBalancerNodePorts: false"));
+    let url = format!("http://{}:8150/", address(&b, "remade", "web"));
+    answers(&url, "cluster=tenant-b");
+    let shadows = "-n remade get services -l fairlead.dev/shadow-of=web -o name";
+    let name = kubectl(&b, shadows).trim().to_owned();
+    let again = || until(&b, shadows, |names| names.trim() == name);
+    kubectl(&b, &format!("-n remade delete {name}"));
+    again();
+    answers(&url, "cluster=tenant-b");
+    kubectl(&b, &format!("-n remade label {name} fairlead.dev/shadow-of-"));
+    again();
+    let scale = |to: usize| {
+        kubectl(&b, &format!("-n {NAMESPACE} scale deployment/fairlead-agent --replicas={to}"));
+        rolled_out(&b, "agent");
+    };
+    scale(0);
+    kubectl(&b, &format!("-n remade delete {name}"));
+    scale(2);
+    again();
+    answers(&url, "cluster=tenant-b");
 }
 
 #[test]
@@ -132,7 +167,7 @@ fn the_second_agent_takes_over_when_the_first_dies() {
     answers(&format!("http://{ip}:8200/"), "cluster=tenant-b");
     assert!(start.elapsed() < Duration::from_secs(30), "it took {:?}", start.elapsed());
     assert_ne!(kubectl(&b, &holder), first);
-    rolled_out(&b, "agent");
+    rollout(&b, "agent");
 }
 
 #[test]
@@ -162,7 +197,7 @@ fn a_hub_that_is_away_is_said_and_can_be_left_behind() {
     answers(&url, "cluster=tenant-b");
 
     kubectl(&hub(), &format!("-n {NAMESPACE} scale deployment/fairlead-manager --replicas=1"));
-    rolled_out(&hub(), "manager");
+    rollout(&hub(), "manager");
     let new = address(&b, "away", "new");
     answers(&format!("http://{new}:8301/"), "cluster=tenant-b");
     // The agent's inventory no longer names what was left behind.

@@ -29,7 +29,7 @@ use crate::hub::{Hub, pause_after_failure};
 use crate::limits::{Bucket, Rate};
 use crate::queue::{Laned, Queue};
 use crate::records::{Existing, Item, Record, Records};
-use crate::shares::{Shares, Written};
+use crate::shares::{Shares, Write, Written};
 
 /// Uploads of one agent under way at the same time.
 const UPLOADS: usize = 2;
@@ -76,6 +76,11 @@ impl Sessions {
     fn bucket(&self, tenant: &TenantId, rate: Rate) -> Arc<Mutex<Bucket>> {
         let full = || Arc::new(Mutex::new(Bucket::full(rate, Instant::now())));
         lock(&self.buckets).entry(tenant.clone()).or_insert_with(full).clone()
+    }
+
+    /// A tenant is gone.
+    pub(crate) fn forget(&self, tenant: &TenantId) {
+        lock(&self.buckets).remove(tenant);
     }
 
     /// Lets an agent in, and ends the stream of an earlier one.
@@ -382,17 +387,15 @@ impl Stream {
         let there = self.api.records.read(&self.tenant, |all| all.items.get(&item).is_some());
         let known = there.unwrap_or(false);
         async move {
-            let start = Instant::now();
-            let mut counted =
-                Counted { shares, tenant: tenant.clone(), start, what: Written::Unknown };
+            let is_route = matches!((&item, &upload), (Item::Route(_), Upload::Route(..)));
+            let counted = Write::begin(shares, tenant.clone(), is_route);
             let written = write(&hub, &tenant, &item, upload.clone(), known);
             let written = tokio::time::timeout(WRITE_TIMEOUT, written).await;
-            counted.what = match (&item, &upload, &written) {
-                (Item::Route(_), Upload::Route(..), Ok(Ok(()))) if known => Written::Route,
-                (Item::Route(_), Upload::Route(..), Ok(Ok(()))) => Written::NewRoute,
+            let start = counted.end(match written {
+                Ok(Ok(())) if is_route && known => Written::Route,
+                Ok(Ok(())) if is_route => Written::NewRoute,
                 _ => Written::Other,
-            };
-            drop(counted);
+            });
             let outcome = match written {
                 Ok(Ok(())) => {
                     stages.observe("store", start);
@@ -419,20 +422,6 @@ impl Laned for Item {
     type Lane = ();
 
     fn lane(&self) {}
-}
-
-/// A write that its tenant's share is told of, however it ends: also when nobody waits for it any more.
-struct Counted {
-    shares: Arc<Shares>,
-    tenant: TenantId,
-    start: Instant,
-    what: Written,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.shares.spent(&self.tenant, self.what, self.start.elapsed(), Instant::now());
-    }
 }
 
 /// How an upload ended.
