@@ -45,10 +45,10 @@ impl Bucket {
         self.tokens = (self.tokens - tokens).max(-rate.burst);
     }
 
-    /// How many seconds it takes until what was taken too much is back; `None` if that is nothing.
-    pub(crate) fn debt(&mut self, rate: Rate, now: Instant) -> Option<f64> {
+    /// How much there is; less than nothing where more was taken.
+    pub(crate) fn left(&mut self, rate: Rate, now: Instant) -> f64 {
         self.fill(rate, now);
-        (self.tokens < 0.0).then(|| -self.tokens / rate.per_second)
+        self.tokens
     }
 
     fn is_empty(&mut self, rate: Rate, now: Instant) -> bool {

@@ -84,19 +84,33 @@ impl Shares {
         lock(&self.all).buckets.remove(tenant);
     }
 
-    /// How long a tenant has to wait until it may write again; `None`: not at all.
-    pub(crate) fn turn(&self, tenant: &TenantId, now: Instant) -> Option<Duration> {
+    /// Whether a tenant may write now.
+    pub(crate) fn turn(&self, tenant: &TenantId, now: Instant) -> Turn {
         let mut all = lock(&self.all);
         let other = match &all.last {
             Some((last, at)) if last != tenant => Some(*at),
             _ => all.other,
         };
         let is_alone = other.is_none_or(|at| now.saturating_duration_since(at) > ALONE);
-        if is_alone {
-            return None;
+        let bucket = all.buckets.get_mut(tenant).filter(|_| !is_alone);
+        match bucket.map(|bucket| bucket.left(DELAY, now)) {
+            Some(left) if left < 0.0 => {
+                Turn::After(Duration::from_secs_f64(-left / DELAY.per_second))
+            }
+            Some(left) if left < DELAY.burst / 2.0 => Turn::OneAtATime,
+            _ => Turn::Now,
         }
-        all.buckets.get_mut(tenant)?.debt(DELAY, now).map(Duration::from_secs_f64)
     }
+}
+
+/// Whether a tenant may write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    Now,
+    /// Once it has no other write under way: of several at once each waits for the others, and all that would count.
+    OneAtATime,
+    /// Not for so long.
+    After(Duration),
 }
 
 /// A write, which counts however it ends: also when nobody waits for it any more.
@@ -169,7 +183,7 @@ mod tests {
         let may = |now: &mut Instant| {
             *now += took;
             shares.spent(tenant, Written::Route, took, *now);
-            shares.turn(tenant, *now).is_none()
+            !matches!(shares.turn(tenant, *now), Turn::After(_))
         };
         (0..1_000).take_while(|_| may(now)).count()
     }
@@ -181,11 +195,13 @@ mod tests {
         let slow = Duration::from_millis(14);
         let many = flood(&shares, &loud, slow, &mut now);
         assert!((130..170).contains(&many), "{many}");
-        let turn = shares.turn(&loud, now).unwrap();
+        let Turn::After(turn) = shares.turn(&loud, now) else { panic!("it waits") };
         assert!(turn < Duration::from_millis(100), "{turn:?}");
-        assert_eq!(shares.turn(&loud, now + turn + Duration::from_millis(1)), None);
+        let then = now + turn + Duration::from_millis(1);
+        assert_eq!(shares.turn(&loud, then), Turn::OneAtATime);
+        assert_eq!(shares.turn(&loud, then + Duration::from_secs(2)), Turn::Now);
         shares.spent(&quiet, Written::Route, slow, now);
-        assert_eq!(shares.turn(&quiet, now), None, "it may at any time");
+        assert_eq!(shares.turn(&quiet, now), Turn::Now, "it may at any time");
     }
 
     #[test]
@@ -209,7 +225,7 @@ mod tests {
         let (shares, (loud, quiet), now) = (Shares::default(), tenants(), Instant::now());
         shares.spent(&loud, Written::Route, USUAL, now);
         shares.spent(&quiet, Written::Route, Duration::from_secs(15), now);
-        assert_eq!(shares.turn(&quiet, now), None);
+        assert_eq!(shares.turn(&quiet, now), Turn::Now);
     }
 
     #[test]
@@ -220,7 +236,7 @@ mod tests {
         let may = |now: &mut Instant| {
             *now += Duration::from_millis(1);
             shares.spent(&loud, Written::Unknown, Duration::from_millis(1), *now);
-            shares.turn(&loud, *now).is_none()
+            !matches!(shares.turn(&loud, *now), Turn::After(_))
         };
         let many = (0..1_000).take_while(|_| may(&mut now)).count();
         assert!((20..30).contains(&many), "{many}");
@@ -230,7 +246,7 @@ mod tests {
     fn a_write_that_nobody_waits_for_counts() {
         let (shares, (loud, quiet)) = (Arc::new(Shares::default()), tenants());
         let begin = |is_route| Write::begin(shares.clone(), loud.clone(), is_route);
-        let waits = || shares.turn(&loud, Instant::now()).is_some();
+        let waits = || matches!(shares.turn(&loud, Instant::now()), Turn::After(_));
         for _ in 0..3 {
             begin(true).end(Written::Other);
             drop(begin(false));

@@ -16,7 +16,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::endpoints::{self, Endpoints, SERVICE, ServiceKey};
 use crate::events::Events;
@@ -98,7 +98,12 @@ impl Context {
 
 /// What failed is tried again after a pause.
 pub(crate) fn retry(service: Arc<Service>, error: &kube::Error, _: Arc<Context>) -> Action {
-    warn!(service = %ObjectRef::from_obj(&*service), %error, "not reconciled, trying again");
+    let service = ObjectRef::from_obj(&*service);
+    match error {
+        // As it is now it is on its way here.
+        kube::Error::Api(status) if status.code == 409 => debug!(%service, "changed meanwhile"),
+        error => warn!(%service, %error, "not reconciled, trying again"),
+    }
     Action::requeue(between(Duration::from_secs(1), Duration::from_secs(5)))
 }
 

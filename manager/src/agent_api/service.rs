@@ -29,7 +29,7 @@ use crate::hub::{Hub, pause_after_failure};
 use crate::limits::{Bucket, Rate};
 use crate::queue::{Laned, Queue};
 use crate::records::{Existing, Item, Record, Records};
-use crate::shares::{Shares, Write, Written};
+use crate::shares::{Shares, Turn, Write, Written};
 
 /// Uploads of one agent under way at the same time.
 const UPLOADS: usize = 2;
@@ -314,9 +314,11 @@ impl Stream {
     /// Begins the uploads that may begin; how long the next one has to wait for its turn.
     fn begin(&mut self, under_way: &mut FuturesUnordered<Storing>) -> Option<Duration> {
         while self.uploads.len() > 0 {
-            let turn = self.api.shares.turn(&self.tenant, Instant::now());
-            if turn.is_some() {
-                return turn;
+            match self.api.shares.turn(&self.tenant, Instant::now()) {
+                // It is looked at again when that one ends.
+                Turn::OneAtATime if !under_way.is_empty() => return None,
+                Turn::Now | Turn::OneAtATime => {}
+                Turn::After(wait) => return Some(wait),
             }
             let (item, upload) = self.uploads.next()?;
             under_way.push(self.store(item, upload).boxed());

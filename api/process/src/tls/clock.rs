@@ -48,3 +48,19 @@ impl TimeProvider for Clock {
         Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_goes_by_its_own_until_it_was_told() {
+        let (clock, now) = (Clock::default(), own());
+        assert!((now..now + 5).contains(&clock.now()));
+        let told = now + 2 * 86_400;
+        clock.follow(told);
+        assert!((told..told + 5).contains(&clock.now()));
+        let judged_by = clock.current_time().unwrap().as_secs();
+        assert!(judged_by >= u64::try_from(told).unwrap());
+    }
+}
