@@ -32,10 +32,8 @@ impl<'a> Clock<'a> {
             "-n {NAMESPACE} get deployment fairlead-agent -o jsonpath={{.metadata.annotations.deployment\\.kubernetes\\.io/revision}}"
         );
         let clock = Self { tenant, revision: kubectl(tenant, &revision) };
-        let from = format!("--from-file={library}");
-        let make =
-            ["-n", NAMESPACE, "create", "configmap", "clock", &from, "--from-literal=offset=+0"];
-        cluster::kubectl(&Local, tenant, &make).expect("a clock");
+        let from = format!("--from-file={library} --from-literal=offset=+0");
+        kubectl(tenant, &format!("-n {NAMESPACE} create configmap clock {from}"));
         // Schedules and time-outs are the kernel's still: what jumps is the time of day.
         let patch = r#"{"spec":{"template":{"spec":{
             "volumes": [{"name": "clock", "configMap": {"name": "clock"}}],
@@ -57,16 +55,8 @@ impl<'a> Clock<'a> {
 
     /// Sets it ahead; comes back when the agent that leads goes by it.
     fn jump(&self) {
-        let set = [
-            "-n",
-            NAMESPACE,
-            "patch",
-            "configmap",
-            "clock",
-            "-p",
-            &format!("{{\"data\":{{\"offset\":\"+{AHEAD}\"}}}}"),
-        ];
-        cluster::kubectl(&Local, self.tenant, &set).expect("set");
+        let offset = format!("{{\"data\":{{\"offset\":\"+{AHEAD}\"}}}}");
+        kubectl(self.tenant, &format!("-n {NAMESPACE} patch configmap clock -p {offset}"));
         // A kubelet looks at a pod's files when the pod changes, or else once in a while.
         let pods = "pods -l app.kubernetes.io/component=agent";
         kubectl(self.tenant, &format!("-n {NAMESPACE} annotate {pods} clock=set"));
@@ -125,19 +115,12 @@ fn an_agent_whose_clock_is_two_days_off_goes_by_the_hubs_time() {
         answers(&format!("http://{ip}:9210/"), "cluster=tenant-b");
 
         // Now it starts with that clock.
-        let of = "app.kubernetes.io/component=agent";
-        let logs = ["-n", NAMESPACE, "logs", "-l", of, "--tail=-1"];
+        let logs = format!("-n {NAMESPACE} logs -l app.kubernetes.io/component=agent --tail=-1");
         let says = "by this node's clock";
-        let before = cluster::kubectl(&Local, &b, &logs).expect("logs");
+        let before = kubectl(&b, &logs);
         assert!(!before.contains(says), "{before}");
         kubectl(&b, &format!("-n {NAMESPACE} rollout restart deployment/fairlead-agent"));
-        let waited = fairlead_e2e::run::wait_for(says, Duration::from_secs(60), || {
-            // An error while a container is yet to begin.
-            let said = cluster::kubectl(&Local, &b, &logs)?;
-            anyhow::ensure!(said.contains(says), "{said}");
-            Ok(())
-        });
-        waited.unwrap_or_else(|error| panic!("{error:#}"));
+        until(&b, &logs, |said| said.contains(says));
         answers(&format!("http://{ip}:9210/"), "cluster=tenant-b");
     }
     everybody_anew(86_400);

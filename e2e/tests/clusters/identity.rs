@@ -18,7 +18,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, SanType};
 use tonic::Code;
 
 use crate::agent::{
-    self, Agent, Stream, enroll, from_client, make_tenant, stranger, stranger_at, token,
+    self, Agent, Stream, enroll, from_client, make_tenant, remove, stranger, stranger_at, token,
 };
 use crate::faults::{rolled_out, rollout_of_agents, rollout_of_manager, under_load};
 use crate::world::{
@@ -270,7 +270,7 @@ fn a_revoked_agent_loses_its_open_streams_within_5_s_and_is_told_why() {
     });
     assert!(said.message().contains("another key"), "{said}");
     event(&hub(), "default", "revoked", "JoinRefused");
-    fairlead("tenant remove revoked --yes");
+    remove("revoked");
 }
 
 #[test]
@@ -336,7 +336,7 @@ fn bad_tokens_and_bad_requests_are_told_apart() {
         }
         assert_eq!(last, Code::ResourceExhausted);
     });
-    fairlead("tenant remove tokens --yes");
+    remove("tokens");
     // Whoever joins next comes from the same address: the limit is forgotten with the manager.
     rollout_of_manager();
 }
@@ -447,5 +447,5 @@ fn strangers_and_tenants_get_nothing_that_is_not_theirs_from_any_method_of_any_p
     });
     assert_eq!(kubectl(&hub(), "-n tenant-a get routes -o name"), before);
     until(&hub(), "-n tenant-nosy get routes -o name", |names| names.contains("svc.test.mine"));
-    fairlead("tenant remove nosy --yes");
+    remove("nosy");
 }

@@ -3,14 +3,12 @@
 use std::net::TcpStream;
 
 use fairlead_api::RouteSpec;
-use fairlead_e2e::cluster;
-use fairlead_e2e::local::Local;
 use fairlead_process::token::Token;
 use fairlead_proto::v1;
 use fairlead_proto::v1::hub_message::Message as From;
 
 use crate::agent::{Agent, Stream, from_client, holds, ingress, make_tenant, remove, tcp, token};
-use crate::world::{hub, shared};
+use crate::world::{hub, kubectl, shared};
 
 /// A node where nobody is: the hub's words are what counts.
 const NODE: &str = "172.18.0.29";
@@ -104,8 +102,7 @@ fn each_quota_is_told_by_its_field_and_raised_at_once() {
             });
             let said = told.recv().unwrap_or_else(|_| panic!("nothing is told of {quota}"));
             let patch = format!("{{\"spec\":{{\"quotas\":{{\"{quota}\":2}}}}}}");
-            let raised = ["patch", "tenant", &name, "--type=merge", "-p", &patch];
-            cluster::kubectl(&Local, &hub(), &raised).expect("raised");
+            kubectl(&hub(), &format!("patch tenant {name} --type=merge -p {patch}"));
             raise.send(()).unwrap();
             said
         });
