@@ -8,6 +8,7 @@ mod tokens;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use fairlead_process::apiserver;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
@@ -69,7 +70,7 @@ impl Args {
             None if self.context.is_some() => Config::from_kubeconfig(&options).await?,
             None => Config::infer().await?,
         };
-        Ok(Client::try_from(config)?)
+        apiserver::client_of(config, "fairlead")
     }
 }
 

@@ -208,7 +208,7 @@ impl<'a> Ask<'a> {
             None => of_family(&claim.key.address),
         });
         if let Some(claim) = held {
-            self.may_stay(claim)?;
+            self.may_stay(claim, candidates)?;
             return Ok(Found::Spot(Spot { address: claim.key.address, pool: &claim.pool }));
         }
         let candidates = candidates.as_ref().map_err(Clone::clone)?;
@@ -225,9 +225,15 @@ impl<'a> Ask<'a> {
 
     /// An incumbent never moves, but for another address that it asks for by name: a wish for another
     /// pool, group or neighbours is told, and nothing is done about it.
-    fn may_stay(self, held: &Claim) -> Result<(), Verdict> {
+    fn may_stay(
+        self,
+        held: &Claim,
+        candidates: &Result<Vec<Named<'a>>, Verdict>,
+    ) -> Result<(), Verdict> {
         let address = held.key.address;
         if let Some(pool) = self.wish.pool.as_ref().filter(|pool| ***pool != *held.pool) {
+            // Who is told how to move must be able to.
+            candidates.as_ref().map_err(Clone::clone)?;
             return Err(address_held(address, &held.pool, &format!("pool {pool:?}")));
         }
         if let Some((other, _)) = self

@@ -305,7 +305,11 @@ fn another_pool_asked_for_under_a_live_route_moves_nothing() {
         "AddressHeld it asks for pool \"other\" and holds 10.9.0.1 of pool \"public\""
     ));
     assert_eq!(world.served, before);
-    // The way out that the message names.
+    let unknown = AddressRequest { pool: Some("othr".into()), ..AddressRequest::default() };
+    assert_eq!(world.get("blue/a", asking("blue/a", &[80], unknown)), ["10.9.0.1:80"]);
+    assert!(world.refused("blue/a").starts_with("UnknownPool pool \"othr\" does not exist"));
+    assert_eq!(world.served, before);
+    // The way out that the first message names.
     let by_name = AddressRequest { ips: vec!["10.8.0.1".into()], ..AddressRequest::default() };
     assert_eq!(world.get("blue/a", asking("blue/a", &[80], by_name)), ["10.8.0.1:80"]);
 }
