@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod demo;
 pub mod driver;
 pub mod envoy;
+pub mod hub;
 pub mod images;
 pub mod install;
 pub mod kind;

@@ -16,13 +16,13 @@ use fairlead_api::{
     AddressPoolSpec, Exposure, Node, NodeSetSpec, RouteId, RouteName, RouteSpec, RouteStatus,
     Sharing, TenantSpec,
 };
+use fairlead_core::Engine;
 use fairlead_core::engine::SeenBalancer;
 use fairlead_core::http::{Pair, Secret, SecretId};
 use fairlead_core::model::Meta;
-use fairlead_core::{Effects, Engine};
 use fairlead_e2e::envoy::{Envoy, Listen};
+use fairlead_e2e::hub::step;
 use fairlead_xds::Event;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::mpsc;
 
 const NODE: &str = "envoy-1";
@@ -120,11 +120,9 @@ impl Hub {
     async fn until(&mut self, done: impl Fn(&BTreeMap<RouteId, RouteStatus>) -> bool) {
         let start = Instant::now();
         loop {
-            let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
-            let effects = Effects { wake: None, ..self.engine.step(&now) };
-            let idle = effects == Effects::default();
-            self.carry_out(effects);
-            if !idle {
+            if let Some(step) = step(&mut self.engine) {
+                self.envoy.cache.publish(step.changes);
+                self.statuses.extend(step.statuses);
                 continue;
             }
             if done(&self.statuses) || start.elapsed() > Duration::from_secs(60) {
@@ -135,22 +133,6 @@ impl Hub {
                 self.engine.envoy_said(&NODE.into(), 1, &events);
             }
         }
-    }
-
-    fn carry_out(&mut self, effects: Effects) {
-        let Effects { changes, claim, claim_hosts, statuses, .. } = effects;
-        self.envoy.cache.publish(changes);
-        for (route, mut claims) in claim {
-            for claim in &mut claims {
-                claim.object = claim.key.object_name().into();
-            }
-            self.engine.claimed(&route, Some(claims));
-        }
-        for mut claim in claim_hosts {
-            claim.object = claim.key.object_name().into();
-            self.engine.host_claimed(&claim.key.clone(), Some(claim));
-        }
-        self.statuses.extend(statuses);
     }
 
     fn programmed(&self, id: &RouteId) -> Result<(), String> {

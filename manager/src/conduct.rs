@@ -72,6 +72,8 @@ pub(crate) struct Conductor {
     pools_due: Instant,
     /// When the engine wants to decide again though nothing happened, in seconds since 1970.
     wake: Option<i64>,
+    /// There is more to decide, at once: what others have to say comes in between.
+    more: bool,
 }
 
 /// What is written; one write of an object at a time.
@@ -159,6 +161,7 @@ impl Conductor {
             pools: HashMap::new(),
             pools_due: Instant::now(),
             wake: None,
+            more: false,
         }
     }
 
@@ -201,6 +204,7 @@ impl Conductor {
                 Some((object, done)) = self.paused.next() => self.ended(&object, done),
                 () = leadership.changed() => {}
                 () = until(self.wake) => {}
+                () = tokio::task::yield_now(), if self.more => {}
                 () = tokio::time::sleep_until(self.pools_due.into()), if !self.pools.is_empty() => {}
             }
             self.engine.lead(self.around.leadership.epoch().is_some());
@@ -286,6 +290,7 @@ impl Conductor {
                 engine.envoy_host(&hosts);
                 engine.envoy_ready(&name.into(), ready);
             }
+            Observed::Node(name, ranges) => engine.hub_network(&name, ranges),
             Observed::Agent(tenant, id, agent) => {
                 let agent = agent.as_deref();
                 let agent = agent.map(|(spec, status, version)| (spec, status.as_ref(), *version));
@@ -377,8 +382,9 @@ impl Conductor {
             checks,
             programmed,
             wake,
+            more,
         } = self.engine.step(&Time(jiff::Timestamp::now()));
-        self.wake = wake;
+        (self.wake, self.more) = (wake, more);
         if !changes.is_empty() {
             self.around.stages.observe("translate", start);
         }

@@ -16,6 +16,7 @@ mod identity;
 mod limits;
 mod queue;
 mod records;
+mod refused;
 mod removal;
 mod run;
 mod seen;

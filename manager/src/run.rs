@@ -11,6 +11,9 @@ use fairlead_process::{apiserver, lease, logs, metrics, probes, shutdown, tls};
 use fairlead_proto::MAX_MESSAGE_BYTES;
 use fairlead_proto::v1::hub_server::HubServer;
 use fairlead_xds::Cache;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::api::ListParams;
+use kube::{Api, Client};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
@@ -31,6 +34,7 @@ use crate::fleet::Fleet;
 use crate::hub::Hub;
 use crate::identity::{AllowList, Gate, Identities};
 use crate::records::Records;
+use crate::refused::Refused;
 use crate::shares::Shares;
 use crate::tenants::Tenants;
 use crate::watch;
@@ -60,10 +64,11 @@ impl Args {
         let (cache, records) = (Arc::new(Cache::default()), Arc::new(Records::default()));
         let sessions = Arc::new(Sessions::default());
         let hub = Hub::new(client.clone(), &self.namespace, &self.envoy_selector);
-        let identities = Identities::start(&client, &self).await?;
+        let refused = Refused::default();
+        let identities = Identities::start(&client, &self, &refused).await?;
         let allowed = identities.allowed.clone();
         let gate = Gate { refused: Counter::default() };
-        register(&mut registry, &sessions, &allowed, &gate);
+        register(&mut registry, &sessions, &allowed, &gate, &refused);
 
         let (observe, observed) = mpsc::channel(OBSERVED);
         let (say, said) = mpsc::unbounded_channel();
@@ -79,7 +84,7 @@ impl Args {
             leadership: leadership.clone(),
             stages: stages.clone(),
         };
-        let conductor = Conductor::new(self.engine(), around, unread);
+        let conductor = Conductor::new(self.engine(&client).await?, around, unread);
         let shares = Arc::<Shares>::default();
         let tenants = Tenants {
             client,
@@ -91,7 +96,18 @@ impl Args {
             leadership: leadership.clone(),
         };
         let (life, end) = (self.life(), stop.clone());
-        let agents = bounded(AgentApi { hub, records, sessions, shares, stages, life, stop: end });
+        let events = identities.events.clone();
+        let agents = bounded(AgentApi {
+            hub,
+            records,
+            sessions,
+            shares,
+            stages,
+            events,
+            refused,
+            life,
+            stop: end,
+        });
         let (from_agents, from_envoys) = self.accept(&identities, &stop).await?;
         let for_agents =
             server(gate.clone(), life).add_service(agents).add_service(identities.server());
@@ -114,36 +130,40 @@ impl Args {
             Box::pin(identities.keep(leadership)).await;
             Ok("certificates")
         });
-        let stopped = stop.clone();
+        let ended = stop.clone().cancelled_owned();
         tasks.spawn(async move {
-            let ended = stopped.cancelled_owned();
             for_agents.serve_with_incoming_shutdown(from_agents, ended).await?;
             Ok("agent API")
         });
-        let stopped = stop.clone();
+        let ended = stop.clone().cancelled_owned();
         tasks.spawn(async move {
-            let ended = stopped.cancelled_owned();
             for_envoys.serve_with_incoming_shutdown(from_envoys, ended).await?;
             Ok("xDS")
         });
-        tasks.spawn({
-            let (address, stop) = (self.probe_address, stop.clone());
-            async move {
-                probes::serve(address, registry, readiness, stop).await?;
-                Ok("probes")
-            }
+        let (address, ended) = (self.probe_address, stop.clone());
+        tasks.spawn(async move {
+            probes::serve(address, registry, readiness, ended).await?;
+            Ok("probes")
         });
-        tokio::select! {
-            () = stop.cancelled() => {}
-            Some(ended) = tasks.join_next() => {
-                stop.cancel();
-                let what = ended??;
-                bail!("{what} ended");
-            }
-        }
+        until_one_ends(&mut tasks, &stop).await?;
         // The lease is let go, so that another manager takes over at once.
         standing.await?;
         Ok(())
+    }
+}
+
+/// Waits until the process is told to stop. A task that ends before ends the others as well.
+async fn until_one_ends(
+    tasks: &mut JoinSet<Result<&'static str>>,
+    stop: &CancellationToken,
+) -> Result<()> {
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        Some(ended) = tasks.join_next() => {
+            stop.cancel();
+            let what = ended??;
+            bail!("{what} ended");
+        }
     }
 }
 
@@ -155,10 +175,23 @@ impl Args {
         Duration::from_secs(self.connection_seconds)
     }
 
-    fn engine(&self) -> Engine {
+    /// The engine, with the ranges that no tenant's node may be in. Those of the hub's Services are read once: they
+    /// hardly ever change.
+    async fn engine(&self, client: &Client) -> Result<Engine> {
         let mut engine = Engine::default();
         engine.forbid(self.refused_cidrs.iter().flatten().copied().collect());
-        engine
+        let ranges = match Api::<ServiceCIDR>::all(client.clone())
+            .list(&ListParams::default())
+            .await
+        {
+            Ok(list) => list.items,
+            // Before Kubernetes 1.33.
+            Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
+            Err(error) => return Err(error).context("reading the ranges of the hub's Services"),
+        };
+        let ranges = ranges.into_iter().filter_map(|range| range.spec?.cidrs).flatten();
+        engine.hub_network("Services", ranges.filter_map(|text| text.parse().ok()).collect());
+        Ok(engine)
     }
 
     /// Listens for agents and for Envoys. Whoever comes before everything was read waits.
@@ -209,11 +242,19 @@ fn server(gate: Gate, life: Duration) -> Server<Stack<Gate, Identity>> {
         .layer(gate)
 }
 
-fn register(registry: &mut Registry, sessions: &Sessions, allowed: &AllowList, gate: &Gate) {
+fn register(
+    registry: &mut Registry,
+    sessions: &Sessions,
+    allowed: &AllowList,
+    gate: &Gate,
+    refused: &Refused,
+) {
     let help = "Connections that were not let in";
     registry.register("connections_refused", help, allowed.refused.clone());
     let help = "Calls of methods that are not the caller's";
     registry.register("calls_refused", help, gate.refused.clone());
+    let help = "Calls that got an error for what was asked, by method and gRPC status";
+    registry.register("requests_refused", help, refused.0.clone());
     registry.register("agents_connected", "Agents with a stream open", sessions.count.clone());
     let version: ConstGauge<i64> = ConstGauge::new(1);
     let labels = [("version".into(), env!("CARGO_PKG_VERSION").into())].into_iter();

@@ -18,8 +18,9 @@ use fairlead_core::hosts::HostClaim;
 use fairlead_core::http::{Pair, Secret};
 use fairlead_process::{lean, secret as check};
 use futures::{Stream, TryStreamExt};
+use ipnet::IpNet;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{Pod, Secret as ApiSecret, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Secret as ApiSecret, Service};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -57,6 +58,8 @@ pub(crate) enum Observed {
     Balancer(String, Option<Box<SeenBalancer>>),
     /// The pod of an Envoy, whether it is ready, and its node's addresses; `None`: it is gone.
     Envoy(String, Option<(bool, Vec<IpAddr>)>),
+    /// A node of the hub, with its addresses and its pods'.
+    Node(String, Vec<IpNet>),
     /// An agent.
     Agent(TenantId, AgentId, Option<Box<(AgentSpec, Option<AgentStatus>, u64)>>),
     /// A kind was read once.
@@ -80,6 +83,7 @@ impl Observed {
             Self::Secret(tenant, name, _) => Self::Secret(tenant.clone(), name.clone(), None),
             Self::Balancer(name, _) => Self::Balancer(name.clone(), None),
             Self::Envoy(name, _) => Self::Envoy(name.clone(), None),
+            Self::Node(name, _) => Self::Node(name.clone(), Vec::new()),
             Self::Agent(tenant, id, _) => Self::Agent(tenant.clone(), id.clone(), None),
             Self::ClaimGone(..) | Self::HostGone(..) | Self::Complete(_) => return None,
         })
@@ -98,11 +102,12 @@ pub(crate) enum Kind {
     Secret,
     Balancer,
     Envoy,
+    Node,
     Agent,
 }
 
 /// How many kinds there are.
-pub(crate) const KINDS: usize = 10;
+pub(crate) const KINDS: usize = 11;
 
 /// Watches everything, for ever.
 pub(crate) fn all(client: &Client, namespace: &str, envoys: &str, to: &mpsc::Sender<Observed>) {
@@ -120,6 +125,7 @@ pub(crate) fn all(client: &Client, namespace: &str, envoys: &str, to: &mpsc::Sen
     spawn(services, everything().labels(BALANCER), Kind::Balancer, to, balancer);
     let pods = Api::<Pod>::namespaced(client.clone(), namespace);
     spawn(pods, everything().labels(envoys), Kind::Envoy, to, envoy);
+    spawn(Api::<Node>::all(client.clone()), everything(), Kind::Node, to, node);
     spawn(Api::<Agent>::all(client.clone()), everything(), Kind::Agent, to, agent);
 }
 
@@ -300,6 +306,17 @@ fn envoy(object: Pod) -> Option<Observed> {
     let hosts = status.flat_map(|status| status.host_ips.iter().flatten()).map(|one| &one.ip);
     let hosts = hosts.filter_map(|ip| ip.parse().ok()).collect();
     Some(Observed::Envoy(object.name_any(), Some((ready, hosts))))
+}
+
+fn node(object: Node) -> Option<Observed> {
+    let name = object.name_any();
+    let addresses = object.status.and_then(|status| status.addresses).unwrap_or_default();
+    let addresses = addresses.into_iter();
+    // Others are names.
+    let addresses = addresses.filter_map(|one| one.address.parse().ok()).map(IpAddr::into);
+    let pods = object.spec.and_then(|spec| spec.pod_cidrs).unwrap_or_default();
+    let ranges = addresses.chain(pods.iter().filter_map(|range| range.parse().ok())).collect();
+    Some(Observed::Node(name, ranges))
 }
 
 /// `metadata.resourceVersion`; 0 where it is no number.

@@ -1,10 +1,12 @@
 //! `cargo e2e layouts`: what a host name with a certificate of its own costs a real Envoy, by the way in which Envoy finds
-//! the certificate. No cluster is needed: Envoy and an xDS server in this process, and sockets in the file system.
+//! the certificate, and what a wildcard costs it. No cluster is needed: Envoy and an xDS server in this process, and
+//! sockets in the file system.
 
 // Counts are far below 2^52.
 #![allow(clippy::cast_precision_loss)]
 
 mod config;
+mod wildcards;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How it is run.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// How many host names, each with a certificate.
+    /// How many host names.
     #[arg(long, value_delimiter = ',', default_value = "100,1000,4000")]
     hosts: Vec<usize>,
     /// Where layouts.json is written.
@@ -69,24 +71,43 @@ struct Measured {
     connections: (usize, usize),
 }
 
-/// Runs it, prints the table and writes the file.
+/// What the file holds.
+#[derive(Debug, Serialize)]
+struct Figures {
+    certificates: Vec<Measured>,
+    wildcards: Vec<wildcards::Measured>,
+}
+
+/// Runs it, prints the tables and writes the file.
 pub fn run(options: &Options) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let mut all = Vec::new();
+    let mut figures = Figures { certificates: Vec::new(), wildcards: Vec::new() };
     for layout in LAYOUTS {
         for hosts in options.hosts.iter().filter(|hosts| **hosts <= layout.most()) {
             let measured = runtime.block_on(measure(layout, *hosts))?;
             say(&format!("{} at {hosts}: {measured:?}", layout.name()));
-            all.push(measured);
+            figures.certificates.push(measured);
+        }
+    }
+    for layout in wildcards::LAYOUTS {
+        for hosts in &options.hosts {
+            let measured = runtime.block_on(wildcards::measure(layout, *hosts))?;
+            say(&format!("{measured:?}"));
+            figures.wildcards.push(measured);
         }
     }
     std::fs::create_dir_all(&options.out)?;
     let file = options.out.join("layouts.json");
-    std::fs::write(&file, serde_json::to_string_pretty(&all)?)?;
-    println!("{}", table(&all));
+    std::fs::write(&file, serde_json::to_string_pretty(&figures)?)?;
+    println!("{}\n{}", table(&figures.certificates), wildcards::table(&figures.wildcards));
     say(&format!("figures are in {}", file.display()));
     Ok(())
+}
+
+/// MiB of memory (proportional set size).
+fn mib(process: &Process) -> Result<f64> {
+    Ok(process.memory()? as f64 / f64::from(1 << 20))
 }
 
 fn table(all: &[Measured]) -> String {
@@ -136,7 +157,7 @@ async fn measure(layout: Layout, hosts: usize) -> Result<Measured> {
         layout,
         hosts,
         load_seconds,
-        mib: stage.process.memory()? as f64 / f64::from(1 << 20),
+        mib: mib(&stage.process)?,
         add: Spread::of(&add),
         rotate: Spread::of(&rotate(&mut stage, hosts).await?),
         handshake: Spread::of(&handshake(&stage, hosts).await?),

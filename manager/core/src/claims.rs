@@ -170,13 +170,21 @@ pub enum Leaving {
     Releasing,
 }
 
+/// What is given out of a pool.
+#[derive(Debug, Default)]
+struct Used {
+    /// How many claims there are on each address.
+    addresses: HashMap<IpAddr, u64>,
+    claims: u64,
+}
+
 /// All claims, and what is free: each question costs the logarithm of the number of claims.
 #[derive(Debug, Default)]
 pub struct Claims {
     by_key: HashMap<ClaimKey, Claim>,
     by_address: HashMap<IpAddr, BTreeSet<ClaimKey>>,
     by_route: HashMap<RouteId, BTreeSet<ClaimKey>>,
-    by_pool: HashMap<Box<str>, HashMap<IpAddr, u64>>,
+    by_pool: HashMap<Box<str>, Used>,
     /// Whose target port it is.
     by_target: HashMap<ClaimKey, ClaimKey>,
     /// Addresses at which a port is taken.
@@ -227,7 +235,9 @@ impl Claims {
         }
         self.by_address.entry(key.address).or_default().insert(key);
         self.taken.entry((key.protocol, key.port)).or_default().insert(at);
-        *self.by_pool.entry(claim.pool.clone()).or_default().entry(key.address).or_default() += 1;
+        let used = self.by_pool.entry(claim.pool.clone()).or_default();
+        *used.addresses.entry(key.address).or_default() += 1;
+        used.claims += 1;
         if let Some(target) = claim.target_key() {
             self.by_target.insert(target, key);
         }
@@ -269,8 +279,9 @@ impl Claims {
         }
         drop_from(&mut self.by_address, &key.address, key);
         clear(&mut self.taken, &(key.protocol, key.port), number(key.address));
-        if let Some(addresses) = self.by_pool.get_mut(&claim.pool) {
-            subtract(addresses, &key.address);
+        if let Some(used) = self.by_pool.get_mut(&claim.pool) {
+            subtract(&mut used.addresses, &key.address);
+            used.claims -= 1;
         }
         if let Some(target) = claim.target_key() {
             self.by_target.remove(&target);
@@ -350,7 +361,7 @@ impl Claims {
             return;
         }
         let full = self.full.entry(pool.into()).or_default();
-        for address in self.by_pool.get(pool).into_iter().flat_map(HashMap::keys) {
+        for address in self.by_pool.get(pool).into_iter().flat_map(|used| used.addresses.keys()) {
             let tally = self.tallies.get(address).filter(|tally| *tally.pool == *pool);
             let is = tally.is_some_and(|tally| tally.is_full(capacity));
             set(full, number(*address), is);
@@ -389,13 +400,12 @@ impl Claims {
 
     /// Addresses of a pool with at least one claim, and claims on them.
     pub fn usage(&self, pool: &str) -> (u64, u64) {
-        let Some(addresses) = self.by_pool.get(pool) else { return (0, 0) };
-        (addresses.len() as u64, addresses.values().sum())
+        self.by_pool.get(pool).map_or((0, 0), |used| (used.addresses.len() as u64, used.claims))
     }
 
     /// The addresses of a pool with at least one claim.
     pub fn used(&self, pool: &str) -> impl Iterator<Item = IpAddr> {
-        self.by_pool.get(pool).into_iter().flat_map(HashMap::keys).copied()
+        self.by_pool.get(pool).into_iter().flat_map(|used| used.addresses.keys()).copied()
     }
 }
 

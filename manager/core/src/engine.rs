@@ -11,7 +11,8 @@ use fairlead_api::condition::{Reason, Verdict};
 use fairlead_api::few::Few;
 use fairlead_api::route::{Source, SourceKind};
 use fairlead_api::{
-    AddressPoolStatus, NodeSetSpec, NodeSetStatus, RouteId, RouteSpec, RouteStatus, TenantId,
+    AddressPoolStatus, NodeSetSpec, NodeSetStatus, RouteId, RouteName, RouteSpec, RouteStatus,
+    TenantId,
 };
 use fairlead_xds::Change;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -42,6 +43,7 @@ mod pools;
 mod release;
 mod report;
 mod resting;
+mod waiting;
 
 use balancers::Balancers;
 pub use balancers::{Balancer, BalancerPort, SeenBalancer};
@@ -50,6 +52,7 @@ use isolation::Forbidden;
 use pace::Pace;
 use patience::Patience;
 use resting::Resting;
+use waiting::Waiting;
 
 /// What a shell has to carry out.
 #[derive(Debug, Default, PartialEq)]
@@ -80,10 +83,15 @@ pub struct Effects {
     pub programmed: Vec<i64>,
     /// When to step again though nothing happened, in seconds since 1970.
     pub wake: Option<i64>,
+    /// More was to be decided than one step does: the next one is due at once.
+    pub more: bool,
 }
 
 /// How often a step goes through what is dirty; what is left then is for the next.
 const ROUNDS: usize = 4;
+/// How many Routes a step looks at because of something that they have in common: a change of somebody else's waits
+/// no longer than these take.
+const SLICE: usize = 64;
 
 /// The hub's model. One writer feeds it and carries its effects out.
 #[derive(Debug, Default)]
@@ -118,8 +126,12 @@ pub struct Engine {
     publisher: Publisher,
     /// Routes to look at, the oldest first.
     dirty: BTreeSet<(i64, RouteId)>,
-    /// Routes that the allocator refused, or a host name: they try again when something was freed.
-    waiting: BTreeSet<RouteId>,
+    /// Routes to look at because of something that many have in common, the oldest first.
+    later: BTreeSet<(i64, RouteId)>,
+    /// How many of these a step looks at; `None`: all, until each Route was looked at once.
+    slice: Option<usize>,
+    /// Routes that were refused an address or a host name: they try again when something was freed.
+    waiting: Waiting,
     /// Routes whose status may have changed.
     unreported: BTreeSet<RouteId>,
     /// Routes that Envoys are about to have: nothing is said of that for a moment.
@@ -262,8 +274,8 @@ impl Engine {
     }
 
     fn touch_tenant(&mut self, tenant: &TenantId) {
-        let mine = self.routes.iter().filter(|(id, _)| id.tenant == *tenant);
-        self.dirty.extend(mine.map(|(id, entry)| (entry.meta.created, id.clone())));
+        let mine = routes_of(&self.routes, tenant);
+        self.later.extend(mine.map(|(id, entry)| (entry.meta.created, id.clone())));
     }
 
     /// A Route as it is now.
@@ -313,17 +325,21 @@ impl Engine {
     /// A Route is gone: so is what it published, and its claims may go.
     pub fn route_gone(&mut self, id: &RouteId) {
         let Some(mut entry) = self.routes.remove(id) else { return };
-        self.waiting.remove(id);
+        self.waiting.over(id);
         self.unreported.remove(id);
         self.patience.over(id);
         self.unprogrammed.remove(id);
-        self.dirty.remove(&(entry.meta.created, id.clone()));
+        let aged = (entry.meta.created, id.clone());
+        self.dirty.remove(&aged);
+        self.later.remove(&aged);
         let group = self.groups.set(id, entry.meta.created, None);
         for id in &group {
             self.touch(id);
         }
         self.balancers.satisfied(id);
-        self.endpoints.set(id, 0);
+        if self.endpoints.set(id, 0) {
+            self.retry_for_quota(&id.tenant);
+        }
         self.claims.break_promises(id);
         self.stale.extend(self.claims.of(id).map(|claim| claim.key));
         self.stand_up(id, entry.serving.as_ref());
@@ -357,12 +373,6 @@ impl Engine {
         }
     }
 
-    fn retry_waiting(&mut self) {
-        for id in std::mem::take(&mut self.waiting) {
-            self.touch(&id);
-        }
-    }
-
     /// Decides on everything that is dirty.
     pub fn step(&mut self, now: &Time) -> Effects {
         let mut effects = Effects::default();
@@ -382,11 +392,19 @@ impl Engine {
             self.release(orphans, seconds, &mut effects);
         }
         // What one decides may be about another that was decided before it.
+        let mut room = self.slice.replace(SLICE).unwrap_or(usize::MAX);
         for _ in 0..ROUNDS {
-            for (_, id) in std::mem::take(&mut self.dirty) {
-                self.decide(&id, &mut effects);
+            while room > 0
+                && let Some(one) = self.later.pop_first()
+            {
+                room -= usize::from(self.dirty.insert(one));
+            }
+            for one in std::mem::take(&mut self.dirty) {
+                self.later.remove(&one);
+                self.decide(&one.1, &mut effects);
             }
         }
+        effects.more = room == 0 && !self.later.is_empty();
         self.translate_web();
         effects.changes = self.publisher.take();
         effects.checks = self.health.take(now.0.as_millisecond());
@@ -429,6 +447,15 @@ impl Engine {
         let touched = self.web.step(&around, &mut self.publisher);
         self.unreported.extend(touched);
     }
+}
+
+/// The Routes of a tenant.
+fn routes_of<'a>(
+    routes: &'a BTreeMap<RouteId, Box<Entry>>,
+    tenant: &'a TenantId,
+) -> impl Iterator<Item = (&'a RouteId, &'a Box<Entry>)> {
+    let first = RouteId { tenant: tenant.clone(), name: RouteName::of_object("") };
+    routes.range(first..).take_while(move |(id, _)| id.tenant == *tenant)
 }
 
 /// Whether the Route that a port is claimed for is gone.

@@ -177,12 +177,14 @@ fn the_hubs_own_addresses_are_no_tenants_nodes() {
         ("10.9.0.1", "a pool"),
         ("10.8.0.1", "a node of the hub"),
         ("10.7.0.1", "refusedCIDRs"),
+        ("10.6.0.9", "the hub's own network"),
         ("127.0.0.1", "loopback"),
         ("169.254.169.254", "link-local"),
         ("::ffff:10.0.0.1", "loopback"),
     ] {
         world.engine.forbid(vec!["10.7.0.0/16".parse().unwrap()]);
         world.engine.envoy_host(&["10.8.0.1".parse().unwrap()]);
+        world.engine.hub_network("node/hub-9", vec!["10.6.0.0/24".parse().unwrap()]);
         world.nodes("blue", &[address]);
         world.settle();
         let told = world.verdict(&id("blue/web"), RESOLVED_REFS);
@@ -192,6 +194,19 @@ fn the_hubs_own_addresses_are_no_tenants_nodes() {
         );
         assert!(world.engine.nodes[&tenant("blue")].addresses.is_empty(), "{address}");
     }
+}
+
+#[test]
+fn an_address_is_free_once_the_hub_has_no_such_node() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    world.publish("blue/web", &[80]);
+    world.nodes("blue", &["10.6.0.9"]);
+    world.engine.hub_network("node/hub-9", vec!["10.6.0.9/32".parse().unwrap()]);
+    world.settle();
+    assert!(world.verdict(&id("blue/web"), RESOLVED_REFS).starts_with("False NodeNotAllowed"));
+    world.engine.hub_network("node/hub-9", Vec::new());
+    world.settle();
+    assert!(world.verdict(&id("blue/web"), RESOLVED_REFS).starts_with("True"));
 }
 
 #[test]

@@ -172,6 +172,7 @@ impl World {
             checks: _,
             programmed: _,
             wake: _,
+            more: _,
         } = effects;
         for (name, balancer) in balancers {
             self.provide(&name, balancer);
@@ -824,3 +825,5 @@ mod http;
 mod isolation;
 #[path = "engine_race_tests.rs"]
 mod race;
+#[path = "engine_waiting_tests.rs"]
+mod waiting;

@@ -25,10 +25,12 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use super::session::{Action, Session, Upload};
+use crate::events::Events;
 use crate::hub::{Hub, pause_after_failure};
 use crate::limits::{Bucket, Rate};
 use crate::queue::{Laned, Queue};
 use crate::records::{Existing, Item, Record, Records};
+use crate::refused::{Refused, is_callers};
 use crate::shares::{Shares, Turn, Write, Written};
 
 /// Uploads of one agent under way at the same time.
@@ -121,6 +123,8 @@ pub(crate) struct AgentApi {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) shares: Arc<Shares>,
     pub(crate) stages: Stages,
+    pub(crate) events: Events,
+    pub(crate) refused: Refused,
     /// How long a connection lives at most.
     pub(crate) life: Duration,
     pub(crate) stop: CancellationToken,
@@ -186,6 +190,11 @@ impl HubService for AgentApi {
                 }
                 Err(status) => {
                     warn!(%tenant, instance, error = status.message(), "agent's stream ended");
+                    api.refused.note("Sync", &status);
+                    if is_callers(status.code()) {
+                        let note = format!("agent {instance:?}: {}", status.message());
+                        api.events.warn(&tenant, "StreamRefused", &note);
+                    }
                     // The agent may be gone already.
                     let _ = send.try_send(Err(status));
                 }

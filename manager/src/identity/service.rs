@@ -33,6 +33,7 @@ use super::pki::{Pki, TrustSessions, Trusted};
 use super::store::Store;
 use crate::events::Events;
 use crate::limits::{Rate, Refusals};
+use crate::refused::Refused;
 use crate::watch::version;
 
 /// Requests that are worked on at the same time.
@@ -48,6 +49,7 @@ pub(crate) struct Service {
     pki: Pki,
     store: Store,
     events: Events,
+    refused: Refused,
     sessions: Arc<TrustSessions>,
     allowed: Arc<AllowList>,
     challenger: Arc<Challenger>,
@@ -94,7 +96,7 @@ impl Service {
     pub(crate) fn new(
         pki: Pki,
         store: Store,
-        events: Events,
+        (events, refused): (Events, Refused),
         sessions: Arc<TrustSessions>,
         allowed: Arc<AllowList>,
         envoys: &str,
@@ -104,6 +106,7 @@ impl Service {
             pki,
             store,
             events,
+            refused,
             sessions,
             allowed,
             challenger: Arc::new(Challenger::new(&random()?)),
@@ -125,9 +128,11 @@ impl Service {
         let permit = self.permits.acquire().await;
         let now = Instant::now();
         if address.is_some_and(|address| lock(&self.refusals).too_many(address, now)) {
-            return Err(Status::resource_exhausted(
+            let status = Status::resource_exhausted(
                 "too many refusals of late from this address; try again in a minute",
-            ));
+            );
+            self.refused.note(method, &status);
+            return Err(status);
         }
         let status = match work.await {
             Ok(answer) => return Ok(Response::new(answer)),
@@ -143,6 +148,7 @@ impl Service {
         if let Some(address) = address {
             lock(&self.refusals).note(address, Instant::now());
         }
+        self.refused.note(method, &status);
         warn!(method, ?address, error = status.message(), "no certificate issued");
         Err(status)
     }
@@ -214,7 +220,11 @@ impl Service {
         recovered: u32,
     ) -> Result<v1::Issued, No> {
         let identity = Identity::Agent { tenant: tenant.clone(), agent: id.clone() };
-        let issued = self.pki.issue(&identity, csr).await?;
+        let issued = self.pki.issue(&identity, csr).await.map_err(No::from);
+        if let Err(No::Request(error)) = &issued {
+            self.events.warn(tenant, "RequestRefused", &format!("agent {id}: {error}"));
+        }
+        let issued = issued?;
         if let Some(issued) = &issued {
             let before = agent.status.clone().unwrap_or_default();
             let end = jiff::Timestamp::from_second(issued.not_after).ok().map(Time);

@@ -1,4 +1,5 @@
-//! What a layout gives Envoy: the listener, and a Secret for each host name.
+//! What a layout gives Envoy: the listener, and a Secret for each host name; for wildcards, what differs from
+//! what Fairlead says.
 
 use std::path::Path;
 
@@ -11,13 +12,13 @@ use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
 };
 use envoy_types::pb::envoy::config::route::v3::{
-    DirectResponseAction, Route, RouteConfiguration, RouteMatch, VirtualHost, route, route_match,
+    DirectResponseAction, RedirectAction, Route, RouteConfiguration, RouteMatch, VirtualHost, redirect_action::RedirectResponseCode, route, route_match,
 };
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, HttpFilter, http_filter,
+    HttpConnectionManager, HttpFilter, Rds, http_filter,
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::cert_mappers::sni::v3::Sni;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::cert_selectors::on_demand_secret::v3::Config as OnDemand;
@@ -26,12 +27,17 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, Secret, TlsCertificate, secret,
 };
 use fairlead_xds::{Change, Key, Resource, ResourceType};
+use prost::Message;
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use serde::Serialize;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
+use super::wildcards;
 use crate::authority::authority;
 use crate::envoy::{ads, any, pipe};
+
+/// The name of the one `RouteConfiguration` that holds all hosts.
+const TABLE: &str = "all";
 
 /// How Envoy finds the certificate of a server name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -214,21 +220,11 @@ fn selector() -> TypedExtensionConfig {
 
 /// Answers everything with 200.
 fn manager() -> HttpConnectionManager {
-    let route = Route {
-        r#match: Some(RouteMatch {
-            path_specifier: Some(route_match::PathSpecifier::Prefix("/".into())),
-            ..RouteMatch::default()
-        }),
-        action: Some(route::Action::DirectResponse(DirectResponseAction {
-            status: 200,
-            ..DirectResponseAction::default()
-        })),
-        ..Route::default()
-    };
-    let all = VirtualHost {
+    let answer = DirectResponseAction { status: 200, ..DirectResponseAction::default() };
+    let host = VirtualHost {
         name: "all".into(),
         domains: vec!["*".into()],
-        routes: vec![route],
+        routes: vec![all(route::Action::DirectResponse(answer))],
         ..VirtualHost::default()
     };
     let router = HttpFilter {
@@ -241,9 +237,80 @@ fn manager() -> HttpConnectionManager {
         http_filters: vec![router],
         route_specifier: Some(RouteSpecifier::RouteConfig(RouteConfiguration {
             name: "all".into(),
-            virtual_hosts: vec![all],
+            virtual_hosts: vec![host],
             ..RouteConfiguration::default()
         })),
         ..HttpConnectionManager::default()
+    }
+}
+
+/// The change, with its listener at a socket in the file system.
+pub fn with_listener_at(change: Change, at: &Path) -> Result<Change> {
+    match change {
+        Change::Put(resource) if resource.key.kind == ResourceType::Listener => {
+            let listener = moved(resource.decode()?, at);
+            Ok(Change::Put(Resource::new(resource.key, &listener, [])))
+        }
+        other => Ok(other),
+    }
+}
+
+/// The listener of a change, at a socket in the file system, with the one table of hosts instead of scopes.
+pub fn one_configuration(change: Change, at: &Path) -> Option<Result<Change>> {
+    let Change::Put(resource) = change else { return None };
+    (resource.key.kind == ResourceType::Listener).then(|| {
+        let mut listener = moved(resource.decode()?, at);
+        for filter in listener.filter_chains.iter_mut().flat_map(|chain| &mut chain.filters) {
+            if let Some(filter::ConfigType::TypedConfig(config)) = &mut filter.config_type {
+                let mut manager = HttpConnectionManager::decode(&*config.value)?;
+                let (config_source, route_config_name) = (Some(ads()), TABLE.to_owned());
+                let rds = Rds { config_source, route_config_name };
+                manager.route_specifier = Some(RouteSpecifier::Rds(rds));
+                *config = any(&manager);
+            }
+        }
+        Ok(Change::Put(Resource::new(resource.key, &listener, [])))
+    })
+}
+
+fn moved(listener: Listener, at: &Path) -> Listener {
+    let address = Some(pipe(at.display().to_string()));
+    // An option of sockets with IP addresses.
+    Listener { address, freebind: None, ..listener }
+}
+
+/// The one `RouteConfiguration` with all these hosts.
+pub fn whole_table(layout: wildcards::Layout, hosts: &[usize]) -> Change {
+    let host = |number: &usize| {
+        let redirect = RedirectAction {
+            response_code: RedirectResponseCode::Found.into(),
+            host_redirect: wildcards::answer(*number),
+            ..RedirectAction::default()
+        };
+        let name = layout.host(*number);
+        VirtualHost {
+            domains: vec![name.clone()],
+            name,
+            routes: vec![all(route::Action::Redirect(redirect))],
+            ..VirtualHost::default()
+        }
+    };
+    let table = RouteConfiguration {
+        name: TABLE.into(),
+        virtual_hosts: hosts.iter().map(host).collect(),
+        ..RouteConfiguration::default()
+    };
+    Change::Put(Resource::new(Key::new(ResourceType::Routes, TABLE), &table, []))
+}
+
+/// What is done with all requests.
+fn all(action: route::Action) -> Route {
+    Route {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(route_match::PathSpecifier::Prefix("/".into())),
+            ..RouteMatch::default()
+        }),
+        action: Some(action),
+        ..Route::default()
     }
 }

@@ -151,6 +151,9 @@ impl Balancers {
         template: Option<&ServiceTemplate>,
         claims: &Claims,
     ) -> BTreeMap<String, Option<Balancer>> {
+        if template.is_none() && self.seen.values().all(|seen| *seen.pool != *pool) {
+            return BTreeMap::new();
+        }
         let waits = template.is_some() && self.waiting.contains_key(pool);
         let mut wanted = BTreeMap::new();
         let orphans = self.orphans(pool, claims);

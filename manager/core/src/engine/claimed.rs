@@ -43,7 +43,7 @@ impl Engine {
                 for id in &seated {
                     self.touch(id);
                 }
-                self.retry_waiting();
+                self.retry_for_ports();
             }
         }
     }
@@ -58,7 +58,10 @@ impl Engine {
         self.balancers.touch(&claim.pool);
         self.pools_changed = true;
         self.touch_holder(&claim);
-        self.retry_waiting();
+        self.retry_for_ports();
+        if let Some(tenant) = claim.tenant() {
+            self.retry_for_quota(&tenant.clone());
+        }
     }
 
     /// A host name's claim as the hub has it.
@@ -82,10 +85,14 @@ impl Engine {
 
     /// A host name's claim is gone: others may have it.
     pub fn host_released(&mut self, key: &HostKey, object: &str) {
+        let tenant = self.hosts.get(key).map(|claim| claim.tenant.clone());
         if self.hosts.remove(key, object) {
             self.touch_hosts(key);
             // A name that overlaps may be free now.
-            self.retry_waiting();
+            self.retry_for_name(key);
+            if let Some(tenant) = &tenant {
+                self.retry_for_quota(tenant);
+            }
         }
     }
 
@@ -102,9 +109,10 @@ impl Engine {
 
     /// The outcome of [`Effects::claim`]: the claims as they were persisted, or none of them.
     pub fn claimed(&mut self, id: &RouteId, persisted: Option<Vec<Claim>>) {
-        for key in self.tentative.remove(id).unwrap_or_default() {
-            if self.claims.get(&key).is_some_and(|claim| claim.object.is_empty()) {
-                self.claims.remove(&key);
+        let tentative = self.tentative.remove(id).unwrap_or_default();
+        for key in &tentative {
+            if self.claims.get(key).is_some_and(|claim| claim.object.is_empty()) {
+                self.claims.remove(key);
             }
         }
         for claim in persisted.into_iter().flatten() {
@@ -113,7 +121,11 @@ impl Engine {
             self.claim(claim);
         }
         self.touch(id);
-        self.retry_waiting();
+        // Who was refused because of one that is not given out after all may have it.
+        if tentative.iter().any(|key| self.claims.get(key).is_none()) {
+            self.retry_for_ports();
+            self.retry_for_quota(&id.tenant);
+        }
     }
 
     /// A claim's object was deleted, or was gone already.

@@ -28,7 +28,7 @@ impl Engine {
         self.decide_alone(id, effects);
         if kept.iter().any(|key| self.claims.is_open(key)) {
             // It takes another, or none: who was refused because of that may have it.
-            self.retry_waiting();
+            self.retry_for_ports();
         }
     }
 
@@ -37,6 +37,7 @@ impl Engine {
         if self.tentative.contains_key(id) {
             return;
         }
+        self.waiting.over(id);
         let Some(tenant) = self.tenants.get(&id.tenant) else {
             let message = format!("the hub has no Tenant {:?}", id.tenant.as_str());
             entry.accepted = Some(Verdict::no(Reason::UnknownTenant, message));
@@ -86,7 +87,7 @@ impl Engine {
                     self.stale.insert(key);
                 }
                 let serving = self.standing(id, &wish);
-                self.waiting.insert(id.clone());
+                self.waiting.for_place(id, None);
                 self.serve(id, serving, effects);
             }
             // Until they are persisted, what was served before is served.
@@ -168,9 +169,9 @@ impl Engine {
     fn refuse(&mut self, id: &RouteId, wish: &Arc<Wish>, verdict: Verdict, effects: &mut Effects) {
         let serving = self.standing(id, wish);
         let Some(entry) = self.routes.get_mut(id) else { return };
+        self.waiting.for_place(id, Some(verdict.reason));
         entry.accepted = Some(verdict);
         self.stale.extend(self.claims.of(id).map(|claim| claim.key));
-        self.waiting.insert(id.clone());
         self.serve(id, serving, effects);
     }
 
@@ -196,7 +197,9 @@ impl Engine {
     fn serve(&mut self, id: &RouteId, serving: Option<Serving>, effects: &mut Effects) {
         let served = self.served(id, serving.as_ref(), effects);
         let count = serving.as_ref().map_or(0, |serving| self.count_endpoints(id, &serving.wish));
-        self.endpoints.set(id, count);
+        if self.endpoints.set(id, count) {
+            self.retry_for_quota(&id.tenant);
+        }
         self.check_health(id, serving.as_ref());
         let Some(entry) = self.routes.get_mut(id) else { return };
         let nodes = self.nodes.get(&id.tenant);
@@ -321,7 +324,9 @@ impl Engine {
         let (wish, address) = http?;
         let entry = self.routes.get_mut(id)?;
         if !conflicts.is_empty() {
-            self.waiting.insert(id.clone());
+            for (why, _) in &conflicts {
+                self.waiting.for_name(id, *why);
+            }
             if conflicts.len() == keys.len() && entry.accepted.as_ref().is_some_and(|v| v.holds) {
                 let what: Vec<_> = conflicts.iter().map(|(_, what)| what.as_str()).collect();
                 entry.accepted = Some(Verdict::no(conflicts[0].0, some(&what)));

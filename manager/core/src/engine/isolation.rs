@@ -9,7 +9,7 @@ use fairlead_api::http::ANY_HOST;
 use fairlead_api::{NodeSetSpec, NodeSetStatus, RouteId, TenantId};
 use ipnet::IpNet;
 
-use super::{Effects, Engine};
+use super::{Effects, Engine, routes_of};
 use crate::allocate::Allocation;
 use crate::claims::Claim;
 use crate::model::{Tenant, Wish};
@@ -28,6 +28,8 @@ pub(super) struct Forbidden {
     ranges: Vec<IpNet>,
     /// Where Envoys run.
     hosts: BTreeSet<IpAddr>,
+    /// The hub's own, by what has them.
+    networks: BTreeMap<Box<str>, Vec<IpNet>>,
 }
 
 impl Forbidden {
@@ -37,6 +39,9 @@ impl Forbidden {
         }
         if self.hosts.contains(&ip) {
             return Some("a node of the hub");
+        }
+        if self.networks.values().flatten().any(|range| range.contains(&ip)) {
+            return Some("in the hub's own network (its nodes, pods or Services)");
         }
         pools.values().any(|pool| pool.contains(ip)).then_some("an address of a pool of the hub")
     }
@@ -57,6 +62,20 @@ impl Engine {
         if self.forbidden.hosts.len() > before {
             self.sort_all_nodes();
         }
+    }
+
+    /// Ranges of the hub's own network that one of its nodes has, or its Services; empty: it is gone.
+    pub fn hub_network(&mut self, of: &str, ranges: Vec<IpNet>) {
+        let networks = &mut self.forbidden.networks;
+        if networks.get(of).map_or(&[][..], Vec::as_slice) == ranges {
+            return;
+        }
+        if ranges.is_empty() {
+            networks.remove(of);
+        } else {
+            networks.insert(of.into(), ranges);
+        }
+        self.sort_all_nodes();
     }
 
     /// A tenant's nodes as they are now; `None`: it has told of none. `seen` is what is written of them.
@@ -132,7 +151,7 @@ impl Engine {
     /// is not asked for by any Route.
     fn cut_nodes(&self, id: &TenantId, nodes: &mut Nodes) {
         let Some(tenant) = self.tenants.get(id) else { return };
-        let mine = self.routes.iter().filter(|(route, _)| route.tenant == *id);
+        let mine = routes_of(&self.routes, id);
         let wishes = mine.filter_map(|(_, entry)| entry.wish.as_ref().ok());
         let backends: usize = wishes.map(|wish| wish.backends.len()).sum();
         let most = tenant.quotas.endpoints as usize / backends.max(1);

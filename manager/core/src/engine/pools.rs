@@ -63,7 +63,7 @@ impl Engine {
         self.pools_changed = true;
         self.balancers.touch(name);
         self.web.touch_fronts();
-        self.retry_waiting();
+        self.retry_for_pools();
     }
 
     /// A hub's Service of a pool as it is now; `None`: it is gone.
@@ -76,7 +76,7 @@ impl Engine {
             self.note_strays(&name);
             self.pools_changed = true;
         }
-        self.retry_waiting();
+        self.retry_for_pools();
     }
 
     /// A pool has other addresses now.

@@ -1,0 +1,32 @@
+//! What was refused, counted: who is knocked at can be seen without reading logs.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use tonic::{Code, Status};
+
+/// A method of this API, and the status that it answered with.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Answer {
+    method: String,
+    code: String,
+}
+
+/// Calls that got an error for what was asked: `fairlead_requests_refused_total{method=…,code=…}`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Refused(pub(crate) Family<Answer, Counter>);
+
+impl Refused {
+    /// Counts an answer, unless the fault is not the caller's.
+    pub(crate) fn note(&self, method: &str, status: &Status) {
+        if is_callers(status.code()) {
+            let answer = Answer { method: method.to_owned(), code: format!("{:?}", status.code()) };
+            self.0.get_or_create(&answer).inc();
+        }
+    }
+}
+
+/// Whether the caller has to do something else.
+pub(crate) fn is_callers(code: Code) -> bool {
+    !matches!(code, Code::Ok | Code::Cancelled | Code::Aborted | Code::Unavailable)
+}
