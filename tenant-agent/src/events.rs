@@ -20,7 +20,7 @@ const MAX_NOTE: usize = 1_000;
 /// News that wait to be written; what comes then is not told, as client-go's recorder drops it. Warnings are never dropped.
 const WAITING: usize = 1_024;
 /// After so many a new recorder begins: it keeps what it wrote for minutes, to fold what is written again into it.
-const FOLDED: u32 = 1_024;
+const FOLDED: u32 = 128;
 
 type Told = (Event, ObjectReference);
 

@@ -63,10 +63,39 @@ const MAX_OBJECT_BYTES: usize = fairlead_proto::MAX_MESSAGE_BYTES - 4_096;
 /// What the hub said last about an item.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Word {
-    /// What became of it.
+    /// What became of it; without its key and hash.
     Status(v1::Status),
     /// It was refused.
     Refused(v1::Refused),
+}
+
+/// A word as it is kept: of what there are thousands of, a status has a kilobyte, and a tenth of that as it is sent.
+#[derive(Debug)]
+enum Kept {
+    /// A `v1::Status` without its key and hash.
+    Status(Box<[u8]>),
+    Refused(v1::Refused),
+}
+
+impl From<Word> for Kept {
+    fn from(word: Word) -> Self {
+        match word {
+            Word::Status(status) => {
+                let bare = v1::Status { key: None, hash: Vec::new(), ..status };
+                Self::Status(bare.encode_to_vec().into())
+            }
+            Word::Refused(refused) => Self::Refused(refused),
+        }
+    }
+}
+
+impl Kept {
+    fn word(&self) -> Option<Word> {
+        match self {
+            Self::Status(bytes) => v1::Status::decode(&**bytes).ok().map(Word::Status),
+            Self::Refused(refused) => Some(Word::Refused(refused.clone())),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -85,7 +114,7 @@ struct State {
     unsent: BTreeSet<Item>,
     /// When an item was sent, until it is stored.
     sent: HashMap<Item, Instant>,
-    words: HashMap<Item, (Hash, Word)>,
+    words: HashMap<Item, (Hash, Kept)>,
     /// Why there is no stream.
     down: Option<String>,
 }
@@ -161,7 +190,7 @@ impl Outbox {
                 state.deleting.remove(&item);
                 state.wanted.insert(item.clone(), Some((UNPLANNED.to_vec(), Arc::new(object))));
                 state.unsent.remove(&item);
-                state.words.insert(item, (UNPLANNED.to_vec(), Word::Refused(refused)));
+                state.words.insert(item, (UNPLANNED.to_vec(), Kept::Refused(refused)));
             });
         }
         self.with(|state| {
@@ -227,7 +256,7 @@ impl Outbox {
         self.with(|state| {
             let (hash, _) = state.wanted.get(item)?.as_ref()?;
             let (about, word) = state.words.get(item)?;
-            (about == hash).then(|| word.clone())
+            (about == hash).then(|| word.word())?
         })
     }
 
@@ -303,7 +332,7 @@ impl Outbox {
 
     /// The hub said something about an item.
     pub(crate) fn heard(&self, item: Item, hash: Hash, word: Word) {
-        self.with(|state| drop(state.words.insert(item, (hash, word))));
+        self.with(|state| drop(state.words.insert(item, (hash, word.into()))));
     }
 }
 

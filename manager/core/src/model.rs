@@ -156,6 +156,26 @@ impl Wish {
         self.listeners.iter().any(|listener| listener.protocol == protocol)
     }
 
+    /// Gives back what lists have room for: those that were read from text have it for four, and of Routes there are
+    /// thousands.
+    fn tighten(&mut self) {
+        let Self { ips, families, listeners, backends, hosts, invalid, unresolved, .. } = self;
+        ips.shrink_to_fit();
+        families.shrink_to_fit();
+        listeners.shrink_to_fit();
+        backends.shrink_to_fit();
+        invalid.shrink_to_fit();
+        unresolved.shrink_to_fit();
+        hosts.shrink_to_fit();
+        for host in hosts {
+            host.rules.shrink_to_fit();
+            for rule in &mut host.rules {
+                rule.matches.shrink_to_fit();
+                rule.backends.shrink_to_fit();
+            }
+        }
+    }
+
     /// Reads a spec. What cannot be served comes back as a verdict on `Accepted` that names the field.
     pub fn parse(spec: RouteSpec) -> Result<(Source, Self), (Source, Verdict)> {
         let source = spec.source.clone();
@@ -231,7 +251,7 @@ fn read(spec: RouteSpec) -> Result<Wish, String> {
     let (asked, unresolved): (Vec<_>, Vec<_>) =
         unresolved.into_iter().partition(|one| one.reason == "InvalidAnnotation");
     invalid.extend(asked.into_iter().map(|one| one.message));
-    Ok(Wish {
+    let mut wish = Wish {
         pool,
         ips,
         group: group.map(Into::into),
@@ -244,7 +264,9 @@ fn read(spec: RouteSpec) -> Result<Wish, String> {
         invalid,
         clients,
         unresolved,
-    })
+    };
+    wish.tighten();
+    Ok(wish)
 }
 
 fn read_ips(texts: &[String]) -> Result<Vec<IpAddr>, String> {
