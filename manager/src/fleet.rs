@@ -84,3 +84,33 @@ impl Observer for Fleet {
         let _ = self.to.send(Said::Answered(stream.envoy.clone(), stream.number, events));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    fn said_by(identity: Option<Identity>, node_id: &str) -> Result<EnvoyId, Status> {
+        let mut transport = Extensions::new();
+        let (address, end) = ("127.0.0.1:1".parse().unwrap(), CancellationToken::new());
+        transport.insert(Peer { address, identity, refusal: None, end });
+        admitted(&transport, node_id)
+    }
+
+    #[test]
+    fn an_envoy_is_the_pod_that_its_certificate_names() {
+        let envoy = || Some(Identity::Envoy { pod: "envoy-1".into() });
+        assert_eq!(&*said_by(envoy(), "envoy-1").unwrap(), "envoy-1");
+        let agent = Identity::Agent {
+            tenant: "blue".parse().unwrap(),
+            agent: "abcdefghij".parse().unwrap(),
+        };
+        for (identity, node_id) in
+            [(envoy(), "envoy-2"), (envoy(), ""), (Some(agent), "envoy-1"), (None, "envoy-1")]
+        {
+            let said = said_by(identity, node_id).unwrap_err();
+            assert_eq!(said.code(), tonic::Code::PermissionDenied, "{node_id}");
+        }
+    }
+}

@@ -14,7 +14,6 @@ use fairlead_xds::Cache;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::ListParams;
 use kube::{Api, Client};
-use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -34,7 +33,6 @@ use crate::fleet::Fleet;
 use crate::hub::Hub;
 use crate::identity::{AllowList, Gate, Identities};
 use crate::records::Records;
-use crate::refused::Refused;
 use crate::shares::Shares;
 use crate::tenants::Tenants;
 use crate::watch;
@@ -64,11 +62,11 @@ impl Args {
         let (cache, records) = (Arc::new(Cache::default()), Arc::new(Records::default()));
         let sessions = Arc::new(Sessions::default());
         let hub = Hub::new(client.clone(), &self.namespace, &self.envoy_selector);
-        let refused = Refused::default();
-        let identities = Identities::start(&client, &self, &refused).await?;
+        let identities = Identities::start(&client, &self).await?;
         let allowed = identities.allowed.clone();
-        let gate = Gate { refused: Counter::default() };
-        register(&mut registry, &sessions, &allowed, &gate, &refused);
+        let gate = Gate::default();
+        let refused = gate.refused.clone();
+        register(&mut registry, &sessions, &allowed, &gate);
 
         let (observe, observed) = mpsc::channel(OBSERVED);
         let (say, said) = mpsc::unbounded_channel();
@@ -242,19 +240,13 @@ fn server(gate: Gate, life: Duration) -> Server<Stack<Gate, Identity>> {
         .layer(gate)
 }
 
-fn register(
-    registry: &mut Registry,
-    sessions: &Sessions,
-    allowed: &AllowList,
-    gate: &Gate,
-    refused: &Refused,
-) {
+fn register(registry: &mut Registry, sessions: &Sessions, allowed: &AllowList, gate: &Gate) {
     let help = "Connections that were not let in";
     registry.register("connections_refused", help, allowed.refused.clone());
     let help = "Calls of methods that are not the caller's";
-    registry.register("calls_refused", help, gate.refused.clone());
+    registry.register("calls_refused", help, gate.denied.clone());
     let help = "Calls that got an error for what was asked, by method and gRPC status";
-    registry.register("requests_refused", help, refused.0.clone());
+    registry.register("requests_refused", help, gate.refused.0.clone());
     registry.register("agents_connected", "Agents with a stream open", sessions.count.clone());
     let version: ConstGauge<i64> = ConstGauge::new(1);
     let labels = [("version".into(), env!("CARGO_PKG_VERSION").into())].into_iter();

@@ -1,5 +1,7 @@
 //! Logs by `tracing`, as text or JSON.
 
+use std::io::{self, Write};
+
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
@@ -26,10 +28,82 @@ pub enum LogFormat {
 /// Starts logging to standard error.
 pub fn init(args: &LogArgs) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&args.log)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| OneLine(io::stderr()));
     let result = match args.log_format {
         LogFormat::Text => builder.with_ansi(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     result.map_err(|error| anyhow::anyhow!(error))
+}
+
+/// Keeps what is written at once on one line: what a stranger sends, and a library quotes in an error, begins no line of
+/// its own. `tracing` escapes text, but not what is displayed.
+struct OneLine<W>(W);
+
+impl<W: Write> Write for OneLine<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let (text, end) = match line.strip_suffix(b"\n") {
+            Some(text) => (text, &b"\n"[..]),
+            None => (line, &b""[..]),
+        };
+        if text.iter().any(u8::is_ascii_control) {
+            let escape = |byte: &u8| match byte {
+                byte if byte.is_ascii_control() => byte.escape_ascii().collect(),
+                byte => vec![*byte],
+            };
+            let escaped: Vec<u8> =
+                text.iter().flat_map(escape).chain(end.iter().copied()).collect();
+            self.0.write_all(&escaped)?;
+        } else {
+            self.0.write_all(line)?;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing::warn;
+
+    use super::*;
+    use crate::locks::lock;
+
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            lock(&self.0).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_stranger_sends_begins_no_line() {
+        let kept = Kept::default();
+        let to = kept.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || OneLine(to.clone()))
+            .finish();
+        let forged = "no\n2026-01-01T00:00:00Z  INFO all is well\r\x1b[2K";
+        tracing::subscriber::with_default(subscriber, || {
+            warn!(error = %forged, path = forged, "refused {forged}");
+        });
+        let said = String::from_utf8(lock(&kept.0).clone()).unwrap();
+        assert_eq!(said.matches('\n').count(), 1, "{said:?}");
+        assert!(!said.contains(['\r', '\x1b']), "{said:?}");
+        assert!(said.ends_with('\n') && said.contains("no\\n2026"), "{said:?}");
+    }
 }

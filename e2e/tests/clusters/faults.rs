@@ -16,9 +16,15 @@ use crate::world::{
 
 /// One request on a connection of its own.
 pub fn request(address: &str) -> Result<()> {
+    request_for("test", address)
+}
+
+/// The same for a host name.
+pub fn request_for(host: &str, address: &str) -> Result<()> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")?;
+    let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { bail!("{answer:?}") }

@@ -1,6 +1,7 @@
 //! Joining, certificates that renew themselves, and what strangers get: nothing.
 
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -8,11 +9,13 @@ use fairlead_e2e::install::{self, NAMESPACE};
 use fairlead_e2e::local::Local;
 use fairlead_e2e::topology::Cluster;
 use fairlead_e2e::{binaries, paths, run};
-use fairlead_process::proof::BoundKey;
+use fairlead_process::proof::{BoundKey, recover_message};
 use fairlead_process::tls;
 use fairlead_process::token::Token;
 use fairlead_proto::v1;
+use fairlead_proto::v1::enroll_request::Credential;
 use fairlead_proto::v1::identity_client::IdentityClient;
+use fairlead_proto::v1::recover_response::Answer;
 use rcgen::string::Ia5String;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, SanType};
 use tonic::Code;
@@ -21,6 +24,7 @@ use crate::agent::{
     self, Agent, Stream, enroll, from_client, make_tenant, remove, stranger, stranger_at, token,
 };
 use crate::faults::{rolled_out, rollout_of_agents, rollout_of_manager, under_load};
+use crate::isolation::refusals;
 use crate::world::{
     address, alone, answers, apply, event, hub, kubectl, on_host, pod_of_manager, service, shared,
     tenant, until,
@@ -76,7 +80,8 @@ pub fn connected(name: &str, within: Duration) {
 }
 
 /// What they logged from then on. The API server knows whole seconds only, in which more happened than is asked for.
-fn logs(cluster: &Cluster, component: &str, since: &str) -> String {
+/// What the pods of a component have said since a time of [`now`].
+pub fn logs(cluster: &Cluster, component: &str, since: &str) -> String {
     let all = "--all-containers --prefix --timestamps --tail=-1";
     let said = kubectl(
         cluster,
@@ -89,7 +94,7 @@ fn logs(cluster: &Cluster, component: &str, since: &str) -> String {
 }
 
 /// A time that sorts as text, as those of `kubectl logs` do.
-fn now() -> String {
+pub fn now() -> String {
     on_host("client", "date -u +%Y-%m-%dT%H:%M:%S.%NZ").expect("date").trim().to_owned()
 }
 
@@ -277,6 +282,9 @@ fn a_revoked_agent_loses_its_open_streams_within_5_s_and_is_told_why() {
 fn bad_tokens_and_bad_requests_are_told_apart() {
     let _world = alone("bad_tokens_and_bad_requests_are_told_apart");
     make_tenant("tokens", "pools: [public]");
+    let since = now();
+    let codes = ["Unauthenticated", "InvalidArgument", "OutOfRange", "ResourceExhausted"];
+    let before = codes.map(|code| refusals("Enroll", code));
     let good = token("tokens");
     let foreign = Token::new([9; 32]).unwrap();
     let unknown = Token::new(good.pin).unwrap();
@@ -336,35 +344,97 @@ fn bad_tokens_and_bad_requests_are_told_apart() {
         }
         assert_eq!(last, Code::ResourceExhausted);
     });
+    // Each is counted; what is wrong is in one line of the log; and where somebody can act on it there is an Event.
+    for (code, before) in codes.iter().zip(before) {
+        assert!(refusals("Enroll", code) > before, "{code}");
+    }
+    let said = logs(&hub(), "manager", &since);
+    for (line, count) in [
+        ("asks for a CA certificate", 1),
+        ("asks for the name", 1),
+        ("longer than 4 KiB", 1),
+        ("used with another key", 1),
+    ] {
+        let refused = |text: &&str| text.contains("no certificate issued") && text.contains(line);
+        assert_eq!(said.lines().filter(refused).count(), count, "{line}: {said}");
+    }
+    event(&hub(), "default", "tokens", "RequestRefused|agent");
+    event(&hub(), "default", "tokens", "JoinRefused|token");
     remove("tokens");
     // Whoever joins next comes from the same address: the limit is forgotten with the manager.
     rollout_of_manager();
 }
 
 /// Methods of every service that is, or might be, served on a port.
-const METHODS: [&str; 16] = [
-    "/fairlead.v1.Hub/Sync",
-    "/fairlead.v1.Identity/Renew",
-    "/fairlead.v1.Identity/WatchTrust",
+fn methods() -> Vec<String> {
+    let own = ["Hub/Sync", "Identity/Renew", "Identity/WatchTrust"];
+    let own = own.map(|method| format!("/fairlead.v1.{method}"));
+    let discovery = [
+        ("discovery", "Aggregated", "AggregatedResources"),
+        ("cluster", "Cluster", "Clusters"),
+        ("endpoint", "Endpoint", "Endpoints"),
+        ("listener", "Listener", "Listeners"),
+        ("route", "Route", "Routes"),
+        ("route", "ScopedRoutes", "ScopedRoutes"),
+        ("route", "VirtualHost", "VirtualHosts"),
+        ("secret", "Secret", "Secrets"),
+        ("runtime", "Runtime", "Runtime"),
+        ("extension", "ExtensionConfig", "ExtensionConfigs"),
+        ("endpoint", "LocalityEndpoint", "LocalityEndpoints"),
+    ];
+    let discovery = discovery.into_iter().flat_map(|(package, service, what)| {
+        ["Stream", "Delta", "Fetch"]
+            .map(|how| format!("/envoy.service.{package}.v3.{service}DiscoveryService/{how}{what}"))
+    });
+    let others = [
+        "/envoy.service.health.v3.HealthDiscoveryService/StreamHealthCheck",
+        "/envoy.service.health.v3.HealthDiscoveryService/FetchHealthCheck",
+        "/envoy.service.load_stats.v3.LoadReportingService/StreamLoadStats",
+        "/envoy.service.status.v3.ClientStatusDiscoveryService/StreamClientStatus",
+        "/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus",
+        "/envoy.service.auth.v3.Authorization/Check",
+        "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit",
+        "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ];
+    own.into_iter().chain(discovery).chain(others.map(str::to_owned)).collect()
+}
+
+/// What an Envoy may call at its port.
+const ENVOYS: [&str; 2] = [
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
-    "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
-    "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters",
-    "/envoy.service.cluster.v3.ClusterDiscoveryService/DeltaClusters",
-    "/envoy.service.endpoint.v3.EndpointDiscoveryService/FetchEndpoints",
-    "/envoy.service.listener.v3.ListenerDiscoveryService/FetchListeners",
-    "/envoy.service.route.v3.RouteDiscoveryService/FetchRoutes",
-    "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets",
-    "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
     "/envoy.service.health.v3.HealthDiscoveryService/StreamHealthCheck",
-    "/envoy.service.health.v3.HealthDiscoveryService/FetchHealthCheck",
-    "/grpc.health.v1.Health/Check",
-    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
 ];
 
-async fn call(channel: tonic::transport::Channel, path: &'static str) -> Result<usize, Code> {
+/// A certificate as the first Envoy has one, by a token of its pod.
+fn as_envoy() -> tls::Credentials {
+    let pods =
+        "get pods -l app.kubernetes.io/component=envoy -o jsonpath={.items[0].metadata.name}";
+    let pod = kubectl(&hub(), &format!("-n {NAMESPACE} {pods}"));
+    let bound = format!("--bound-object-kind=Pod --bound-object-name={pod}");
+    let account = format!("-n {NAMESPACE} create token fairlead-envoy");
+    let audience = format!("--audience={}", fairlead_proto::ENVOY_AUDIENCE);
+    let text = kubectl(&hub(), &format!("{account} {bound} {audience}")).trim().to_owned();
+    let pin = token("nosy");
+    from_client(|| async {
+        let channel = stranger(&pin).await.expect("TLS");
+        let (key, csr) = tls::request(None).unwrap();
+        let credential = Some(Credential::ServiceAccountToken(text));
+        let request = v1::EnrollRequest { csr, credential };
+        let issued = IdentityClient::new(channel).enroll(request).await.expect("enrols");
+        let v1::Issued { chain, trust, .. } = issued.into_inner();
+        let own = Some((&*chain, key.as_bytes()));
+        tls::Credentials::from_pem(&trust.expect("trust").roots, own).unwrap()
+    })
+}
+
+async fn call(channel: tonic::transport::Channel, path: &str) -> Result<usize, Code> {
     let mut grpc = tonic::client::Grpc::new(channel);
     grpc.ready().await.map_err(|_| Code::Unavailable)?;
-    let path = http::uri::PathAndQuery::from_static(path);
+    let path: http::uri::PathAndQuery = path.parse().expect("a path");
     let codec = tonic_prost::ProstCodec::<v1::Confirmed, v1::Confirmed>::default();
     let message = tonic::Request::new(v1::Confirmed { sequence: 1 });
     let answer =
@@ -385,40 +455,55 @@ fn strangers_and_tenants_get_nothing_that_is_not_theirs_from_any_method_of_any_p
     // The xDS port is the manager's own, in the hub's pod network: from a hub's node, as a pod there would.
     let pod = pod_of_manager();
     let agent = from_client(|| async { Agent::join(&token).await.expect("joins") });
+    let envoy = Arc::new(as_envoy());
     for (port, host) in [(8443, "hub-1"), (18_000, "hub-1")] {
-        let (address, agent, token) = (format!("{pod}:{port}"), &agent, &token);
+        let (address, agent, envoy, token) = (format!("{pod}:{port}"), &agent, &envoy, &token);
         let tried = fairlead_e2e::local::net::within(host, || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                for path in METHODS {
+                // The port is there, and lets in who may come: what is refused below is refused by it.
+                let by = |credentials: Arc<tls::Credentials>| {
+                    let address = address.clone();
+                    async move { tls::connect(&address, agent::NAME, &credentials).await }
+                };
+                for path in ENVOYS {
+                    let got = call(by(envoy.clone()).await.expect("an Envoy connects"), path).await;
+                    let denied = matches!(got, Err(Code::PermissionDenied));
+                    assert!(!matches!(got, Err(Code::Unavailable)), "{port}, {path}: {got:?}");
+                    assert_eq!(denied, port == 8443, "an Envoy, {port}, {path}: {got:?}");
+                }
+                for path in &methods() {
                     let got = match stranger_at(&address, token).await {
                         Ok(channel) => call(channel, path).await,
                         // Not even TLS.
-                        Err(_) => Err(Code::Unauthenticated),
+                        Err(_) if port == 18_000 => Err(Code::Unauthenticated),
+                        Err(error) => panic!("nobody, {port}: {error:#}"),
                     };
                     assert!(
-                        matches!(
-                            got,
-                            Err(Code::Unauthenticated
-                                | Code::Unavailable
-                                | Code::Unknown
-                                | Code::Internal)
-                        ),
+                        matches!(got, Err(Code::Unauthenticated))
+                            || (port == 18_000
+                                && matches!(got, Err(Code::Unavailable | Code::Unknown))),
                         "nobody, {port}, {path}: {got:?}"
                     );
-                    let own = path.starts_with("/fairlead.v1.") && port == 8443;
-                    if own {
-                        continue;
+                    for (who, credentials) in [("agent", &agent.credentials), ("Envoy", envoy)] {
+                        let own = match who {
+                            "agent" => path.starts_with("/fairlead.v1.") && port == 8443,
+                            _ => {
+                                (ENVOYS.contains(&path.as_str()) && port == 18_000)
+                                    || (path.ends_with("/WatchTrust") && port == 8443)
+                            }
+                        };
+                        if own {
+                            continue;
+                        }
+                        let channel = by(credentials.clone()).await;
+                        let got =
+                            call(channel.unwrap_or_else(|e| panic!("{who}: {e:#}")), path).await;
+                        assert!(
+                            matches!(got, Err(Code::PermissionDenied | Code::Unimplemented)),
+                            "a certificate of an {who}, {port}, {path}: {got:?}"
+                        );
                     }
-                    let channel = tls::connect(&address, agent::NAME, &agent.credentials).await;
-                    let got = match channel {
-                        Ok(channel) => call(channel, path).await,
-                        Err(_) => Err(Code::PermissionDenied),
-                    };
-                    assert!(
-                        matches!(got, Err(Code::PermissionDenied | Code::Unimplemented)),
-                        "a tenant's agent, {port}, {path}: {got:?}"
-                    );
                 }
             });
             Ok(())
@@ -435,6 +520,13 @@ fn strangers_and_tenants_get_nothing_that_is_not_theirs_from_any_method_of_any_p
     }
     let open = on_host("hub-1", "ss -ltnHp | grep envoy | awk '{print $4}' | sort -u").unwrap();
     assert!(!open.contains(":9901") && !open.contains(":15000"), "{open}");
+    // What an Envoy says of itself names no tenant and no host name.
+    let metrics = on_host("client", "curl -s http://172.18.0.11:19003/metrics").unwrap();
+    assert!(metrics.contains("envoy_http_downstream_rq_total"), "{metrics}");
+    for name in ["nosy", "secret", "tenant-a", "shop", "web."] {
+        let found: Vec<_> = metrics.lines().filter(|line| line.contains(name)).take(3).collect();
+        assert!(found.is_empty(), "{name}: {found:?}");
+    }
     // The certificate names the tenant: no message of an agent does, and none reaches another's namespace.
     let before = kubectl(&hub(), "-n tenant-a get routes -o name");
     from_client(|| async {
@@ -448,4 +540,91 @@ fn strangers_and_tenants_get_nothing_that_is_not_theirs_from_any_method_of_any_p
     assert_eq!(kubectl(&hub(), "-n tenant-a get routes -o name"), before);
     until(&hub(), "-n tenant-nosy get routes -o name", |names| names.contains("svc.test.mine"));
     remove("nosy");
+}
+
+/// The one method that names a tenant: only its agent's own key signs for it, and only what it was asked.
+#[test]
+fn nobody_recovers_as_another() {
+    let _world = alone("nobody_recovers_as_another");
+    make_tenant("robbed", "pools: [public]");
+    make_tenant("robber", "pools: [public]");
+    let tokens = ["robbed", "robber"].map(token);
+    let refused = refusals("Recover", "Unauthenticated");
+    let [robbed, robber] = from_client(|| async {
+        let keys = [BoundKey::generate().unwrap(), BoundKey::generate().unwrap()];
+        for (token, key) in tokens.iter().zip(&keys) {
+            enroll(token, key, tls::request(None).unwrap().1).await.expect("joins");
+        }
+        keys
+    });
+    let ids = [&tokens[0], &tokens[1]].map(|token| token.id.as_str().to_owned());
+    from_client(|| async {
+        let recover = |request: v1::RecoverRequest| async {
+            let channel = stranger(&tokens[0]).await.expect("TLS");
+            IdentityClient::new(channel).recover(request).await.map(tonic::Response::into_inner)
+        };
+        let challenge = |tenant: &'static str, agent: &str| {
+            let (tenant, agent) = (tenant.to_owned(), agent.to_owned());
+            let request = v1::RecoverRequest { tenant, agent, ..Default::default() };
+            async {
+                match recover(request).await.expect("a challenge").answer {
+                    Some(Answer::Challenge(challenge)) => challenge,
+                    other => panic!("{other:?}"),
+                }
+            }
+        };
+        let signed = |tenant: &str, agent: &str, challenge: &[u8], by: &BoundKey| {
+            let csr = tls::request(None).unwrap().1;
+            let signature = by.sign(&recover_message(challenge, &csr)).unwrap();
+            let (tenant, agent) = (tenant.to_owned(), agent.to_owned());
+            v1::RecoverRequest { tenant, agent, csr, challenge: challenge.to_vec(), signature }
+        };
+        let for_robbed = challenge("robbed", &ids[0]).await;
+        let for_robber = challenge("robber", &ids[1]).await;
+        for (what, request) in [
+            ("its own key for another", signed("robbed", &ids[0], &for_robbed, &robber)),
+            ("its own challenge for another", signed("robbed", &ids[0], &for_robber, &robber)),
+            ("its own agent in another tenant", signed("robbed", &ids[1], &for_robber, &robber)),
+            ("no challenge of the hub's", signed("robber", &ids[1], &[7; 60], &robber)),
+            ("an agent that is none", signed("robbed", "zzzzzzzzzz", &for_robbed, &robber)),
+        ] {
+            let said = recover(request).await.expect_err(what);
+            assert_eq!(said.code(), Code::Unauthenticated, "{what}: {said}");
+        }
+        // Another request than the one that was signed.
+        let mut changed = signed("robbed", &ids[0], &for_robbed, &robbed);
+        changed.csr = tls::request(None).unwrap().1;
+        assert_eq!(recover(changed).await.unwrap_err().code(), Code::Unauthenticated);
+        // What is refused above is not refused for being a recovery.
+        let good =
+            recover(signed("robbed", &ids[0], &for_robbed, &robbed)).await.expect("recovers");
+        assert!(matches!(good.answer, Some(Answer::Issued(_))));
+    });
+    assert!(refusals("Recover", "Unauthenticated") >= refused + 6);
+    fairlead(&format!("agent revoke robbed {}", ids[0]));
+    let said = from_client(|| async {
+        let channel = stranger(&tokens[0]).await.expect("TLS");
+        let mut client = IdentityClient::new(channel);
+        let (tenant, agent) = ("robbed".to_owned(), ids[0].clone());
+        let ask = v1::RecoverRequest {
+            tenant: tenant.clone(),
+            agent: agent.clone(),
+            ..Default::default()
+        };
+        let Some(Answer::Challenge(challenge)) =
+            client.recover(ask).await.unwrap().into_inner().answer
+        else {
+            panic!("no challenge")
+        };
+        let csr = tls::request(None).unwrap().1;
+        let signature = robbed.sign(&recover_message(&challenge, &csr)).unwrap();
+        let request = v1::RecoverRequest { tenant, agent, csr, challenge, signature };
+        client.recover(request).await.unwrap_err()
+    });
+    assert!(said.message().contains("revoked"), "{said}");
+    event(&hub(), "default", "robbed", "RecoveryRefused");
+    remove("robbed");
+    remove("robber");
+    // Whoever joins next comes from the same address: the limit is forgotten with the manager.
+    rollout_of_manager();
 }

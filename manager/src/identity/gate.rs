@@ -12,6 +12,8 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::warn;
 
+use crate::refused::Refused;
+
 /// Whether the bearer of `identity` may call the method at `path`; `None` is one without a certificate.
 #[allow(clippy::result_large_err)] // tonic's own error type
 pub(crate) fn may_call(path: &str, identity: Option<&Identity>) -> Result<(), Status> {
@@ -39,16 +41,19 @@ pub(crate) fn may_call(path: &str, identity: Option<&Identity>) -> Result<(), St
 }
 
 /// Puts the check in front of a server.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Gate {
-    pub(crate) refused: Counter,
+    /// Calls of methods that are not the caller's.
+    pub(crate) denied: Counter,
+    /// Calls that got an error for what was asked.
+    pub(crate) refused: Refused,
 }
 
 impl<S> Layer<S> for Gate {
     type Service = Guarded<S>;
 
     fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { inner, refused: self.refused.clone() }
+        Guarded { inner, gate: self.clone() }
     }
 }
 
@@ -56,7 +61,7 @@ impl<S> Layer<S> for Gate {
 #[derive(Debug, Clone)]
 pub(crate) struct Guarded<S> {
     inner: S,
-    refused: Counter,
+    gate: Gate,
 }
 
 impl<S> Service<http::Request<Body>> for Guarded<S>
@@ -76,7 +81,18 @@ where
         let peer = request.extensions().get::<Peer>();
         let identity = peer.and_then(|peer| peer.identity.as_ref());
         match may_call(request.uri().path(), identity) {
-            Ok(()) => Box::pin(self.inner.call(request)),
+            Ok(()) => {
+                let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+                let (refused, call) = (self.gate.refused.clone(), self.inner.call(request));
+                Box::pin(async move {
+                    let response = call.await?;
+                    // One that is an error from the start has its status in the headers.
+                    if let Some(status) = Status::from_header_map(response.headers()) {
+                        refused.note(&method, &status);
+                    }
+                    Ok(response)
+                })
+            }
             Err(status) => {
                 let status = match peer.and_then(|peer| peer.refusal.as_ref()) {
                     Some(why) => Status::unauthenticated(why.as_str()),
@@ -85,7 +101,7 @@ where
                 let path: String = request.uri().path().chars().take(100).collect();
                 let address = peer.map(|peer| peer.address);
                 warn!(?address, ?identity, path, error = status.message(), "call refused");
-                self.refused.inc();
+                self.gate.denied.inc();
                 Box::pin(std::future::ready(Ok(status.into_http())))
             }
         }

@@ -24,7 +24,6 @@ use tracing::warn;
 
 use crate::Args;
 use crate::events::Events;
-use crate::refused::Refused;
 pub(crate) use allow::AllowList;
 use allow::Used;
 pub(crate) use gate::Gate;
@@ -47,7 +46,7 @@ pub(crate) struct Identities {
 
 impl Identities {
     /// Reads the authority, or makes the first one.
-    pub(crate) async fn start(client: &Client, args: &Args, refused: &Refused) -> Result<Self> {
+    pub(crate) async fn start(client: &Client, args: &Args) -> Result<Self> {
         let pki = Pki::start(client.clone(), &args.namespace, args.pki()?).await?;
         let (note_use, used) = mpsc::unbounded_channel();
         let allowed = Arc::new(AllowList::new(&args.trust_domain, pki.roots(), note_use));
@@ -59,7 +58,7 @@ impl Identities {
         let service = Service::new(
             pki.clone(),
             store.clone(),
-            (events.clone(), refused.clone()),
+            events.clone(),
             sessions.clone(),
             allowed.clone(),
             &account,

@@ -33,7 +33,6 @@ use super::pki::{Pki, TrustSessions, Trusted};
 use super::store::Store;
 use crate::events::Events;
 use crate::limits::{Rate, Refusals};
-use crate::refused::Refused;
 use crate::watch::version;
 
 /// Requests that are worked on at the same time.
@@ -49,7 +48,6 @@ pub(crate) struct Service {
     pki: Pki,
     store: Store,
     events: Events,
-    refused: Refused,
     sessions: Arc<TrustSessions>,
     allowed: Arc<AllowList>,
     challenger: Arc<Challenger>,
@@ -96,7 +94,7 @@ impl Service {
     pub(crate) fn new(
         pki: Pki,
         store: Store,
-        (events, refused): (Events, Refused),
+        events: Events,
         sessions: Arc<TrustSessions>,
         allowed: Arc<AllowList>,
         envoys: &str,
@@ -106,7 +104,6 @@ impl Service {
             pki,
             store,
             events,
-            refused,
             sessions,
             allowed,
             challenger: Arc::new(Challenger::new(&random()?)),
@@ -128,11 +125,9 @@ impl Service {
         let permit = self.permits.acquire().await;
         let now = Instant::now();
         if address.is_some_and(|address| lock(&self.refusals).too_many(address, now)) {
-            let status = Status::resource_exhausted(
+            return Err(Status::resource_exhausted(
                 "too many refusals of late from this address; try again in a minute",
-            );
-            self.refused.note(method, &status);
-            return Err(status);
+            ));
         }
         let status = match work.await {
             Ok(answer) => return Ok(Response::new(answer)),
@@ -148,7 +143,6 @@ impl Service {
         if let Some(address) = address {
             lock(&self.refusals).note(address, Instant::now());
         }
-        self.refused.note(method, &status);
         warn!(method, ?address, error = status.message(), "no certificate issued");
         Err(status)
     }

@@ -52,7 +52,7 @@ impl Layout {
     }
 
     fn is_wildcard(self, number: usize) -> bool {
-        self != Self::Scopes && number % 10 == 0
+        self != Self::Scopes && number.is_multiple_of(10)
     }
 
     /// The name of a host.
