@@ -65,23 +65,25 @@ fn an_endpoint_that_is_not_the_tenants_own_gets_not_one_syn() {
                     nft add rule inet fairlead-test out tcp dport 29990-29999 counter";
         on_host(host, rule).expect("a counter");
     }
+    // The last two are the manager's pod, and the hub's apiserver as its pods know it.
+    let evils = [
+        "172.18.0.21",
+        "172.18.0.11",
+        "172.18.0.12",
+        "127.0.0.1",
+        "172.18.0.200",
+        "169.254.169.254",
+        "::ffff:172.18.0.21",
+        &pod_of_manager(),
+        kubectl(&hub(), "-n default get service kubernetes -o jsonpath={.spec.clusterIP}").trim(),
+    ]
+    .map(str::to_owned);
     let told = from_client(|| async {
         let agent = Agent::join(&token).await.expect("joins");
         let mut stream = agent.stream().await.expect("a stream");
         let mut told = Vec::new();
-        for (port, evil) in [
-            "172.18.0.21",
-            "172.18.0.11",
-            "172.18.0.12",
-            "127.0.0.1",
-            "172.18.0.200",
-            "169.254.169.254",
-            "::ffff:172.18.0.21",
-        ]
-        .iter()
-        .enumerate()
-        {
-            stream.nodes(&[(*evil).to_owned()]).await.unwrap();
+        for (port, evil) in evils.iter().enumerate() {
+            stream.nodes(std::slice::from_ref(evil)).await.unwrap();
             let (port, number) =
                 (u16::try_from(9_310 + port).unwrap(), u16::try_from(29_990 + port).unwrap());
             let hash = stream.put(&tcp(&format!("r{port}"), "public", port, number)).await.unwrap();
@@ -93,7 +95,7 @@ fn an_endpoint_that_is_not_the_tenants_own_gets_not_one_syn() {
                 .unwrap_or_else(|error| panic!("{evil}: {error:#}"));
             let address = &status.addresses[0];
             // A request comes to nothing, at once.
-            told.push((*evil, format!("{address}:{port}")));
+            told.push(format!("{address}:{port}"));
             assert!(request(&format!("{address}:{port}")).is_err(), "{evil}");
         }
         // A node port outside of the range.
@@ -108,7 +110,7 @@ fn an_endpoint_that_is_not_the_tenants_own_gets_not_one_syn() {
         stream.status(&hash, refused).await.expect("told");
         told
     });
-    assert_eq!(told.len(), 7);
+    assert_eq!(told.len(), evils.len());
     for host in victims {
         let rules = on_host(host, "nft list table inet fairlead-test").unwrap();
         assert!(
@@ -116,6 +118,13 @@ fn an_endpoint_that_is_not_the_tenants_own_gets_not_one_syn() {
             "{host}: {rules}"
         );
         assert_eq!(rules.matches("counter packets 0").count(), 2, "{host}: {rules}");
+        // It would have been counted: this one is.
+        let ip =
+            on_host(host, "ip -4 -o addr show scope global | grep -o '172.18.0.[0-9]*' | head -1");
+        let ip = ip.unwrap().trim().to_owned();
+        let _ = on_host("client", &format!("timeout 1 bash -c '</dev/tcp/{ip}/29999'"));
+        let rules = on_host(host, "nft list table inet fairlead-test").unwrap();
+        assert_ne!(rules.matches("counter packets 0").count(), 2, "{host}: {rules}");
         on_host(host, "nft delete table inet fairlead-test").unwrap();
     }
     // The owner of the node is unaffected, and is told nothing of it.

@@ -1,6 +1,7 @@
 //! What a tenant may have at most: told by the field that says so, while what it has goes on.
 
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use fairlead_api::RouteSpec;
 use fairlead_process::token::Token;
@@ -8,7 +9,7 @@ use fairlead_proto::v1;
 use fairlead_proto::v1::hub_message::Message as From;
 
 use crate::agent::{Agent, Stream, from_client, holds, ingress, make_tenant, remove, tcp, token};
-use crate::world::{hub, kubectl, shared};
+use crate::world::{event, hub, kubectl, shared};
 
 /// A node where nobody is: the hub's words are what counts.
 const NODE: &str = "172.18.0.29";
@@ -111,4 +112,29 @@ fn each_quota_is_told_by_its_field_and_raised_at_once() {
         println!("{quota}: {said}");
         remove(&name);
     }
+}
+
+#[test]
+fn changes_that_come_too_fast_wait_and_it_is_told() {
+    let _world = shared("changes_that_come_too_fast_wait_and_it_is_told");
+    make_tenant("hasty", "pools: [public], quotas: {changesPerSecond: 2}");
+    let token = token("hasty");
+    from_client(|| async {
+        let mut stream =
+            Agent::join(&token).await.expect("joins").stream().await.expect("a stream");
+        let begin = Instant::now();
+        let mut last = Vec::new();
+        for number in 0..70 {
+            last = stream.put(&tcp("web", "public", 9_350, 30_000 + number)).await.unwrap();
+        }
+        // None is lost, and none is taken in before its time: four seconds' worth may come at once.
+        stream
+            .until(|message| matches!(message, From::Stored(stored) if stored.hash == last))
+            .await
+            .expect("the last one is stored");
+        let took = begin.elapsed();
+        assert!(took > Duration::from_secs(25), "{took:?}");
+    });
+    event(&hub(), "default", "hasty", "TooManyChanges");
+    remove("hasty");
 }

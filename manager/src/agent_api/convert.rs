@@ -7,12 +7,15 @@ use fairlead_process::token::hex;
 use fairlead_proto::v1;
 use k8s_openapi::ByteString;
 
+use super::text;
 use crate::hub::SecretContent;
 use crate::records::Item;
 
 const MAX_PORTS: usize = 64;
 const MAX_BACKENDS: usize = 1_000;
 const MAX_NODES: usize = 5_000;
+/// Of a name in Kubernetes.
+const MAX_NAME: usize = 253;
 
 /// Reads a key.
 pub(super) fn item(key: &v1::Key) -> Result<Item, String> {
@@ -68,6 +71,7 @@ pub(super) fn hash_bytes(hash: &str) -> Vec<u8> {
 /// Reads a Route. An error names the field.
 pub(super) fn route(name: &RouteName, hash: &str, route: &v1::Route) -> Result<RouteSpec, String> {
     let (kind, namespace, name) = name.parts().ok_or("key: names no source")?;
+    text::check(&route.spec)?;
     let json = &mut serde_json::Deserializer::from_slice(&route.spec);
     let spec: RouteSpec = serde_path_to_error::deserialize(json).map_err(|error| {
         let message = error.inner().to_string();
@@ -135,6 +139,10 @@ pub(super) fn nodes(hash: &str, nodes: v1::NodeSet) -> Result<NodeSetSpec, Strin
     }
     let nodes = indexed(nodes, "nodes", |node| {
         let v1::Node { name, addresses } = node;
+        if name.len() > MAX_NAME || name.contains(text::is_unprintable) {
+            let shown: String = name.chars().take(64).collect();
+            return Err(format!("name: {shown:?} is no name"));
+        }
         if let Some(bad) = addresses.iter().find(|text| text.parse::<std::net::IpAddr>().is_err()) {
             let shown: String = bad.chars().take(64).collect();
             return Err(format!("addresses: {shown:?} is not an IP address"));
@@ -191,6 +199,17 @@ mod tests {
         // Whose it is, the key says.
         let spec = read(json!([listener(80, "TCP")])).unwrap();
         assert_eq!(spec.source.to_string(), "Service/shop/web");
+    }
+
+    #[test]
+    fn names_of_nodes_are_names() {
+        let node = |name: &str| v1::NodeSet {
+            nodes: vec![v1::Node { name: name.into(), addresses: vec!["10.0.0.1".into()] }],
+        };
+        assert!(nodes("00", node("n1.example")).is_ok());
+        for bad in ["n\u{7f}", "n\n1", &"n".repeat(254)] {
+            assert!(nodes("00", node(bad)).unwrap_err().starts_with("nodes[0].name: "), "{bad}");
+        }
     }
 
     #[test]

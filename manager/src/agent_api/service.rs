@@ -25,6 +25,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use super::session::{Action, Session, Upload};
+use super::text::is_unprintable;
 use crate::events::Events;
 use crate::hub::{Hub, pause_after_failure};
 use crate::limits::{Bucket, Rate};
@@ -156,7 +157,9 @@ impl HubService for AgentApi {
         };
         let end = self.stop.child_token();
         let v1::Hello { agent_version, cluster_version, instance, epoch, time } = hello;
-        let clip = |text: String| text.chars().take(64).collect::<String>();
+        let clip = |text: String| {
+            text.chars().filter(|c| !is_unprintable(*c)).take(64).collect::<String>()
+        };
         let (agent_version, cluster_version) = (clip(agent_version), clip(cluster_version));
         let instance = clip(instance);
         let now = jiff::Timestamp::now().as_second();
@@ -237,25 +240,41 @@ fn rate(changes_per_second: u32) -> Rate {
     Rate { burst: per_second * BURST, per_second }
 }
 
+/// For so many seconds changes wait before it is told: a cluster that joins has many at once.
+const TOLD_AFTER: f64 = 30.0;
+
 /// How fast an agent is read.
 struct Pace {
     rate: Rate,
     bucket: Arc<Mutex<Bucket>>,
     /// Nothing is read before.
     next: Instant,
+    /// How many changes in a row had to wait.
+    late: u32,
 }
 
 impl Pace {
     fn new(sessions: &Sessions, tenant: &TenantId, changes_per_second: u32) -> Self {
         let rate = rate(changes_per_second);
-        Self { rate, bucket: sessions.bucket(tenant, rate), next: Instant::now() }
+        Self { rate, bucket: sessions.bucket(tenant, rate), next: Instant::now(), late: 0 }
     }
 
-    /// A change was read.
-    fn note(&mut self, now: Instant) {
-        if let Err(seconds) = lock(&self.bucket).take(self.rate, now) {
-            self.next = now + Duration::from_secs_f64(seconds);
+    /// A change was read. Whether so many had to wait that it is worth telling.
+    fn note(&mut self, now: Instant) -> bool {
+        let mut bucket = lock(&self.bucket);
+        bucket.spend(self.rate, 1.0, now);
+        let left = bucket.left(self.rate, now);
+        if left >= 0.0 {
+            self.late = 0;
+            return false;
         }
+        self.next = now + Duration::from_secs_f64(-left / self.rate.per_second);
+        self.late += 1;
+        let told = f64::from(self.late) >= TOLD_AFTER * self.rate.per_second;
+        if told {
+            self.late = 0;
+        }
+        told
     }
 
     fn is_due(&self) -> bool {
@@ -264,6 +283,15 @@ impl Pace {
 }
 
 impl Stream {
+    fn tell_of_pace(&self) {
+        let note = format!(
+            "its agent changes more than Tenant.spec.quotas.changesPerSecond allows ({}): what is more waits for its \
+             turn",
+            self.pace.rate.per_second
+        );
+        self.api.events.warn(&self.tenant, "TooManyChanges", &note);
+    }
+
     #[allow(clippy::result_large_err)] // tonic's own error type
     async fn run(
         mut self,
@@ -286,8 +314,10 @@ impl Stream {
                     let Some(message) = message?.and_then(|message| message.message) else {
                         return Ok(());
                     };
-                    if matches!(message, From::Put(_) | From::Delete(_)) {
-                        self.pace.note(Instant::now());
+                    if matches!(message, From::Put(_) | From::Delete(_))
+                        && self.pace.note(Instant::now())
+                    {
+                        self.tell_of_pace();
                     }
                     self.take(message)?
                 }
