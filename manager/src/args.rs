@@ -1,6 +1,6 @@
 //! Settings, by flag and by environment variable.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -64,6 +64,9 @@ pub struct Args {
     /// Ranges that no tenant's node may be in, with commas between.
     #[arg(long, env = "FAIRLEAD_REFUSED_CIDRS", value_delimiter = ',', value_parser = refused)]
     pub refused_cidrs: Vec<Option<IpNet>>,
+    /// This pod's own addresses: no tenant's node has one of them.
+    #[arg(long, env = "FAIRLEAD_POD_IPS", value_delimiter = ',')]
+    pub pod_ips: Vec<IpAddr>,
     /// The service account of the Envoys' pods, in the manager's namespace.
     #[arg(long, env = "FAIRLEAD_ENVOY_ACCOUNT", default_value = "fairlead-envoy")]
     pub envoy_account: String,

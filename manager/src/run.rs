@@ -11,6 +11,7 @@ use fairlead_process::{apiserver, lease, logs, metrics, probes, shutdown, tls};
 use fairlead_proto::MAX_MESSAGE_BYTES;
 use fairlead_proto::v1::hub_server::HubServer;
 use fairlead_xds::Cache;
+use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::ListParams;
 use kube::{Api, Client};
@@ -188,6 +189,7 @@ impl Args {
             Err(error) => return Err(error).context("reading the ranges of the hub's Services"),
         };
         let ranges = ranges.into_iter().filter_map(|range| range.spec?.cidrs).flatten();
+        engine.hub_network("manager", self.pod_ips.iter().copied().map(IpNet::from).collect());
         engine.hub_network("Services", ranges.filter_map(|text| text.parse().ok()).collect());
         Ok(engine)
     }
