@@ -420,26 +420,43 @@ const ENVOYS: [&str; 2] = [
     "/envoy.service.health.v3.HealthDiscoveryService/StreamHealthCheck",
 ];
 
-/// A certificate as the first Envoy has one, by a token of its pod.
-fn as_envoy() -> tls::Credentials {
+/// A token of a service account of the manager's namespace, as `kubectl create token` prints it.
+fn account_token(account: &str, more: &str) -> String {
+    kubectl(&hub(), &format!("-n {NAMESPACE} create token {account} {more}")).trim().to_owned()
+}
+
+/// Enrols as an Envoy does.
+fn enroll_envoy(pin: &Token, token: String) -> Result<tls::Credentials, tonic::Status> {
+    from_client(|| async {
+        let channel = stranger(pin).await.expect("TLS");
+        let (key, csr) = tls::request(None).unwrap();
+        let credential = Some(Credential::ServiceAccountToken(token));
+        let request = v1::EnrollRequest { csr, credential };
+        let v1::Issued { chain, trust, .. } =
+            IdentityClient::new(channel).enroll(request).await?.into_inner();
+        let own = Some((&*chain, key.as_bytes()));
+        Ok(tls::Credentials::from_pem(&trust.expect("trust").roots, own).unwrap())
+    })
+}
+
+/// A certificate as the first Envoy has one, by a token of its pod; other tokens are no Envoy's.
+fn as_envoy(pin: &Token) -> tls::Credentials {
     let pods =
         "get pods -l app.kubernetes.io/component=envoy -o jsonpath={.items[0].metadata.name}";
     let pod = kubectl(&hub(), &format!("-n {NAMESPACE} {pods}"));
     let bound = format!("--bound-object-kind=Pod --bound-object-name={pod}");
-    let account = format!("-n {NAMESPACE} create token fairlead-envoy");
     let audience = format!("--audience={}", fairlead_proto::ENVOY_AUDIENCE);
-    let text = kubectl(&hub(), &format!("{account} {bound} {audience}")).trim().to_owned();
-    let pin = token("nosy");
-    from_client(|| async {
-        let channel = stranger(&pin).await.expect("TLS");
-        let (key, csr) = tls::request(None).unwrap();
-        let credential = Some(Credential::ServiceAccountToken(text));
-        let request = v1::EnrollRequest { csr, credential };
-        let issued = IdentityClient::new(channel).enroll(request).await.expect("enrols");
-        let v1::Issued { chain, trust, .. } = issued.into_inner();
-        let own = Some((&*chain, key.as_bytes()));
-        tls::Credentials::from_pem(&trust.expect("trust").roots, own).unwrap()
-    })
+    for (what, token) in [
+        ("another account's", account_token("fairlead-manager", &audience)),
+        ("of no pod", account_token("fairlead-envoy", &audience)),
+        ("for another audience", account_token("fairlead-envoy", &bound)),
+        ("no token", "garbage".to_owned()),
+    ] {
+        let said = enroll_envoy(pin, token).map(drop).expect_err(what);
+        assert_eq!(said.code(), Code::Unauthenticated, "{what}: {said}");
+    }
+    let good = account_token("fairlead-envoy", &format!("{bound} {audience}"));
+    enroll_envoy(pin, good).expect("enrols")
 }
 
 async fn call(channel: tonic::transport::Channel, path: &str) -> Result<usize, Code> {
@@ -466,7 +483,7 @@ fn strangers_and_tenants_get_nothing_that_is_not_theirs_from_any_method_of_any_p
     // The xDS port is the manager's own, in the hub's pod network: from a hub's node, as a pod there would.
     let pod = pod_of_manager();
     let agent = from_client(|| async { Agent::join(&token).await.expect("joins") });
-    let envoy = Arc::new(as_envoy());
+    let envoy = Arc::new(as_envoy(&token));
     for (port, host) in [(8443, "hub-1"), (18_000, "hub-1")] {
         let (address, agent, envoy, token) = (format!("{pod}:{port}"), &agent, &envoy, &token);
         let tried = fairlead_e2e::local::net::within(host, || {
