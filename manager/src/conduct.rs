@@ -290,7 +290,7 @@ impl Conductor {
                 engine.envoy_host(&hosts);
                 engine.envoy_ready(&name.into(), ready);
             }
-            Observed::Node(name, ranges) => engine.hub_network(&name, ranges),
+            Observed::Node(name, ranges) => engine.hub_network(&format!("node/{name}"), ranges),
             Observed::Agent(tenant, id, agent) => {
                 let agent = agent.as_deref();
                 let agent = agent.map(|(spec, status, version)| (spec, status.as_ref(), *version));

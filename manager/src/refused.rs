@@ -17,7 +17,7 @@ pub(crate) struct Answer {
 pub(crate) struct Refused(pub(crate) Family<Answer, Counter>);
 
 impl Refused {
-    /// Counts an answer, unless the fault is not the caller's.
+    /// Counts an answer for which the caller has to do something else.
     pub(crate) fn note(&self, method: &str, status: &Status) {
         if is_callers(status.code()) {
             let answer = Answer { method: method.to_owned(), code: format!("{:?}", status.code()) };
@@ -26,7 +26,17 @@ impl Refused {
     }
 }
 
-/// Whether the caller has to do something else.
+/// Whether the caller has to do something else. A connection that breaks is `Unknown` or `Internal`, and nobody's fault.
 pub(crate) fn is_callers(code: Code) -> bool {
-    !matches!(code, Code::Ok | Code::Cancelled | Code::Aborted | Code::Unavailable)
+    matches!(
+        code,
+        Code::InvalidArgument
+            | Code::NotFound
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::ResourceExhausted
+            | Code::DeadlineExceeded
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+    )
 }

@@ -47,14 +47,19 @@ impl<W: Write> Write for OneLine<W> {
             Some(text) => (text, &b"\n"[..]),
             None => (line, &b""[..]),
         };
-        if text.iter().any(u8::is_ascii_control) {
-            let escape = |byte: &u8| match byte {
-                byte if byte.is_ascii_control() => byte.escape_ascii().collect(),
-                byte => vec![*byte],
-            };
-            let escaped: Vec<u8> =
-                text.iter().flat_map(escape).chain(end.iter().copied()).collect();
-            self.0.write_all(&escaped)?;
+        let shown = String::from_utf8_lossy(text);
+        if shown.contains(char::is_control) {
+            // As JSON has it, so that a line of JSON stays one.
+            let mut escaped = String::with_capacity(line.len() + 16);
+            for c in shown.chars() {
+                if c.is_control() {
+                    escaped += &format!("\\u{:04x}", u32::from(c));
+                } else {
+                    escaped.push(c);
+                }
+            }
+            self.0.write_all(escaped.as_bytes())?;
+            self.0.write_all(end)?;
         } else {
             self.0.write_all(line)?;
         }
@@ -97,13 +102,13 @@ mod tests {
             .with_ansi(false)
             .with_writer(move || OneLine(to.clone()))
             .finish();
-        let forged = "no\n2026-01-01T00:00:00Z  INFO all is well\r\x1b[2K";
+        let forged = "no\n2026-01-01T00:00:00Z  INFO all is well\r\x1b[2K\u{9b}";
         tracing::subscriber::with_default(subscriber, || {
             warn!(error = %forged, path = forged, "refused {forged}");
         });
         let said = String::from_utf8(lock(&kept.0).clone()).unwrap();
         assert_eq!(said.matches('\n').count(), 1, "{said:?}");
-        assert!(!said.contains(['\r', '\x1b']), "{said:?}");
-        assert!(said.ends_with('\n') && said.contains("no\\n2026"), "{said:?}");
+        assert!(!said.contains(['\r', '\x1b', '\u{9b}']), "{said:?}");
+        assert!(said.ends_with('\n') && said.contains("no\\u000a2026"), "{said:?}");
     }
 }

@@ -310,12 +310,13 @@ impl Claims {
         self.change(address, |tally| *tally.routes.entry(route.clone()).or_default() += 1);
     }
 
-    /// It is served there no more.
-    pub fn rise(&mut self, route: &RouteId, address: IpAddr) {
+    /// It is served there once less; whether that was the last time.
+    pub fn rise(&mut self, route: &RouteId, address: IpAddr) -> bool {
         if let Some(usage) = self.by_tenant.get_mut(&route.tenant) {
             usage.go(address);
         }
         self.change(address, |tally| reduce(&mut tally.routes, route));
+        self.tallies.get(&address).is_none_or(|tally| !tally.routes.contains_key(route))
     }
 
     /// Changes what is on an address, and the indexes with it.

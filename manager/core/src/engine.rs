@@ -128,6 +128,8 @@ pub struct Engine {
     dirty: BTreeSet<(i64, RouteId)>,
     /// Routes to look at because of something that many have in common, the oldest first.
     later: BTreeSet<(i64, RouteId)>,
+    /// The last of them that was looked at: the next is whoever comes after it, so that all have their turn.
+    turn: Option<(i64, RouteId)>,
     /// How many of these a step looks at; `None`: all, until each Route was looked at once.
     slice: Option<usize>,
     /// Routes that were refused an address or a host name: they try again when something was freed.
@@ -222,6 +224,7 @@ impl Engine {
     /// Everything was read once. Nothing is decided before.
     pub fn complete(&mut self) {
         self.complete = true;
+        self.sort_all_nodes();
         self.look_at_all();
     }
 
@@ -337,8 +340,9 @@ impl Engine {
             self.touch(id);
         }
         self.balancers.satisfied(id);
-        if self.endpoints.set(id, 0) {
-            self.retry_for_quota(&id.tenant);
+        self.endpoints.set(id, 0);
+        if self.claims.promised_to(id).next().is_some() {
+            self.retry_waiting();
         }
         self.claims.break_promises(id);
         self.stale.extend(self.claims.of(id).map(|claim| claim.key));
@@ -395,7 +399,7 @@ impl Engine {
         let mut room = self.slice.replace(SLICE).unwrap_or(usize::MAX);
         for _ in 0..ROUNDS {
             while room > 0
-                && let Some(one) = self.later.pop_first()
+                && let Some(one) = self.next_later()
             {
                 room -= usize::from(self.dirty.insert(one));
             }
@@ -404,7 +408,7 @@ impl Engine {
                 self.decide(&one.1, &mut effects);
             }
         }
-        effects.more = room == 0 && !self.later.is_empty();
+        effects.more = !self.later.is_empty();
         self.translate_web();
         effects.changes = self.publisher.take();
         effects.checks = self.health.take(now.0.as_millisecond());

@@ -44,7 +44,7 @@ fn a_change_waits_for_few_of_the_thousands_that_a_node_of_anothers_changes() {
 }
 
 #[test]
-fn what_is_given_back_wakes_only_those_that_it_is_of_use_to() {
+fn what_is_claimed_wakes_nobody_and_what_is_given_back_finds_who_waits() {
     let mut world = world();
     let quotas = fairlead_api::tenant::Quotas { ports: 1, ..Default::default() };
     let bounded = TenantSpec { pools: vec!["public".into()], quotas, ..TenantSpec::default() };
@@ -72,11 +72,100 @@ fn what_is_given_back_wakes_only_those_that_it_is_of_use_to() {
     };
     let added = woken(&mut world, &mut |world| world.apply("blue/more", tcp("blue/more", &[90])));
     assert_eq!(added, 0, "what is claimed is of use to nobody");
-    let gone = woken(&mut world, &mut |world| world.engine.route_gone(&id("blue/more")));
-    assert_eq!(gone, 0, "a port of blue's is neither a pool nor of red's quota");
     assert!(world.says("red/q1", "Accepted").contains("QuotaReached"));
     assert_eq!(world.held("red/q0"), ["10.9.0.1:2000"]);
     woken(&mut world, &mut |world| world.engine.route_gone(&id("red/q0")));
     world.settle();
     assert_eq!(world.held("red/q1"), ["10.9.0.1:2001"], "the next has what red gave back");
+}
+
+impl World {
+    /// Nobody sleeps who could have something: to look at all again changes nothing.
+    fn nobody_sleeps(&mut self) {
+        self.settle();
+        self.engine.look_at_all();
+        for _ in 0..20 {
+            let effects = self.engine.step(&now());
+            let named = effects.claim.iter().map(|(id, _)| id.to_string()).next();
+            assert_eq!(named, None, "it could have had its claims before");
+            assert!(effects.claim_hosts.is_empty(), "{:?}", effects.claim_hosts);
+            assert!(effects.changes.is_empty(), "{:?}", effects.changes);
+            self.carry_out(Effects { wake: None, ..effects });
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Move {
+    /// A Service of the tenant, with a port, at any address or the first.
+    Service(usize, u8, u16, bool),
+    /// An Ingress of the tenant, with a host name.
+    Ingress(usize, u8, u8),
+    Gone(usize, u8, bool),
+    /// The tenant has as many nodes.
+    Nodes(usize, usize),
+}
+
+fn moves() -> impl Strategy<Value = Vec<Move>> {
+    let tenant = || 0..2_usize;
+    let one = prop_oneof![
+        (tenant(), 0..4_u8, 80..83_u16, any::<bool>())
+            .prop_map(|(tenant, name, port, first)| Move::Service(tenant, name, port, first)),
+        (tenant(), 0..4_u8, 0..5_u8)
+            .prop_map(|(tenant, name, host)| Move::Ingress(tenant, name, host)),
+        (tenant(), 0..4_u8, any::<bool>())
+            .prop_map(|(tenant, name, service)| Move::Gone(tenant, name, service)),
+        (tenant(), 1..4_usize).prop_map(|(tenant, count)| Move::Nodes(tenant, count)),
+    ];
+    prop::collection::vec(one, 1..25)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// With small quotas and little room: whatever is given back wakes all that it is of use to.
+    #[test]
+    fn whoever_could_be_served_is(moves in moves()) {
+        let mut world = world();
+        let addresses = vec!["10.9.0.1-10.9.0.2".into()];
+        let (sharing, max_routes_per_address) = (Sharing::Any, Some(3));
+        let small =
+            AddressPoolSpec { addresses, sharing, max_routes_per_address, ..Default::default() };
+        world.engine.pool("public", Some(small));
+        let tenants = ["blue", "red"];
+        for tenant in tenants {
+            let quotas = fairlead_api::tenant::Quotas {
+                ports: 2, hostnames: 2, ..Default::default()
+            };
+            let spec = TenantSpec { pools: vec!["public".into()], quotas, ..TenantSpec::default() };
+            world.engine.tenant(&tenant.parse().unwrap(), Some(spec.into()));
+        }
+        let hosts = ["a.example", "b.example", "*.example", "a.x.example", "*.x.example"];
+        for one in moves {
+            match one {
+                Move::Service(tenant, name, port, first) => {
+                    let route = format!("{}/s{name}", tenants[tenant]);
+                    let ips = if first { vec!["10.9.0.1".to_owned()] } else { Vec::new() };
+                    let address = AddressRequest { ips, ..AddressRequest::default() };
+                    world.apply(&route, RouteSpec { address, ..tcp(&route, &[port]) });
+                }
+                Move::Ingress(tenant, name, host) => {
+                    let rule = format!("{}/>web:80", hosts[usize::from(host)]);
+                    world.apply_at(ing(&format!("{}/i{name}", tenants[tenant])), ingress(&rule));
+                }
+                Move::Gone(tenant, name, true) => {
+                    world.engine.route_gone(&id(&format!("{}/s{name}", tenants[tenant])));
+                }
+                Move::Gone(tenant, name, false) => {
+                    world.engine.route_gone(&ing(&format!("{}/i{name}", tenants[tenant])));
+                }
+                Move::Nodes(tenant, count) => {
+                    let nodes: Vec<_> = (1..=count).map(|n| format!("10.0.{tenant}.{n}")).collect();
+                    let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
+                    world.nodes(tenants[tenant], &nodes);
+                }
+            }
+            world.nobody_sleeps();
+        }
+    }
 }

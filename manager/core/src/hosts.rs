@@ -67,12 +67,6 @@ pub fn parent(hostname: &str) -> &str {
     hostname.split_once('.').map_or("", |(_, parent)| parent)
 }
 
-/// Whether one of two names is a wildcard over the other.
-pub fn overlap(one: &HostKey, other: &HostKey) -> bool {
-    let wild = |key: &HostKey| key.hostname.starts_with("*.");
-    parent(&one.hostname) == parent(&other.hostname) && (wild(one) || wild(other))
-}
-
 impl Hosts {
     /// How a tenant stands to a name.
     pub fn standing(&self, key: &HostKey, tenant: &TenantId) -> Standing {

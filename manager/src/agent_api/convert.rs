@@ -73,10 +73,11 @@ pub(super) fn route(name: &RouteName, hash: &str, route: &v1::Route) -> Result<R
     let (kind, namespace, name) = name.parts().ok_or("key: names no source")?;
     text::check(&route.spec)?;
     let json = &mut serde_json::Deserializer::from_slice(&route.spec);
-    let spec: RouteSpec = serde_path_to_error::deserialize(json).map_err(|error| {
+    let spec: RouteSpec = serde_path_to_error::deserialize(&mut *json).map_err(|error| {
         let message = error.inner().to_string();
         format!("{}: {}", error.path(), message.chars().take(256).collect::<String>())
     })?;
+    json.end().map_err(|error| error.to_string())?;
     check(&spec)?;
     let source = Source { kind, namespace: namespace.into(), name: name.into(), ..spec.source };
     Ok(RouteSpec { source, content_hash: hash.into(), ..spec })

@@ -256,25 +256,35 @@ struct Pace {
 impl Pace {
     fn new(sessions: &Sessions, tenant: &TenantId, changes_per_second: u32) -> Self {
         let rate = rate(changes_per_second);
-        Self { rate, bucket: sessions.bucket(tenant, rate), next: Instant::now(), late: 0 }
+        let mut pace =
+            Self { rate, bucket: sessions.bucket(tenant, rate), next: Instant::now(), late: 0 };
+        // What an earlier stream owes, this one waits for.
+        pace.wait(pace.next);
+        pace
     }
 
     /// A change was read. Whether so many had to wait that it is worth telling.
     fn note(&mut self, now: Instant) -> bool {
-        let mut bucket = lock(&self.bucket);
-        bucket.spend(self.rate, 1.0, now);
-        let left = bucket.left(self.rate, now);
-        if left >= 0.0 {
+        lock(&self.bucket).spend(self.rate, 1.0, now);
+        if !self.wait(now) {
             self.late = 0;
             return false;
         }
-        self.next = now + Duration::from_secs_f64(-left / self.rate.per_second);
         self.late += 1;
         let told = f64::from(self.late) >= TOLD_AFTER * self.rate.per_second;
         if told {
             self.late = 0;
         }
         told
+    }
+
+    /// Whether the next has to wait, and until when.
+    fn wait(&mut self, now: Instant) -> bool {
+        let left = lock(&self.bucket).left(self.rate, now);
+        if left < 0.0 {
+            self.next = now + Duration::from_secs_f64(-left / self.rate.per_second);
+        }
+        left < 0.0
     }
 
     fn is_due(&self) -> bool {

@@ -5,9 +5,11 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-/// Whether YAML or a terminal makes something else of it than a character.
+/// Whether YAML or a terminal makes something else of it than a character: controls, no characters, and what turns
+/// the direction of all that follows.
 pub(super) fn is_unprintable(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}')
+    let turns = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns || matches!(c, '\u{fffe}' | '\u{ffff}')
 }
 
 /// Refuses JSON with such text in it, and names the field.
@@ -15,10 +17,10 @@ pub(super) fn check(json: &[u8]) -> Result<(), String> {
     if !may_hide_some(json) {
         return Ok(());
     }
-    // What cannot be read is told where it is read for good.
-    let Ok(value) = serde_json::from_slice(json) else { return Ok(()) };
+    let value = serde_json::from_slice(json).map_err(|error| format!("no JSON: {error}"))?;
     let mut path = String::new();
     if finds(&value, &mut path) {
+        let path: String = path.chars().take(256).collect();
         return Err(format!("{path}: has a control character; leave it out"));
     }
     Ok(())
@@ -31,6 +33,7 @@ fn may_hide_some(json: &[u8]) -> bool {
     pairs.into_iter().any(|pair| match *pair {
         [0x7f, _] | [_, 0x7f] => true,
         [0xc2, next] => next < 0xa0,
+        [0xe2, next] => matches!(next, 0x80 | 0x81),
         [0xef, next] => next == 0xbf,
         [b'\\', next] => !matches!(next, b'"' | b'\\' | b'/'),
         _ => false,
@@ -70,7 +73,9 @@ mod tests {
     fn control_characters_are_refused_by_the_name_of_the_field() {
         let path =
             |text: &str| serde_json::json!({"a": 1, "hosts": [{"path": "/"}, {"path": text}]});
-        for bad in ["\u{7f}", "/a\u{9b}31m", "\u{1b}[2K", "a\nb", "\t", "\u{0}", "\u{ffff}"] {
+        for bad in
+            ["\u{7f}", "/a\u{9b}31m", "\u{1b}[2K", "a\nb", "\t", "\u{0}", "\u{ffff}", "a\u{202e}b"]
+        {
             let json = serde_json::to_vec(&path(bad)).unwrap();
             let said = check(&json).unwrap_err();
             assert!(said.starts_with("hosts[1].path: has a control character"), "{bad:?}: {said}");
@@ -78,11 +83,16 @@ mod tests {
         for escaped in [r#"{"a": "\u007f"}"#, r#"{"a": "\u009B"}"#, r#"{"x\u0007": 1}"#] {
             assert!(check(escaped.as_bytes()).is_err(), "{escaped}");
         }
-        for good in ["/straße/日本/\u{a0}", r#"/"quoted"\.php$"#, "\u{1f600}", "\u{fffd}", ""] {
+        for good in
+            ["/straße/日本/\u{a0}", r#"/"quoted"\.php$"#, "\u{1f600}", "\u{fffd}", "– “a”", ""]
+        {
             check(&serde_json::to_vec(&path(good)).unwrap()).expect(good);
         }
         check(br#"{"a": "\u0041\/"}"#).expect("escaped, and printable");
-        check(b"\x7f{").expect("no JSON: told elsewhere");
+        // Nothing gets by because it is no JSON.
+        for bad in [&b"\x7f{"[..], br#"{"path": "\u001b[2K"} x"#, br#"{"a": "\ud800"}"#] {
+            assert!(check(bad).unwrap_err().starts_with("no JSON"), "{bad:?}");
+        }
     }
 
     proptest::proptest! {

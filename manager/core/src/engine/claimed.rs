@@ -22,6 +22,9 @@ impl Engine {
         if let Some(before) = &before {
             self.touch_holder(before);
         }
+        if before.is_some() {
+            self.retry_waiting();
+        }
         self.balancers.touch(&claim.pool);
         // What was let go is let go, unless this is another object of that name.
         let leaving = self.claims.leaving(&key).filter(|_| before.is_none());
@@ -43,7 +46,7 @@ impl Engine {
                 for id in &seated {
                     self.touch(id);
                 }
-                self.retry_for_ports();
+                self.retry_waiting();
             }
         }
     }
@@ -58,10 +61,7 @@ impl Engine {
         self.balancers.touch(&claim.pool);
         self.pools_changed = true;
         self.touch_holder(&claim);
-        self.retry_for_ports();
-        if let Some(tenant) = claim.tenant() {
-            self.retry_for_quota(&tenant.clone());
-        }
+        self.retry_waiting();
     }
 
     /// A host name's claim as the hub has it.
@@ -76,23 +76,25 @@ impl Engine {
     /// there is none.
     pub fn host_claimed(&mut self, key: &HostKey, claim: Option<HostClaim>) {
         // What was only about to be claimed.
+        let tentative = self.hosts.get(key).filter(|claim| claim.object.is_empty());
+        let tentative = tentative.map(|claim| claim.tenant.clone());
         self.hosts.remove(key, "");
+        let now = claim.as_ref().map(|claim| claim.tenant.clone());
         match claim {
             Some(claim) => self.host(claim),
             None => self.touch_hosts(key),
+        }
+        if tentative.is_some_and(|tenant| now.as_ref() != Some(&tenant)) {
+            self.retry_waiting();
         }
     }
 
     /// A host name's claim is gone: others may have it.
     pub fn host_released(&mut self, key: &HostKey, object: &str) {
-        let tenant = self.hosts.get(key).map(|claim| claim.tenant.clone());
         if self.hosts.remove(key, object) {
             self.touch_hosts(key);
             // A name that overlaps may be free now.
-            self.retry_for_name(key);
-            if let Some(tenant) = &tenant {
-                self.retry_for_quota(tenant);
-            }
+            self.retry_waiting();
         }
     }
 
@@ -123,8 +125,7 @@ impl Engine {
         self.touch(id);
         // Who was refused because of one that is not given out after all may have it.
         if tentative.iter().any(|key| self.claims.get(key).is_none()) {
-            self.retry_for_ports();
-            self.retry_for_quota(&id.tenant);
+            self.retry_waiting();
         }
     }
 

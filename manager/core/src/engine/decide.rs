@@ -28,7 +28,7 @@ impl Engine {
         self.decide_alone(id, effects);
         if kept.iter().any(|key| self.claims.is_open(key)) {
             // It takes another, or none: who was refused because of that may have it.
-            self.retry_for_ports();
+            self.retry_waiting();
         }
     }
 
@@ -87,7 +87,7 @@ impl Engine {
                     self.stale.insert(key);
                 }
                 let serving = self.standing(id, &wish);
-                self.waiting.for_place(id, None);
+                self.waiting.add(id, None);
                 self.serve(id, serving, effects);
             }
             // Until they are persisted, what was served before is served.
@@ -169,7 +169,7 @@ impl Engine {
     fn refuse(&mut self, id: &RouteId, wish: &Arc<Wish>, verdict: Verdict, effects: &mut Effects) {
         let serving = self.standing(id, wish);
         let Some(entry) = self.routes.get_mut(id) else { return };
-        self.waiting.for_place(id, Some(verdict.reason));
+        self.waiting.add(id, Some(verdict.reason));
         entry.accepted = Some(verdict);
         self.stale.extend(self.claims.of(id).map(|claim| claim.key));
         self.serve(id, serving, effects);
@@ -197,9 +197,7 @@ impl Engine {
     fn serve(&mut self, id: &RouteId, serving: Option<Serving>, effects: &mut Effects) {
         let served = self.served(id, serving.as_ref(), effects);
         let count = serving.as_ref().map_or(0, |serving| self.count_endpoints(id, &serving.wish));
-        if self.endpoints.set(id, count) {
-            self.retry_for_quota(&id.tenant);
-        }
+        self.endpoints.set(id, count);
         self.check_health(id, serving.as_ref());
         let Some(entry) = self.routes.get_mut(id) else { return };
         let nodes = self.nodes.get(&id.tenant);
@@ -280,7 +278,14 @@ impl Engine {
         let Some(serving) = serving else { return };
         self.stale.extend(serving.keys());
         if serving.wish.is_http() {
-            serving.addresses.iter().for_each(|address| self.claims.rise(id, *address));
+            let mut left = false;
+            for address in &serving.addresses {
+                left |= self.claims.rise(id, *address);
+            }
+            if left {
+                // It held no claim of its own, and there is room where it was all the same.
+                self.retry_waiting();
+            }
         }
     }
 
@@ -325,7 +330,7 @@ impl Engine {
         let entry = self.routes.get_mut(id)?;
         if !conflicts.is_empty() {
             for (why, _) in &conflicts {
-                self.waiting.for_name(id, *why);
+                self.waiting.add(id, Some(*why));
             }
             if conflicts.len() == keys.len() && entry.accepted.as_ref().is_some_and(|v| v.holds) {
                 let what: Vec<_> = conflicts.iter().map(|(_, what)| what.as_str()).collect();

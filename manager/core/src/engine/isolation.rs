@@ -100,6 +100,10 @@ impl Engine {
     }
 
     pub(super) fn sort_all_nodes(&mut self) {
+        if !self.complete {
+            // Once all are known.
+            return;
+        }
         let all: Vec<_> = self.node_sets.keys().cloned().collect();
         for id in all {
             self.sort_nodes(&id);

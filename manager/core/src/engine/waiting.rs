@@ -1,96 +1,70 @@
-//! Routes that did not get what they want, by what may change that: what is given back is of use to some, and
-//! thousands that it is of no use to cost nothing.
+//! Routes that did not get what they want: whatever is given back wakes them, a few at a time.
 
 use std::collections::BTreeSet;
+use std::ops::Bound::{Excluded, Unbounded};
 
-use fairlead_api::claim::HostKey;
+use fairlead_api::RouteId;
 use fairlead_api::condition::Reason;
-use fairlead_api::{RouteId, RouteName, TenantId};
 
 use super::Engine;
-use crate::hosts::overlap;
 
-/// The Routes by what they wait for.
+/// The Routes, by whether something that is given back may be of use.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    /// A port, or an address.
-    ports: BTreeSet<RouteId>,
-    /// Room in their tenants' quotas.
-    quotas: BTreeSet<RouteId>,
-    /// Another pool, or to ask for another: nothing that is given back is of use.
+    /// For a port, an address, a host name, or room in a quota.
+    freed: BTreeSet<RouteId>,
+    /// For another pool, or to ask for another.
     pools: BTreeSet<RouteId>,
-    /// A host name that is another tenant's.
-    names: BTreeSet<RouteId>,
 }
 
 impl Waiting {
-    /// For an address or a port, and why there is none. `None`: it is about to be free.
-    pub(super) fn for_place(&mut self, id: &RouteId, why: Option<Reason>) {
-        let set = match why {
-            Some(Reason::QuotaReached) => &mut self.quotas,
-            Some(Reason::UnknownPool | Reason::NoPool | Reason::Invalid) => &mut self.pools,
-            _ => &mut self.ports,
-        };
-        set.insert(id.clone());
-    }
-
-    /// For a host name, and why it is not the tenant's. A name outside of its domains waits for the Tenant alone.
-    pub(super) fn for_name(&mut self, id: &RouteId, why: Reason) {
+    /// For something, and why it is not there. `None`: it is about to be free.
+    pub(super) fn add(&mut self, id: &RouteId, why: Option<Reason>) {
         match why {
-            Reason::HostnameConflict => drop(self.names.insert(id.clone())),
-            Reason::QuotaReached => drop(self.quotas.insert(id.clone())),
-            _ => {}
+            // Only its Tenant or another name helps, and either has it looked at.
+            Some(Reason::HostnameNotAllowed) => {}
+            Some(Reason::UnknownPool | Reason::NoPool | Reason::Invalid) => {
+                self.pools.insert(id.clone());
+            }
+            _ => drop(self.freed.insert(id.clone())),
         }
     }
 
     /// It is decided again, or gone.
     pub(super) fn over(&mut self, id: &RouteId) {
-        for set in [&mut self.ports, &mut self.quotas, &mut self.pools, &mut self.names] {
-            set.remove(id);
-        }
+        self.freed.remove(id);
+        self.pools.remove(id);
     }
-}
-
-/// One tenant's, of those of all.
-fn of_tenant(all: &BTreeSet<RouteId>, tenant: &TenantId) -> Vec<RouteId> {
-    let first = RouteId { tenant: tenant.clone(), name: RouteName::of_object("") };
-    all.range(first..).take_while(|id| id.tenant == *tenant).cloned().collect()
 }
 
 impl Engine {
-    /// Pools have changed: whoever waits for an address may have one.
+    /// Something was given back, or is not taken after all.
+    pub(super) fn retry_waiting(&mut self) {
+        let all = std::mem::take(&mut self.waiting.freed);
+        self.retry(all);
+    }
+
+    /// Pools have changed.
     pub(super) fn retry_for_pools(&mut self) {
-        self.retry_for_ports();
-        let Waiting { quotas, pools, .. } = &self.waiting;
-        let all: Vec<_> = quotas.union(pools).cloned().collect();
+        self.retry_waiting();
+        let all = std::mem::take(&mut self.waiting.pools);
         self.retry(all);
     }
 
-    /// A port is free.
-    pub(super) fn retry_for_ports(&mut self) {
-        let all = self.waiting.ports.iter().cloned().collect();
-        self.retry(all);
-    }
-
-    /// A tenant has given something back.
-    pub(super) fn retry_for_quota(&mut self, tenant: &TenantId) {
-        let all = of_tenant(&self.waiting.quotas, tenant);
-        self.retry(all);
-    }
-
-    /// A host name is free. Those that want just this one are known to `Hosts`.
-    pub(super) fn retry_for_name(&mut self, key: &HostKey) {
-        let wants = |id: &&RouteId| {
-            self.routes
-                .get(*id)
-                .is_some_and(|entry| entry.wanted.iter().any(|one| overlap(one, key)))
-        };
-        let all = self.waiting.names.iter().filter(wants).cloned().collect();
-        self.retry(all);
-    }
-
-    fn retry(&mut self, all: Vec<RouteId>) {
+    /// Who is decided again and gets nothing waits again.
+    fn retry(&mut self, all: BTreeSet<RouteId>) {
         let aged = all.into_iter().filter_map(|id| Some((self.routes.get(&id)?.meta.created, id)));
         self.later.extend(aged);
+    }
+
+    /// The next of those that are looked at because of something that many have in common.
+    pub(super) fn next_later(&mut self) -> Option<(i64, RouteId)> {
+        let last = self.turn.take();
+        let after = last.and_then(|last| self.later.range((Excluded(last), Unbounded)).next());
+        let next = after.or_else(|| self.later.first()).cloned()?;
+        self.later.remove(&next);
+        // The oldest are the first again, once all have had their turn.
+        self.turn = (!self.later.is_empty()).then(|| next.clone());
+        Some(next)
     }
 }
