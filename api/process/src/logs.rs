@@ -50,14 +50,11 @@ impl<W: Write> Write for OneLine<W> {
         let shown = String::from_utf8_lossy(text);
         if shown.contains(char::is_control) {
             // As JSON has it, so that a line of JSON stays one.
-            let mut escaped = String::with_capacity(line.len() + 16);
-            for c in shown.chars() {
-                if c.is_control() {
-                    escaped += &format!("\\u{:04x}", u32::from(c));
-                } else {
-                    escaped.push(c);
-                }
-            }
+            let escape = |c: char| match c {
+                c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+                c => c.to_string(),
+            };
+            let escaped: String = shown.chars().map(escape).collect();
             self.0.write_all(escaped.as_bytes())?;
             self.0.write_all(end)?;
         } else {
