@@ -79,6 +79,24 @@ fn what_is_claimed_wakes_nobody_and_what_is_given_back_finds_who_waits() {
     assert_eq!(world.held("red/q1"), ["10.9.0.1:2001"], "the next has what red gave back");
 }
 
+#[test]
+fn a_claim_that_the_watch_shows_before_its_answer_wakes_nobody() {
+    let mut world = world();
+    let (web, late) = ("blue/web", "red/late");
+    let first = AddressRequest { ips: vec!["10.9.0.1".into()], ..AddressRequest::default() };
+    for route in [web, late] {
+        world.apply(route, RouteSpec { address: first.clone(), ..tcp(route, &[80]) });
+        world.settle();
+    }
+    assert!(world.says(late, "Accepted").contains("PortTaken"));
+    world.apply("blue/more", tcp("blue/more", &[90]));
+    let effects = world.engine.step(&now());
+    for claim in effects.claim.iter().flat_map(|(_, claims)| claims) {
+        world.engine.claim(Claim { object: "seen".into(), ..claim.clone() });
+    }
+    assert!(!effects.claim.is_empty() && world.engine.later.is_empty());
+}
+
 impl World {
     /// Nobody sleeps who could have something: to look at all again changes nothing.
     fn nobody_sleeps(&mut self) {

@@ -21,9 +21,10 @@ impl Engine {
         let before = self.claims.get(&key).filter(|old| old.object != claim.object).cloned();
         if let Some(before) = &before {
             self.touch_holder(before);
-        }
-        if before.is_some() {
-            self.retry_waiting();
+            // A Route's own claim, which the watch shows before its answer is here, frees nothing.
+            if before.holder != claim.holder {
+                self.retry_waiting();
+            }
         }
         self.balancers.touch(&claim.pool);
         // What was let go is let go, unless this is another object of that name.
