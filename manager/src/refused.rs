@@ -17,17 +17,19 @@ pub(crate) struct Answer {
 pub(crate) struct Refused(pub(crate) Family<Answer, Counter>);
 
 impl Refused {
-    /// Counts an answer for which the caller has to do something else.
-    pub(crate) fn note(&self, method: &str, status: &Status) {
-        if is_callers(status.code()) {
+    /// Counts an answer for which the caller has to do something else; whether it is one.
+    pub(crate) fn note(&self, method: &str, status: &Status) -> bool {
+        let callers = is_callers(status.code());
+        if callers {
             let answer = Answer { method: method.to_owned(), code: format!("{:?}", status.code()) };
             self.0.get_or_create(&answer).inc();
         }
+        callers
     }
 }
 
 /// Whether the caller has to do something else. A connection that breaks is `Unknown` or `Internal`, and nobody's fault.
-pub(crate) fn is_callers(code: Code) -> bool {
+fn is_callers(code: Code) -> bool {
     matches!(
         code,
         Code::InvalidArgument

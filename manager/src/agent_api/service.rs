@@ -31,7 +31,7 @@ use crate::hub::{Hub, pause_after_failure};
 use crate::limits::{Bucket, Rate};
 use crate::queue::{Laned, Queue};
 use crate::records::{Existing, Item, Record, Records};
-use crate::refused::{Refused, is_callers};
+use crate::refused::Refused;
 use crate::shares::{Shares, Turn, Write, Written};
 
 /// Uploads of one agent under way at the same time.
@@ -193,8 +193,7 @@ impl HubService for AgentApi {
                 }
                 Err(status) => {
                     warn!(%tenant, instance, error = status.message(), "agent's stream ended");
-                    api.refused.note("Sync", &status);
-                    if is_callers(status.code()) {
+                    if api.refused.note("Sync", &status) {
                         let note = format!("agent {instance:?}: {}", status.message());
                         api.events.warn(&tenant, "StreamRefused", &note);
                     }

@@ -43,8 +43,8 @@ fn may_hide_some(json: &[u8]) -> bool {
 /// Whether there is some; `path` is where, then.
 fn finds(value: &Value, path: &mut String) -> bool {
     let length = path.len();
-    let found = match value {
-        Value::String(text) => return text.contains(is_unprintable),
+    match value {
+        Value::String(text) => text.contains(is_unprintable),
         Value::Array(all) => all.iter().enumerate().any(|(index, one)| {
             path.truncate(length);
             // Writing to a String cannot fail.
@@ -58,11 +58,7 @@ fn finds(value: &Value, path: &mut String) -> bool {
             name.contains(is_unprintable) || finds(one, path)
         }),
         _ => false,
-    };
-    if !found {
-        path.truncate(length);
     }
-    found
 }
 
 #[cfg(test)]

@@ -214,11 +214,11 @@ impl Service {
         recovered: u32,
     ) -> Result<v1::Issued, No> {
         let identity = Identity::Agent { tenant: tenant.clone(), agent: id.clone() };
-        let issued = self.pki.issue(&identity, csr).await.map_err(No::from);
-        if let Err(No::Request(error)) = &issued {
-            self.events.warn(tenant, "RequestRefused", &format!("agent {id}: {error}"));
-        }
-        let issued = issued?;
+        let issued = self.pki.issue(&identity, csr).await.map_err(No::from).inspect_err(|no| {
+            if let No::Request(error) = no {
+                self.events.warn(tenant, "RequestRefused", &format!("agent {id}: {error}"));
+            }
+        })?;
         if let Some(issued) = &issued {
             let before = agent.status.clone().unwrap_or_default();
             let end = jiff::Timestamp::from_second(issued.not_after).ok().map(Time);
