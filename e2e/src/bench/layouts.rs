@@ -48,10 +48,9 @@ pub struct Options {
     out: PathBuf,
 }
 
-/// One layout at one size.
+/// What hosts cost, however Envoy finds them.
 #[derive(Debug, Serialize)]
-struct Measured {
-    layout: Layout,
+struct Cost {
     hosts: usize,
     /// Seconds until the last host answered.
     load_seconds: f64,
@@ -59,14 +58,35 @@ struct Measured {
     mib: f64,
     /// Milliseconds until one host more answers.
     add: Spread,
-    /// Milliseconds until a new certificate of a host is shown.
-    rotate: Spread,
-    /// Milliseconds of a handshake with a host that was asked for before.
-    handshake: Spread,
     /// Bytes of xDS for one host more.
     add_bytes: f64,
     /// CPU milliseconds of Envoy's main thread for one host more.
     add_cpu_ms: f64,
+}
+
+/// The first columns of a table.
+const COLUMNS: &str = "layout | hosts | load s | MiB | one more: ms p50, p99 | bytes | CPU ms";
+
+impl Cost {
+    fn columns(&self, layout: &str) -> String {
+        let Self { hosts, load_seconds, mib, add, add_bytes, add_cpu_ms } = self;
+        format!(
+            "{layout} | {hosts} | {load_seconds:.1} | {mib:.0} | {:.1}, {:.1} | {add_bytes:.0} | {add_cpu_ms:.1}",
+            add.p50, add.p99
+        )
+    }
+}
+
+/// One layout at one size.
+#[derive(Debug, Serialize)]
+struct Measured {
+    layout: Layout,
+    #[serde(flatten)]
+    cost: Cost,
+    /// Milliseconds until a new certificate of a host is shown.
+    rotate: Spread,
+    /// Milliseconds of a handshake with a host that was asked for before.
+    handshake: Spread,
     /// Connections that were open while hosts were added, and how many of them answered after it.
     connections: (usize, usize),
 }
@@ -111,26 +131,21 @@ fn mib(process: &Process) -> Result<f64> {
 }
 
 fn table(all: &[Measured]) -> String {
-    let head = "| layout | hosts | load s | MiB | one more: ms p50, p99 | bytes | CPU ms | rotated: ms p50 | handshake: ms p50 | connections kept |\n\
-                | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
+    let head = format!(
+        "| {COLUMNS} | rotated: ms p50 | handshake: ms p50 | connections kept |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    );
     let row = |one: &Measured| {
         format!(
-            "| {} | {} | {:.1} | {:.0} | {:.1}, {:.1} | {:.0} | {:.1} | {:.1} | {:.1} | {} of {} |\n",
-            one.layout.name(),
-            one.hosts,
-            one.load_seconds,
-            one.mib,
-            one.add.p50,
-            one.add.p99,
-            one.add_bytes,
-            one.add_cpu_ms,
+            "| {} | {:.1} | {:.1} | {} of {} |\n",
+            one.cost.columns(one.layout.name()),
             one.rotate.p50,
             one.handshake.p50,
             one.connections.1,
             one.connections.0,
         )
     };
-    head.to_owned() + &all.iter().map(row).collect::<String>()
+    head + &all.iter().map(row).collect::<String>()
 }
 
 async fn measure(layout: Layout, hosts: usize) -> Result<Measured> {
@@ -153,16 +168,19 @@ async fn measure(layout: Layout, hosts: usize) -> Result<Measured> {
     for (host, stream) in &mut open {
         kept += usize::from(answers(stream, host).await.is_ok());
     }
-    Ok(Measured {
-        layout,
+    let cost = Cost {
         hosts,
         load_seconds,
         mib: mib(&stage.process)?,
         add: Spread::of(&add),
-        rotate: Spread::of(&rotate(&mut stage, hosts).await?),
-        handshake: Spread::of(&handshake(&stage, hosts).await?),
         add_bytes,
         add_cpu_ms: add_cpu.as_secs_f64() * 1e3 / CHANGES as f64,
+    };
+    Ok(Measured {
+        layout,
+        cost,
+        rotate: Spread::of(&rotate(&mut stage, hosts).await?),
+        handshake: Spread::of(&handshake(&stage, hosts).await?),
         connections: (connections, kept),
     })
 }
@@ -291,8 +309,13 @@ impl Stage {
     }
 
     fn counted(&self, name: &str) -> Result<u64> {
-        Ok(stats_of(&self.envoy.file("admin"))?.get(name).copied().unwrap_or(0))
+        counted(&self.envoy, name)
     }
+}
+
+/// What an Envoy counts by this name.
+fn counted(envoy: &Envoy, name: &str) -> Result<u64> {
+    Ok(stats_of(&envoy.file("admin"))?.get(name).copied().unwrap_or(0))
 }
 
 /// One request on a connection.

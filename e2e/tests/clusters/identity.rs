@@ -574,6 +574,29 @@ fn strangers_and_tenants_get_nothing_that_is_not_theirs_from_any_method_of_any_p
     remove("nosy");
 }
 
+/// Asks for a recovery, as a stranger.
+async fn recover(pin: &Token, request: v1::RecoverRequest) -> Result<Answer, tonic::Status> {
+    let channel = stranger(pin).await.expect("TLS");
+    let answer = IdentityClient::new(channel).recover(request).await?.into_inner().answer;
+    Ok(answer.expect("an answer"))
+}
+
+async fn challenge(pin: &Token, tenant: &str, agent: &str) -> Vec<u8> {
+    let (tenant, agent) = (tenant.to_owned(), agent.to_owned());
+    let request = v1::RecoverRequest { tenant, agent, ..Default::default() };
+    match recover(pin, request).await.expect("a challenge") {
+        Answer::Challenge(challenge) => challenge,
+        other @ Answer::Issued(_) => panic!("{other:?}"),
+    }
+}
+
+fn signed(tenant: &str, agent: &str, challenge: &[u8], by: &BoundKey) -> v1::RecoverRequest {
+    let csr = tls::request(None).unwrap().1;
+    let signature = by.sign(&recover_message(challenge, &csr)).unwrap();
+    let (tenant, agent) = (tenant.to_owned(), agent.to_owned());
+    v1::RecoverRequest { tenant, agent, csr, challenge: challenge.to_vec(), signature }
+}
+
 /// The one method that names a tenant: only its agent's own key signs for it, and only what it was asked.
 #[test]
 fn nobody_recovers_as_another() {
@@ -589,30 +612,11 @@ fn nobody_recovers_as_another() {
         }
         keys
     });
-    let ids = [&tokens[0], &tokens[1]].map(|token| token.id.as_str().to_owned());
+    let (pin, ids) =
+        (&tokens[0], [&tokens[0], &tokens[1]].map(|token| token.id.as_str().to_owned()));
     from_client(|| async {
-        let recover = |request: v1::RecoverRequest| async {
-            let channel = stranger(&tokens[0]).await.expect("TLS");
-            IdentityClient::new(channel).recover(request).await.map(tonic::Response::into_inner)
-        };
-        let challenge = |tenant: &'static str, agent: &str| {
-            let (tenant, agent) = (tenant.to_owned(), agent.to_owned());
-            let request = v1::RecoverRequest { tenant, agent, ..Default::default() };
-            async {
-                match recover(request).await.expect("a challenge").answer {
-                    Some(Answer::Challenge(challenge)) => challenge,
-                    other => panic!("{other:?}"),
-                }
-            }
-        };
-        let signed = |tenant: &str, agent: &str, challenge: &[u8], by: &BoundKey| {
-            let csr = tls::request(None).unwrap().1;
-            let signature = by.sign(&recover_message(challenge, &csr)).unwrap();
-            let (tenant, agent) = (tenant.to_owned(), agent.to_owned());
-            v1::RecoverRequest { tenant, agent, csr, challenge: challenge.to_vec(), signature }
-        };
-        let for_robbed = challenge("robbed", &ids[0]).await;
-        let for_robber = challenge("robber", &ids[1]).await;
+        let for_robbed = challenge(pin, "robbed", &ids[0]).await;
+        let for_robber = challenge(pin, "robber", &ids[1]).await;
         for (what, request) in [
             ("its own key for another", signed("robbed", &ids[0], &for_robbed, &robber)),
             ("its own challenge for another", signed("robbed", &ids[0], &for_robber, &robber)),
@@ -620,38 +624,22 @@ fn nobody_recovers_as_another() {
             ("no challenge of the hub's", signed("robber", &ids[1], &[7; 60], &robber)),
             ("an agent that is none", signed("robbed", "zzzzzzzzzz", &for_robbed, &robber)),
         ] {
-            let said = recover(request).await.expect_err(what);
+            let said = recover(pin, request).await.expect_err(what);
             assert_eq!(said.code(), Code::Unauthenticated, "{what}: {said}");
         }
         // Another request than the one that was signed.
         let mut changed = signed("robbed", &ids[0], &for_robbed, &robbed);
         changed.csr = tls::request(None).unwrap().1;
-        assert_eq!(recover(changed).await.unwrap_err().code(), Code::Unauthenticated);
+        assert_eq!(recover(pin, changed).await.unwrap_err().code(), Code::Unauthenticated);
         // What is refused above is not refused for being a recovery.
-        let good =
-            recover(signed("robbed", &ids[0], &for_robbed, &robbed)).await.expect("recovers");
-        assert!(matches!(good.answer, Some(Answer::Issued(_))));
+        let good = recover(pin, signed("robbed", &ids[0], &for_robbed, &robbed)).await;
+        assert!(matches!(good.expect("recovers"), Answer::Issued(_)));
     });
     assert!(refusals("Recover", "Unauthenticated") >= refused + 6);
     fairlead(&format!("agent revoke robbed {}", ids[0]));
     let said = from_client(|| async {
-        let channel = stranger(&tokens[0]).await.expect("TLS");
-        let mut client = IdentityClient::new(channel);
-        let (tenant, agent) = ("robbed".to_owned(), ids[0].clone());
-        let ask = v1::RecoverRequest {
-            tenant: tenant.clone(),
-            agent: agent.clone(),
-            ..Default::default()
-        };
-        let Some(Answer::Challenge(challenge)) =
-            client.recover(ask).await.unwrap().into_inner().answer
-        else {
-            panic!("no challenge")
-        };
-        let csr = tls::request(None).unwrap().1;
-        let signature = robbed.sign(&recover_message(&challenge, &csr)).unwrap();
-        let request = v1::RecoverRequest { tenant, agent, csr, challenge, signature };
-        client.recover(request).await.unwrap_err()
+        let challenge = challenge(pin, "robbed", &ids[0]).await;
+        recover(pin, signed("robbed", &ids[0], &challenge, &robbed)).await.unwrap_err()
     });
     assert!(said.message().contains("revoked"), "{said}");
     event(&hub(), "default", "robbed", "RecoveryRefused");

@@ -272,7 +272,7 @@ fn stopped_clients_huge_messages_and_garbage_grow_nothing_and_hurt_nobody() {
     let before = memory_of_manager();
     let pod = pod_of_manager();
     let (since, refused) = (now(), refusals("Sync", "OutOfRange"));
-    // The manager's three ports, an Envoy's own, and one that it serves.
+    // The manager's three ports, and an Envoy's own.
     let (hosts, seed) = (
         [
             ("client", "172.18.0.11:30843".to_owned()),

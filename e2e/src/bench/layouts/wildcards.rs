@@ -17,9 +17,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
 use super::config::{one_configuration, whole_table, with_listener_at};
-use super::{CHANGES, PATIENCE, RECEIVED, mib};
+use super::{CHANGES, COLUMNS, Cost, PATIENCE, RECEIVED, counted, mib};
 use crate::bench::figures::Spread;
-use crate::bench::measure::{Process, stats_of};
+use crate::bench::measure::Process;
 use crate::bench::probe::read;
 use crate::envoy::{Envoy, Everybody};
 use crate::hub::step;
@@ -74,17 +74,9 @@ impl Layout {
 #[derive(Debug, Serialize)]
 pub struct Measured {
     layout: Layout,
-    hosts: usize,
-    /// Seconds until the last host answered.
-    load_seconds: f64,
-    /// MiB (proportional set size).
-    mib: f64,
-    /// Milliseconds until one host more answers; a wildcard, where there are any.
-    add: Spread,
-    /// Bytes of xDS for it.
-    add_bytes: f64,
-    /// CPU milliseconds of Envoy's main thread for it.
-    add_cpu_ms: f64,
+    /// The one host more is a wildcard, where there are any.
+    #[serde(flatten)]
+    cost: Cost,
     /// Requests for a host by its own name.
     exact: Requests,
     /// Requests for a name under a wildcard.
@@ -102,25 +94,20 @@ struct Requests {
 
 /// What is printed.
 pub fn table(all: &[Measured]) -> String {
-    let head = "| layout | hosts | load s | MiB | one more: ms p50, p99 | bytes | CPU ms | a request by name: CPU µs | under a wildcard: CPU µs |\n\
-                | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
+    let head = format!(
+        "| {COLUMNS} | a request by name: CPU µs | under a wildcard: CPU µs |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    );
     let row = |one: &Measured| {
         let wildcard = one.wildcard.as_ref().map(|some| format!("{:.0}", some.cpu_micros));
         format!(
-            "| {} | {} | {:.1} | {:.0} | {:.1}, {:.1} | {:.0} | {:.1} | {:.0} | {} |\n",
-            one.layout.name(),
-            one.hosts,
-            one.load_seconds,
-            one.mib,
-            one.add.p50,
-            one.add.p99,
-            one.add_bytes,
-            one.add_cpu_ms,
+            "| {} | {:.0} | {} |\n",
+            one.cost.columns(one.layout.name()),
             one.exact.cpu_micros,
             wildcard.as_deref().unwrap_or("–"),
         )
     };
-    head.to_owned() + &all.iter().map(row).collect::<String>()
+    head + &all.iter().map(row).collect::<String>()
 }
 
 /// Measures one layout at one size.
@@ -130,7 +117,7 @@ pub async fn measure(layout: Layout, hosts: usize) -> Result<Measured> {
     let mib = mib(&stage.process)?;
     let exact = requests(&stage, 1).await?;
     let wildcard = if layout.is_wildcard(0) { Some(requests(&stage, 0).await?) } else { None };
-    let (bytes, cpu) = (stage.received()?, stage.process.cpu()?.main);
+    let (bytes, cpu) = (counted(&stage.envoy, RECEIVED)?, stage.process.cpu()?.main);
     let mut took = Vec::new();
     for more in 0..CHANGES {
         let number = hosts.next_multiple_of(10) + 10 * more;
@@ -141,17 +128,15 @@ pub async fn measure(layout: Layout, hosts: usize) -> Result<Measured> {
         took.push(start.elapsed());
     }
     let count = f64::from(u32::try_from(CHANGES)?);
-    Ok(Measured {
-        layout,
+    let cost = Cost {
         hosts,
         load_seconds,
         mib,
         add: Spread::of(&took),
-        add_bytes: stage.received()?.saturating_sub(bytes) as f64 / count,
+        add_bytes: counted(&stage.envoy, RECEIVED)?.saturating_sub(bytes) as f64 / count,
         add_cpu_ms: stage.process.cpu()?.main.saturating_sub(cpu).as_secs_f64() * 1e3 / count,
-        exact,
-        wildcard,
-    })
+    };
+    Ok(Measured { layout, cost, exact, wildcard })
 }
 
 /// Publishes all; the seconds until the last host answers. Then each of them is asked for once.
@@ -242,10 +227,6 @@ impl Stage {
                 Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
             }
         }
-    }
-
-    fn received(&self) -> Result<u64> {
-        Ok(stats_of(&self.envoy.file("admin"))?.get(RECEIVED).copied().unwrap_or(0))
     }
 }
 
