@@ -14,6 +14,7 @@ use fairlead_api::{RouteId, Sharing};
 use crate::claims::{Claim, Claims, Holder, Leaving};
 use crate::model::{Listener, Tenant, Wish};
 use crate::pool::Pool;
+use crate::usage::Usage;
 
 mod ports;
 mod refuse;
@@ -78,6 +79,8 @@ pub struct Ask<'a> {
     pub pools: &'a BTreeMap<String, Pool>,
     /// All claims.
     pub claims: &'a Claims,
+    /// Of these addresses only, on which the tenant is already; `None`: of all.
+    pub among: Option<&'a Usage>,
 }
 
 /// A pool by name.
@@ -327,6 +330,10 @@ impl<'a> Ask<'a> {
     /// With whom the Route may share an address: by the pool, or by its own wish.
     fn sharing(self, pool: &Pool) -> Sharing {
         if self.wish.alone { Sharing::Exclusive } else { pool.sharing }
+    }
+
+    fn may_be_on(self, address: IpAddr) -> bool {
+        self.among.is_none_or(|own| own.is_on(address))
     }
 
     /// Somebody is on the address with whom this Route may not be: by the pool, by its own wish, or by

@@ -102,12 +102,8 @@ impl World {
         self.served.keys().filter(|key| key.kind == kind).map(|key| &*key.name).collect()
     }
 
-    fn told(&self, route: &str, kind: &str) -> String {
-        let conditions = &self.statuses[&ing(route)].conditions;
-        conditions
-            .iter()
-            .find(|c| c.type_ == kind)
-            .map_or_else(String::new, |c| format!("{} {} {}", c.status, c.reason, c.message))
+    pub(super) fn told(&self, route: &str, kind: &str) -> String {
+        self.verdict(&ing(route), kind)
     }
 
     /// The resources that a change sends.

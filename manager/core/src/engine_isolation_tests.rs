@@ -1,8 +1,9 @@
 //! Tenants that do not trust each other: what each attack comes to.
 
-use fairlead_api::PortRange;
 use fairlead_api::condition::{ACCEPTED, CONFLICTED, RESOLVED_REFS};
+use fairlead_api::pool::ServiceTemplate;
 use fairlead_api::tenant::Quotas;
+use fairlead_api::{Exposure, Packing, PortRange};
 
 use super::http::{ing, ingress};
 use super::*;
@@ -19,13 +20,6 @@ impl World {
     fn tenant_may(&mut self, id: &str, spec: TenantSpec) {
         self.engine.tenant(&tenant(id), Some(spec.into()));
         self.settle();
-    }
-
-    /// A condition as `status reason: message`.
-    fn verdict(&self, id: &RouteId, kind: &str) -> String {
-        let conditions = &self.statuses[id].conditions;
-        let found = conditions.iter().find(|condition| condition.type_ == kind);
-        found.map_or_else(String::new, |c| format!("{} {}: {}", c.status, c.reason, c.message))
     }
 
     fn publish(&mut self, route: &str, ports: &[u16]) -> String {
@@ -249,6 +243,58 @@ fn each_quota_is_told_when_it_is_reached_and_what_is_held_stays() {
         let total = world.statuses.values().filter(|s| !s.addresses.is_empty()).count();
         assert_eq!(total, 3, "{word}: the pool has three");
     }
+}
+
+/// Red's claim of 10.9.0.1:80 has blue begin at 10.9.0.2.
+fn blue_with_one_address(spec: AddressPoolSpec) -> World {
+    let mut world = World::new("10.9.0.1-10.9.0.9", Sharing::Any);
+    world.engine.pool("public", Some(spec));
+    let quotas = Quotas { addresses: 1, ..Quotas::default() };
+    world.tenant_may("blue", TenantSpec { quotas, ..permissions() });
+    world.publish("red/web", &[80]);
+    assert!(world.publish("blue/web", &[80]).starts_with("True"));
+    assert_eq!(world.held("blue/web"), ["10.9.0.2:80"]);
+    world
+}
+
+#[test]
+fn a_tenant_that_may_have_no_more_addresses_has_the_ports_of_its_own() {
+    for packing in [Packing::Fill, Packing::Spread] {
+        let addresses = vec!["10.9.0.1-10.9.0.9".into()];
+        let spec = AddressPoolSpec { addresses, packing, ..AddressPoolSpec::default() };
+        let mut world = blue_with_one_address(spec);
+        let told = world.publish("blue/more", &[81]);
+        assert!(told.starts_with("True"), "{packing:?}: {told}");
+        assert_eq!(world.held("blue/more"), ["10.9.0.2:81"]);
+        let told = world.publish("blue/again", &[80]);
+        assert!(told.starts_with("False QuotaReached"), "{packing:?}: {told}");
+        world.apply_at(ing("blue/site"), ingress("a.example/>web:80"));
+        world.settle();
+        let told = world.verdict(&ing("blue/site"), ACCEPTED);
+        assert!(told.starts_with("False QuotaReached"), "80 is the Service's there: {told}");
+        world.delete("blue/again");
+        world.delete("blue/web");
+        world.settle();
+        let seat = &world.statuses[&ing("blue/site")].addresses;
+        assert_eq!(seat, &["10.9.0.2"], "{packing:?}");
+    }
+}
+
+#[test]
+fn the_hubs_provider_is_not_asked_for_an_address_that_the_tenant_may_not_have() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    let quotas = Quotas { addresses: 1, ..Quotas::default() };
+    world.tenant_may("blue", TenantSpec { quotas, ..permissions() });
+    let service = ServiceTemplate { max_addresses: 3, ..ServiceTemplate::default() };
+    let exposure = Exposure::Service;
+    let spec = AddressPoolSpec { exposure, service, ..AddressPoolSpec::default() };
+    world.engine.pool("public", Some(spec));
+    world.provider = (1..9).map(|n| [192, 0, 2, n].into()).collect();
+    assert!(world.publish("blue/web", &[80]).starts_with("True"));
+    let told = world.publish("blue/more", &[80]);
+    assert!(told.starts_with("False QuotaReached"), "{told}");
+    assert_eq!(world.balancers.len(), 1);
+    assert!(world.publish("red/web", &[80]).starts_with("True"));
 }
 
 #[test]

@@ -271,10 +271,14 @@ impl World {
     }
 
     /// The reason and message of a condition.
+    /// A condition as `status reason message`; empty: there is none.
+    fn verdict(&self, id: &RouteId, kind: &str) -> String {
+        let found = self.statuses[id].conditions.iter().find(|c| c.type_ == kind);
+        found.map_or_else(String::new, |c| format!("{} {} {}", c.status, c.reason, c.message))
+    }
+
     fn says(&self, route: &str, kind: &str) -> String {
-        let status = &self.statuses[&id(route)];
-        let condition = status.conditions.iter().find(|c| c.type_ == kind).unwrap();
-        format!("{} {} {}", condition.status, condition.reason, condition.message)
+        self.verdict(&id(route), kind)
     }
 
     fn listeners(&self) -> Vec<String> {

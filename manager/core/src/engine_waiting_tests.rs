@@ -153,7 +153,7 @@ proptest! {
         let tenants = ["blue", "red"];
         for tenant in tenants {
             let quotas = fairlead_api::tenant::Quotas {
-                ports: 2, hostnames: 2, ..Default::default()
+                ports: 2, hostnames: 2, addresses: 1, ..Default::default()
             };
             let spec = TenantSpec { pools: vec!["public".into()], quotas, ..TenantSpec::default() };
             world.engine.tenant(&tenant.parse().unwrap(), Some(spec.into()));
@@ -186,4 +186,26 @@ proptest! {
             world.nobody_sleeps();
         }
     }
+}
+
+#[test]
+fn whoever_was_one_too_many_on_an_address_has_the_first_seat_that_is_free() {
+    let mut world = world();
+    let (sharing, max_routes_per_address) = (Sharing::Any, Some(2));
+    let addresses = vec!["10.9.0.1".into()];
+    let full = AddressPoolSpec { addresses, sharing, max_routes_per_address, ..Default::default() };
+    world.engine.pool("public", Some(full));
+    let names = ["blue/a", "red/b", "red/c"];
+    for name in names {
+        world.apply_at(ing(name), ingress(&format!("{}.example/>web:80", &name[..3])));
+        world.settle();
+    }
+    let told = world.told("red/c", "Accepted");
+    assert!(
+        told.contains("room for port 80/TCP") && told.contains("of 2 Routes on each"),
+        "{told}"
+    );
+    world.engine.route_gone(&ing("blue/a"));
+    world.settle();
+    assert!(world.told("red/c", "Accepted").starts_with("True"));
 }

@@ -25,6 +25,11 @@ impl Usage {
         self.addresses.contains_key(&address)
     }
 
+    /// The addresses, in order.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.keys().copied()
+    }
+
     pub(crate) fn come(&mut self, address: IpAddr) {
         *self.addresses.entry(address).or_default() += 1;
     }

@@ -76,11 +76,20 @@ impl Ask<'_> {
             );
             return Verdict::no(Reason::PoolExhausted, message);
         }
+        // Others' host names share the ports there, so that it is full for another reason.
+        let shares = |(first, last): (u128, u128)| {
+            let next = self.claims.next_shared(&self.route.tenant, first);
+            self.wish.is_http() && next.is_some_and(|at| at <= last)
+        };
         let everywhere = |port: u16, protocol| {
             let mut ranges = open.iter().flat_map(|(_, pool)| pool.ranges(family)).peekable();
             ranges.peek().is_some()
                 && ranges.all(|(first, last)| {
-                    self.claims.next_with(protocol, port, first).is_none_or(|free| free > last)
+                    !shares((first, last))
+                        && self
+                            .claims
+                            .next_with(protocol, port, first)
+                            .is_none_or(|free| free > last)
                 })
         };
         if let Some(l) = fixed().find(|l| everywhere(l.port, l.protocol.transport())) {
@@ -93,10 +102,13 @@ impl Ask<'_> {
             return Verdict::no(Reason::PoolExhausted, message);
         }
         let ports: Vec<_> = self.wish.listeners.iter().map(shown).collect();
+        let most = open.iter().filter_map(|(_, pool)| pool.capacity.routes).max();
+        let most = most.map(|most| format!(", of {most} Routes on each (maxRoutesPerAddress)"));
         let message = format!(
-            "no address of pool {names} that this Route may be on has room for port {}; ask for another \
+            "no address of pool {names} that this Route may be on has room for port {}{}; ask for another \
              port, or for more addresses",
             ports.join(" and "),
+            most.unwrap_or_default(),
         );
         Verdict::no(Reason::PoolExhausted, message)
     }

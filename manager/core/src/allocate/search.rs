@@ -94,7 +94,10 @@ impl<'a> Ask<'a> {
         ports: &[Option<u16>],
     ) -> bool {
         let most = pool.service.as_ref().map_or(0, |service| u64::from(service.max_addresses));
-        pool.size() < most && self.fits_empty(pool, ports) && self.empty(pool, family).is_none()
+        self.among.is_none()
+            && pool.size() < most
+            && self.fits_empty(pool, ports)
+            && self.empty(pool, family).is_none()
     }
 
     pub(super) fn is_reserved(self, pool: &Pool) -> bool {
@@ -138,6 +141,10 @@ impl<'a> Ask<'a> {
         name: &'a str,
         pool: &Pool,
     ) -> Option<IpAddr> {
+        if let Some(own) = self.among {
+            let mut own = own.iter().filter(|ip| (first..=last).contains(&number(*ip)));
+            return own.find(|ip| self.is_free(Spot { address: *ip, pool: name }, pool, ports));
+        }
         let mut at = first;
         loop {
             let start = at;
@@ -183,7 +190,7 @@ impl<'a> Ask<'a> {
         first: IpAddr,
     ) -> IpAddr {
         // Nobody is there, so all ports are free.
-        if let Some(empty) = self.empty(pool, family) {
+        if let Some(empty) = self.empty(pool, family).filter(|ip| self.may_be_on(*ip)) {
             return empty;
         }
         let fits = |ip: &IpAddr| {
@@ -234,6 +241,9 @@ impl<'a> Ask<'a> {
         }
         let named = self.wish.listeners.first().map(|listener| listener.key(ip));
         let Some(one) = keys.first().copied().or(named) else { return Ok(Found::Spot(spot)) };
+        if !self.may_be_on(ip) {
+            return Err((one, "is on one more address than the tenant may have"));
+        }
         if self.is_strange(ip, pool) && reclaim.is_empty() {
             return Err((one, "is on an address that may not be shared with this Route"));
         }

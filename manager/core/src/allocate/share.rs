@@ -164,6 +164,9 @@ impl<'a> Ask<'a> {
         if pool.draining {
             return Err(taken(first, "is of a pool that is being drained"));
         }
+        if !self.may_be_on(address) {
+            return Err(taken(first, "is on one more address than the tenant may have"));
+        }
         if self.is_strange(address, pool) {
             return Err(taken(first, "is on an address that may not be shared with this Route"));
         }

@@ -11,7 +11,7 @@ use fairlead_api::few::Few;
 use fairlead_api::http::ANY_HOST;
 
 use super::{Effects, Engine, Entry, Serving, binding};
-use crate::allocate::{Allocation, Ask, Place, allocate, usable};
+use crate::allocate::{Allocation, Ask, Place, usable};
 use crate::claims::{Claim, Claims, Leaving};
 use crate::health::Wanted;
 use crate::hosts::{HostClaim, Standing};
@@ -58,7 +58,7 @@ impl Engine {
         };
         let (uid, seat) = (entry.meta.uid.clone(), entry.seat());
         let group = self.group_of(id, seat.is_some());
-        let allocation = allocate(Ask {
+        let allocation = self.allocate(Ask {
             route: id,
             uid: &uid,
             wish: &wish,
@@ -67,10 +67,10 @@ impl Engine {
             tenant,
             pools: &self.pools,
             claims: &self.claims,
+            among: None,
         });
         self.claims.break_promises(id);
         self.balancers.satisfied(id);
-        let allocation = allocation.and_then(|found| self.within_quotas(id, &wish, found));
         let undecided = matches!(allocation, Ok(Allocation::Claim(_) | Allocation::Wait { .. }));
         if let Some(entry) = self.routes.get_mut(id) {
             entry.undecided = undecided;

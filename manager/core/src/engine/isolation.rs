@@ -10,7 +10,7 @@ use fairlead_api::{NodeSetSpec, NodeSetStatus, RouteId, TenantId};
 use ipnet::IpNet;
 
 use super::{Effects, Engine, routes_of};
-use crate::allocate::Allocation;
+use crate::allocate::{Allocation, Ask, allocate};
 use crate::claims::Claim;
 use crate::model::{Tenant, Wish};
 use crate::nodes::{Bounds, Nodes};
@@ -189,8 +189,20 @@ impl Engine {
         }
     }
 
+    /// What a Route gets within its tenant's quotas; where the tenant may be on no other address, on one of its own.
+    pub(super) fn allocate(&self, ask: Ask<'_>) -> Result<Allocation, Verdict> {
+        let within = |found| self.within_quotas(ask.route, ask.wish, found);
+        let among = self.claims.usage_of(&ask.route.tenant);
+        match allocate(ask).and_then(within) {
+            Err(refused) if refused.reason == Reason::QuotaReached && among.is_some() => {
+                allocate(Ask { among, ..ask }).and_then(within).map_err(|_| refused)
+            }
+            found => found,
+        }
+    }
+
     /// What the allocator found, if the tenant may have that as well.
-    pub(super) fn within_quotas(
+    fn within_quotas(
         &self,
         id: &RouteId,
         wish: &Wish,
@@ -207,7 +219,9 @@ impl Engine {
                 let full = self.too_many_addresses(&id.tenant, &seats);
                 full.or_else(|| self.too_many_endpoints(id, wish))
             }
-            Allocation::Wait { .. } | Allocation::Open { .. } => None,
+            // Before the hub is asked for it.
+            Allocation::Open { .. } => self.over_addresses(&id.tenant, 1),
+            Allocation::Wait { .. } => None,
         };
         over.map_or(Ok(found), Err)
     }
@@ -233,11 +247,15 @@ impl Engine {
         tenant: &TenantId,
         addresses: &BTreeSet<IpAddr>,
     ) -> Option<Verdict> {
-        let most = self.tenants.get(tenant)?.quotas.addresses;
         let usage = self.claims.usage_of(tenant);
-        let new =
-            addresses.iter().filter(|ip| usage.is_none_or(|usage| !usage.is_on(**ip))).count();
-        let held = usage.map_or(0, Usage::addresses);
+        let new = addresses.iter().filter(|ip| usage.is_none_or(|usage| !usage.is_on(**ip)));
+        self.over_addresses(tenant, new.count())
+    }
+
+    /// Why a tenant may not be on so many addresses more.
+    fn over_addresses(&self, tenant: &TenantId, new: usize) -> Option<Verdict> {
+        let most = self.tenants.get(tenant)?.quotas.addresses;
+        let held = self.claims.usage_of(tenant).map_or(0, Usage::addresses);
         (new > 0 && held + new > most as usize).then(|| reached("addresses", most))
     }
 
