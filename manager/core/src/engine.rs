@@ -340,7 +340,7 @@ impl Engine {
             self.touch(id);
         }
         self.balancers.satisfied(id);
-        self.endpoints.set(id, 0);
+        self.count(id, 0);
         if self.claims.promised_to(id).next().is_some() {
             self.retry_waiting();
         }
@@ -458,8 +458,12 @@ fn routes_of<'a>(
     routes: &'a BTreeMap<RouteId, Box<Entry>>,
     tenant: &'a TenantId,
 ) -> impl Iterator<Item = (&'a RouteId, &'a Box<Entry>)> {
-    let first = RouteId { tenant: tenant.clone(), name: RouteName::of_object("") };
-    routes.range(first..).take_while(move |(id, _)| id.tenant == *tenant)
+    routes.range(first_of(tenant)..).take_while(move |(id, _)| id.tenant == *tenant)
+}
+
+/// A tenant's Routes, in order, begin here.
+fn first_of(tenant: &TenantId) -> RouteId {
+    RouteId { tenant: tenant.clone(), name: RouteName::of_object("") }
 }
 
 /// Whether the Route that a port is claimed for is gone.

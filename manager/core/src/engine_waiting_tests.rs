@@ -117,8 +117,8 @@ impl World {
 enum Move {
     /// A Service of the tenant, with a port, at any address or the first.
     Service(usize, u8, u16, bool),
-    /// An Ingress of the tenant, with a host name.
-    Ingress(usize, u8, u8),
+    /// An Ingress of the tenant, with a host name, and one backend or two.
+    Ingress(usize, u8, u8, bool),
     Gone(usize, u8, bool),
     /// The tenant has as many nodes.
     Nodes(usize, usize),
@@ -129,8 +129,8 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
     let one = prop_oneof![
         (tenant(), 0..4_u8, 80..83_u16, any::<bool>())
             .prop_map(|(tenant, name, port, first)| Move::Service(tenant, name, port, first)),
-        (tenant(), 0..4_u8, 0..5_u8)
-            .prop_map(|(tenant, name, host)| Move::Ingress(tenant, name, host)),
+        (tenant(), 0..4_u8, 0..5_u8, any::<bool>())
+            .prop_map(|(tenant, name, host, two)| Move::Ingress(tenant, name, host, two)),
         (tenant(), 0..4_u8, any::<bool>())
             .prop_map(|(tenant, name, service)| Move::Gone(tenant, name, service)),
         (tenant(), 1..4_usize).prop_map(|(tenant, count)| Move::Nodes(tenant, count)),
@@ -153,7 +153,7 @@ proptest! {
         let tenants = ["blue", "red"];
         for tenant in tenants {
             let quotas = fairlead_api::tenant::Quotas {
-                ports: 2, hostnames: 2, addresses: 1, ..Default::default()
+                ports: 2, hostnames: 2, addresses: 1, endpoints: 4, ..Default::default()
             };
             let spec = TenantSpec { pools: vec!["public".into()], quotas, ..TenantSpec::default() };
             world.engine.tenant(&tenant.parse().unwrap(), Some(spec.into()));
@@ -167,8 +167,10 @@ proptest! {
                     let address = AddressRequest { ips, ..AddressRequest::default() };
                     world.apply(&route, RouteSpec { address, ..tcp(&route, &[port]) });
                 }
-                Move::Ingress(tenant, name, host) => {
-                    let rule = format!("{}/>web:80", hosts[usize::from(host)]);
+                Move::Ingress(tenant, name, host, two) => {
+                    let host = hosts[usize::from(host)];
+                    let more = if two { format!(" {host}/api>api:80") } else { String::new() };
+                    let rule = format!("{host}/>web:80{more}");
                     world.apply_at(ing(&format!("{}/i{name}", tenants[tenant])), ingress(&rule));
                 }
                 Move::Gone(tenant, name, true) => {

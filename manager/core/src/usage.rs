@@ -52,21 +52,22 @@ pub struct Endpoints {
 }
 
 impl Endpoints {
-    /// A Route has so many now.
-    pub fn set(&mut self, route: &RouteId, count: usize) {
+    /// A Route has so many now; whether they are fewer than before.
+    pub fn set(&mut self, route: &RouteId, count: usize) -> bool {
         let before = match count {
             0 => self.by_route.remove(route),
             _ => self.by_route.insert(route.clone(), count),
         };
         let before = before.unwrap_or(0);
         if before == count {
-            return;
+            return false;
         }
         let total = self.by_tenant.entry(route.tenant.clone()).or_default();
         *total = *total + count - before;
         if *total == 0 {
             self.by_tenant.remove(&route.tenant);
         }
+        count < before
     }
 
     /// How many there would be of the tenant, if the Route had `count`; `None` where that is no more than now.
@@ -90,12 +91,11 @@ mod tests {
             name: RouteName::of_object(name),
         };
         let mut endpoints = Endpoints::default();
-        endpoints.set(&route("a"), 3);
-        endpoints.set(&route("b"), 2);
+        assert!(!endpoints.set(&route("a"), 3) && !endpoints.set(&route("b"), 2));
         assert_eq!(endpoints.after(&route("c"), 4), Some(9));
         assert_eq!(endpoints.after(&route("a"), 4), Some(6));
         assert_eq!(endpoints.after(&route("a"), 3), None);
-        endpoints.set(&route("a"), 0);
+        assert!(endpoints.set(&route("a"), 0));
         assert_eq!(endpoints.after(&route("b"), 3), Some(3));
     }
 }

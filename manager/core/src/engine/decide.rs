@@ -168,8 +168,13 @@ impl Engine {
     /// never served is of no use, and others may want it.
     fn refuse(&mut self, id: &RouteId, wish: &Arc<Wish>, verdict: Verdict, effects: &mut Effects) {
         let serving = self.standing(id, wish);
+        let too_many =
+            verdict.reason == Reason::QuotaReached && self.too_many_endpoints(id, wish).is_some();
         let Some(entry) = self.routes.get_mut(id) else { return };
         self.waiting.add(id, Some(verdict.reason));
+        if too_many {
+            self.waiting.for_endpoints(id);
+        }
         entry.accepted = Some(verdict);
         self.stale.extend(self.claims.of(id).map(|claim| claim.key));
         self.serve(id, serving, effects);
@@ -197,7 +202,7 @@ impl Engine {
     fn serve(&mut self, id: &RouteId, serving: Option<Serving>, effects: &mut Effects) {
         let served = self.served(id, serving.as_ref(), effects);
         let count = serving.as_ref().map_or(0, |serving| self.count_endpoints(id, &serving.wish));
-        self.endpoints.set(id, count);
+        self.count(id, count);
         self.check_health(id, serving.as_ref());
         let Some(entry) = self.routes.get_mut(id) else { return };
         let nodes = self.nodes.get(&id.tenant);

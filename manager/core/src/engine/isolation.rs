@@ -260,10 +260,17 @@ impl Engine {
     }
 
     /// Why a Route may not have so many endpoints.
-    fn too_many_endpoints(&self, id: &RouteId, wish: &Wish) -> Option<Verdict> {
+    pub(super) fn too_many_endpoints(&self, id: &RouteId, wish: &Wish) -> Option<Verdict> {
         let most = self.tenants.get(&id.tenant)?.quotas.endpoints;
         let after = self.endpoints.after(id, self.count_endpoints(id, wish))?;
         (after > most as usize).then(|| reached("endpoints", most))
+    }
+
+    /// A Route has so many endpoints now.
+    pub(super) fn count(&mut self, id: &RouteId, endpoints: usize) {
+        if self.endpoints.set(id, endpoints) {
+            self.retry_for_endpoints(&id.tenant);
+        }
     }
 
     pub(super) fn count_endpoints(&self, id: &RouteId, wish: &Wish) -> usize {

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::ops::Bound::{Excluded, Unbounded};
 
-use fairlead_api::RouteId;
 use fairlead_api::condition::Reason;
+use fairlead_api::{RouteId, TenantId};
 
-use super::Engine;
+use super::{Engine, first_of};
 
 /// The Routes, by whether something that is given back may be of use.
 #[derive(Debug, Default)]
@@ -15,6 +15,8 @@ pub(super) struct Waiting {
     freed: BTreeSet<RouteId>,
     /// For another pool, or to ask for another.
     pools: BTreeSet<RouteId>,
+    /// Also for its tenant to have fewer endpoints.
+    endpoints: BTreeSet<RouteId>,
 }
 
 impl Waiting {
@@ -30,10 +32,16 @@ impl Waiting {
         }
     }
 
+    /// It waits for its tenant to have fewer endpoints as well.
+    pub(super) fn for_endpoints(&mut self, id: &RouteId) {
+        self.endpoints.insert(id.clone());
+    }
+
     /// It is decided again, or gone.
     pub(super) fn over(&mut self, id: &RouteId) {
         self.freed.remove(id);
         self.pools.remove(id);
+        self.endpoints.remove(id);
     }
 }
 
@@ -42,6 +50,16 @@ impl Engine {
     pub(super) fn retry_waiting(&mut self) {
         let all = std::mem::take(&mut self.waiting.freed);
         self.retry(all);
+    }
+
+    /// A tenant has fewer endpoints.
+    pub(super) fn retry_for_endpoints(&mut self, tenant: &TenantId) {
+        let all = self.waiting.endpoints.range(first_of(tenant)..);
+        let own: BTreeSet<_> = all.take_while(|id| id.tenant == *tenant).cloned().collect();
+        for id in &own {
+            self.waiting.over(id);
+        }
+        self.retry(own);
     }
 
     /// Pools have changed.
