@@ -29,14 +29,11 @@ impl Bucket {
         self.at = now;
     }
 
-    /// Takes a token. Without one: how many seconds until there is one.
-    pub(crate) fn take(&mut self, rate: Rate, now: Instant) -> Result<(), f64> {
-        self.fill(rate, now);
-        if self.tokens >= 1.0 {
-            self.tokens -= 1.0;
-            return Ok(());
-        }
-        Err((1.0 - self.tokens) / rate.per_second)
+    /// Takes a token, if there is one.
+    fn take(&mut self, rate: Rate, now: Instant) -> bool {
+        let some = !self.is_empty(rate, now);
+        self.tokens -= if some { 1.0 } else { 0.0 };
+        some
     }
 
     /// Takes so much even if there is less, but never more than a burst.
@@ -93,7 +90,7 @@ impl Refusals {
             self.all.clear();
         }
         let bucket = self.all.entry(network(address)).or_insert_with(|| Bucket::full(rate, now));
-        let _ = bucket.take(rate, now);
+        bucket.take(rate, now);
     }
 }
 
@@ -120,11 +117,10 @@ mod tests {
     fn a_bucket_gives_its_burst_and_then_its_rate() {
         let start = Instant::now();
         let mut bucket = Bucket::full(RATE, start);
-        assert!((0..3).all(|_| bucket.take(RATE, start).is_ok()));
-        assert_eq!(bucket.take(RATE, start), Err(2.0));
+        assert!((0..3).all(|_| bucket.take(RATE, start)));
         let later = start + Duration::from_secs(2);
-        assert_eq!(bucket.take(RATE, later), Ok(()));
-        assert!(bucket.take(RATE, later).is_err());
+        assert!(!bucket.take(RATE, later - Duration::from_millis(1)));
+        assert!(bucket.take(RATE, later) && !bucket.take(RATE, later));
     }
 
     #[test]

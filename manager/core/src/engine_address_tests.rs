@@ -245,6 +245,24 @@ fn a_port_is_held_for_its_tenant_for_a_while() {
 }
 
 #[test]
+fn the_ports_of_a_tenant_that_is_removed_are_nobodys_until_their_time_is_over() {
+    let mut world = World::with(AddressPoolSpec { hold_seconds: 60, ..pool("10.9.0.1") });
+    world.get("blue/a", tcp("blue/a", &[80]));
+    world.get("red/b", tcp("red/b", &[80]));
+    world.delete("blue/a");
+    world.settle();
+    // Its namespace and the Tenant itself go last.
+    world.engine.nodes(&"blue".parse().unwrap(), None, None);
+    world.engine.tenant(&"blue".parse().unwrap(), None);
+    world.settle();
+    assert!(world.held("red/b").is_empty(), "whoever knew blue there does not reach red");
+    assert_eq!(world.claims.len(), 1);
+    world.seconds = 60;
+    world.settle();
+    assert_eq!(world.held("red/b"), ["10.9.0.1:80"]);
+}
+
+#[test]
 fn a_port_that_its_route_takes_back_was_never_gone() {
     let mut world = World::with(AddressPoolSpec { hold_seconds: 60, ..pool("10.9.0.1") });
     world.get("blue/a", tcp("blue/a", &[80, 81]));
