@@ -80,8 +80,8 @@ pub fn connected(name: &str, within: Duration) {
     waited.unwrap_or_else(|error| panic!("{error:#}"));
 }
 
-/// What they logged from then on. The API server knows whole seconds only, in which more happened than is asked for.
-/// What the pods of a component have said since a time of [`now`].
+/// What the pods of a component have said since a time of [`now`]: the API server knows whole seconds only, in which
+/// more happened than is asked for.
 pub fn logs(cluster: &Cluster, component: &str, since: &str) -> String {
     let all = "--all-containers --prefix --timestamps --tail=-1";
     let said = kubectl(
@@ -177,12 +177,7 @@ fn certificates_renew_and_the_ca_is_replaced_and_no_stream_is_lost() {
                 Duration::from_secs(180),
                 || {
                     let after = fairlead("ca status");
-                    let only = after.matches("Active").count() == 1 && !after.contains("Retiring");
-                    if only && after.lines().next() != before.lines().next() {
-                        Ok(())
-                    } else {
-                        bail!("{after}")
-                    }
+                    if is_replaced(&before, &after) { Ok(()) } else { bail!("{after}") }
                 },
             );
             replaced.unwrap_or_else(|error| panic!("round {round}: {error:#}"));
@@ -194,28 +189,20 @@ fn certificates_renew_and_the_ca_is_replaced_and_no_stream_is_lost() {
     let took = begin.elapsed();
     assert!(errors.is_empty(), "{} of {sent} failed: {:?}", errors.len(), errors.first());
     let manager = logs(&hub(), "manager", &since);
+    is_silent(
+        &manager,
+        &["agent's stream ended", "agent disconnected", "xDS stream failed", "xDS stream closed"],
+    );
+    is_silent(&manager, &REFUSED);
     let renewals = manager.matches("a new certificate is in use").count();
     let due = usize::try_from(took.as_secs() / u64::from(seconds)).unwrap();
     assert!(renewals >= 2 * due, "{renewals} renewals of two agents in {took:?}");
-    for lost in [
-        "agent's stream ended",
-        "agent disconnected",
-        "connection refused",
-        "certificate refused",
-        "xDS stream failed",
-        "xDS stream closed",
-    ] {
-        assert!(!manager.contains(lost), "{lost}: {}", lines_with(&manager, lost));
-    }
     for cluster in [&a, &b] {
-        let said = logs(cluster, "agent", &since);
-        for lost in
-            ["no stream to the hub", "no certificate from the hub", "not renewed", "does not take"]
-        {
-            assert!(!said.contains(lost), "{}: {}", cluster.name, lines_with(&said, lost));
-        }
+        is_silent(&logs(cluster, "agent", &since), &NO_WAY);
     }
     println!("{renewals} renewals of two agents, 3 CAs, {sent} requests in {took:?}");
+    reconnects_while_the_ca_is_replaced(&b);
+    answers(&format!("http://{ip}:9200/"), "cluster=tenant-a");
 
     // The hub is away for longer than a certificate lives.
     let before = ["a", "b"].map(recoveries);
@@ -231,6 +218,52 @@ fn certificates_renew_and_the_ca_is_replaced_and_no_stream_is_lost() {
     }
     answers(&format!("http://{ip}:9200/"), "cluster=tenant-a");
     everybody_anew(86_400);
+}
+
+/// What a manager says of whom it does not let in.
+const REFUSED: [&str; 2] = ["connection refused", "certificate refused"];
+
+/// What an agent says that is not let in.
+const NO_WAY: [&str; 4] =
+    ["no stream to the hub", "no certificate from the hub", "not renewed", "does not take"];
+
+fn is_silent(log: &str, about: &[&str]) {
+    for word in about {
+        assert!(!log.contains(word), "{}", lines_with(log, word));
+    }
+}
+
+/// Whether another CA is there than was, and it is the only one.
+fn is_replaced(before: &str, after: &str) -> bool {
+    let only = after.matches("Active").count() == 1 && !after.contains("Retiring");
+    only && after.lines().next() != before.lines().next()
+}
+
+/// Whoever connects at any step of a rotation is let in: an agent again and again, and all of them, the Envoys too,
+/// when the manager is made anew in the midst of it.
+fn reconnects_while_the_ca_is_replaced(b: &Cluster) {
+    let (before, since) = (fairlead("ca status"), now());
+    fairlead("ca rotate");
+    let (mut agents, mut managers) = (0, 0);
+    while !is_replaced(&before, &fairlead("ca status")) {
+        rollout_of_agents(b);
+        connected("b", Duration::from_secs(30));
+        agents += 1;
+        is_silent(&logs(b, "agent", &since), &NO_WAY);
+        is_silent(&logs(&hub(), "manager", &since), &REFUSED);
+        if agents == 2 {
+            rollout_of_manager();
+            managers += 1;
+        }
+    }
+    let manager = logs(&hub(), "manager", &since);
+    is_silent(&manager, &REFUSED);
+    let (streams, joined) =
+        (manager.matches("xDS stream opened").count(), manager.matches("agent connected").count());
+    println!(
+        "{agents} agents and {managers} managers made anew during a rotation: {streams} streams of Envoys, {joined} of agents since"
+    );
+    assert!(agents > 2 && managers == 1 && streams >= 2 && joined >= 2);
 }
 
 /// How often the agents of a tenant have recovered.
