@@ -284,11 +284,9 @@ impl Conductor {
                 self.secret(&tenant, name, secret.map(|secret| *secret));
             }
             Observed::Balancer(name, seen) => engine.balancer(&name, seen.map(|seen| *seen)),
-            Observed::Envoy(name, envoy) => {
-                self.around.allowed.envoy(&name, envoy.is_some());
-                let (ready, hosts) = envoy.unwrap_or_default();
-                engine.envoy_host(&hosts);
-                engine.envoy_ready(&name.into(), ready);
+            Observed::Envoy(name, ready) => {
+                self.around.allowed.envoy(&name, ready.is_some());
+                engine.envoy_ready(&name.into(), ready.unwrap_or_default());
             }
             Observed::Node(name, ranges) => engine.hub_network(&format!("node/{name}"), ranges),
             Observed::Agent(tenant, id, agent) => {

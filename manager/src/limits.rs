@@ -119,7 +119,8 @@ mod tests {
         let mut bucket = Bucket::full(RATE, start);
         assert!((0..3).all(|_| bucket.take(RATE, start)));
         let later = start + Duration::from_secs(2);
-        assert!(!bucket.take(RATE, later - Duration::from_millis(1)));
+        let early = start + Duration::from_millis(1_999);
+        assert!(!bucket.take(RATE, early));
         assert!(bucket.take(RATE, later) && !bucket.take(RATE, later));
     }
 

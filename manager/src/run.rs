@@ -24,7 +24,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tower::layer::util::{Identity, Stack};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::Args;
 use crate::agent_api::{AgentApi, Sessions};
@@ -184,8 +184,12 @@ impl Args {
             .await
         {
             Ok(list) => list.items,
-            // Before Kubernetes 1.33.
-            Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                warn!(
+                    "before Kubernetes 1.33 the hub does not tell the ranges of its Services: name them in refusedCIDRs"
+                );
+                Vec::new()
+            }
             Err(error) => return Err(error).context("reading the ranges of the hub's Services"),
         };
         let ranges = ranges.into_iter().filter_map(|range| range.spec?.cidrs).flatten();

@@ -56,8 +56,8 @@ pub(crate) enum Observed {
     Secret(TenantId, SecretName, Option<Box<(Box<str>, Secret)>>),
     /// A hub's Service of a pool.
     Balancer(String, Option<Box<SeenBalancer>>),
-    /// The pod of an Envoy, whether it is ready, and its node's addresses; `None`: it is gone.
-    Envoy(String, Option<(bool, Vec<IpAddr>)>),
+    /// The pod of an Envoy, and whether it is ready; `None`: it is gone.
+    Envoy(String, Option<bool>),
     /// A node of the hub, with its addresses and its pods'.
     Node(String, Vec<IpNet>),
     /// An agent.
@@ -302,10 +302,7 @@ fn balancer(object: Service) -> Option<Observed> {
 fn envoy(object: Pod) -> Option<Observed> {
     let conditions = object.status.as_ref().and_then(|status| status.conditions.as_ref());
     let ready = conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-    let status = object.status.iter();
-    let hosts = status.flat_map(|status| status.host_ips.iter().flatten()).map(|one| &one.ip);
-    let hosts = hosts.filter_map(|ip| ip.parse().ok()).collect();
-    Some(Observed::Envoy(object.name_any(), Some((ready, hosts))))
+    Some(Observed::Envoy(object.name_any(), Some(ready)))
 }
 
 fn node(object: Node) -> Option<Observed> {

@@ -169,7 +169,6 @@ fn the_hubs_own_addresses_are_no_tenants_nodes() {
     world.publish("blue/web", &[80]);
     for (address, why) in [
         ("10.9.0.1", "a pool"),
-        ("10.8.0.1", "a node of the hub"),
         ("10.7.0.1", "refusedCIDRs"),
         ("10.6.0.9", "the hub's own network"),
         ("127.0.0.1", "loopback"),
@@ -177,7 +176,6 @@ fn the_hubs_own_addresses_are_no_tenants_nodes() {
         ("::ffff:10.0.0.1", "loopback"),
     ] {
         world.engine.forbid(vec!["10.7.0.0/16".parse().unwrap()]);
-        world.engine.envoy_host(&["10.8.0.1".parse().unwrap()]);
         world.engine.hub_network("node/hub-9", vec!["10.6.0.0/24".parse().unwrap()]);
         world.nodes("blue", &[address]);
         world.settle();

@@ -26,8 +26,6 @@ const NAMED: usize = 100;
 pub(super) struct Forbidden {
     /// As the platform team says.
     ranges: Vec<IpNet>,
-    /// Where Envoys run.
-    hosts: BTreeSet<IpAddr>,
     /// The hub's own, by what has them.
     networks: BTreeMap<Box<str>, Vec<IpNet>>,
 }
@@ -36,9 +34,6 @@ impl Forbidden {
     fn why(&self, pools: &BTreeMap<String, Pool>, ip: IpAddr) -> Option<&'static str> {
         if self.ranges.iter().any(|range| range.contains(&ip)) {
             return Some("in a range that the hub refuses (the manager's refusedCIDRs)");
-        }
-        if self.hosts.contains(&ip) {
-            return Some("a node of the hub");
         }
         if self.networks.values().flatten().any(|range| range.contains(&ip)) {
             return Some("in the hub's own network (its nodes, pods or Services)");
@@ -52,16 +47,6 @@ impl Engine {
     pub fn forbid(&mut self, ranges: Vec<IpNet>) {
         self.forbidden.ranges = ranges;
         self.sort_all_nodes();
-    }
-
-    /// The addresses of the node that an Envoy runs on. They stay the hub's while the pod is replaced, and for as
-    /// long as this process lives.
-    pub fn envoy_host(&mut self, addresses: &[IpAddr]) {
-        let before = self.forbidden.hosts.len();
-        self.forbidden.hosts.extend(addresses);
-        if self.forbidden.hosts.len() > before {
-            self.sort_all_nodes();
-        }
     }
 
     /// Ranges of the hub's own network that one of its nodes has, or its Services; empty: it is gone.
