@@ -30,10 +30,10 @@ impl Bucket {
     }
 
     /// Takes a token, if there is one.
-    fn take(&mut self, rate: Rate, now: Instant) -> bool {
-        let some = !self.is_empty(rate, now);
-        self.tokens -= if some { 1.0 } else { 0.0 };
-        some
+    fn take(&mut self, rate: Rate, now: Instant) {
+        if !self.is_empty(rate, now) {
+            self.tokens -= 1.0;
+        }
     }
 
     /// Takes so much even if there is less, but never more than a burst.
@@ -117,11 +117,15 @@ mod tests {
     fn a_bucket_gives_its_burst_and_then_its_rate() {
         let start = Instant::now();
         let mut bucket = Bucket::full(RATE, start);
-        assert!((0..3).all(|_| bucket.take(RATE, start)));
+        for _ in 0..3 {
+            assert!(!bucket.is_empty(RATE, start));
+            bucket.take(RATE, start);
+        }
+        assert!(bucket.is_empty(RATE, start + Duration::from_millis(1_999)));
         let later = start + Duration::from_secs(2);
-        let early = start + Duration::from_millis(1_999);
-        assert!(!bucket.take(RATE, early));
-        assert!(bucket.take(RATE, later) && !bucket.take(RATE, later));
+        assert!(!bucket.is_empty(RATE, later));
+        bucket.take(RATE, later);
+        assert!(bucket.is_empty(RATE, later));
     }
 
     #[test]

@@ -245,7 +245,9 @@ fn reconnects_while_the_ca_is_replaced(b: &Cluster) {
     let (before, since) = (fairlead("ca status"), now());
     fairlead("ca rotate");
     let (mut agents, mut managers) = (0, 0);
+    let begin = Instant::now();
     while !is_replaced(&before, &fairlead("ca status")) {
+        assert!(begin.elapsed() < Duration::from_secs(300), "{}", fairlead("ca status"));
         rollout_of_agents(b);
         connected("b", Duration::from_secs(30));
         agents += 1;
@@ -263,7 +265,7 @@ fn reconnects_while_the_ca_is_replaced(b: &Cluster) {
     println!(
         "{agents} agents and {managers} managers made anew during a rotation: {streams} streams of Envoys, {joined} of agents since"
     );
-    assert!(agents > 2 && managers == 1 && streams >= 2 && joined >= 2);
+    assert!(managers == 1 && streams >= 2 && joined >= 2);
 }
 
 /// How often the agents of a tenant have recovered.

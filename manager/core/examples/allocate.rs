@@ -83,7 +83,7 @@ fn give(hub: &mut Hub, route: &RouteId, wish: &Wish) {
         tenant: &hub.tenant,
         pools: &hub.pools,
         claims: &hub.claims,
-        among: None,
+        own_first: None,
     });
     let Ok(Allocation::Claim(claims)) = asked else { panic!("{asked:?}") };
     for claim in claims {

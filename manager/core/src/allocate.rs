@@ -21,6 +21,7 @@ mod refuse;
 mod search;
 mod share;
 
+use ports::nowhere;
 use refuse::{address_held, group_conflict, taken};
 
 /// What a Route holds, or what it lacks.
@@ -79,8 +80,8 @@ pub struct Ask<'a> {
     pub pools: &'a BTreeMap<String, Pool>,
     /// All claims.
     pub claims: &'a Claims,
-    /// Of these addresses only, on which the tenant is already; `None`: of all.
-    pub among: Option<&'a Usage>,
+    /// Addresses on which the tenant is already, where those come before all others.
+    pub own_first: Option<&'a Usage>,
 }
 
 /// A pool by name.
@@ -106,6 +107,23 @@ enum Found<'a> {
 /// A verdict on `Accepted`: why it gets nothing, and the way out.
 pub fn allocate(ask: Ask<'_>) -> Result<Allocation, Verdict> {
     if ask.wish.is_http() { ask.sit() } else { ask.settle() }
+}
+
+/// What a Route would get once the hub has the address that it needs, and perhaps one of the other family: one that is of
+/// no use is not asked for, since it would be given back, and asked for again. `None`: it needs none.
+///
+/// # Errors
+/// A verdict on `Accepted`: why it would get nothing.
+pub fn foresee(ask: Ask<'_>, found: &Allocation) -> Result<Option<Allocation>, Verdict> {
+    let Allocation::Open { pool, family } = found else { return Ok(None) };
+    let mut pools = ask.pools.clone();
+    let more = pools.get_mut(&**pool).filter(|pool| !pool.contains(nowhere(*family)));
+    let Some(more) = more else { return Ok(None) };
+    more.add_address(nowhere(*family));
+    let ask = Ask { pools: &pools, ..ask };
+    let then = allocate(ask)?;
+    let last = foresee(ask, &then)?;
+    Ok(Some(last.unwrap_or(then)))
 }
 
 impl<'a> Ask<'a> {
@@ -332,8 +350,16 @@ impl<'a> Ask<'a> {
         if self.wish.alone { Sharing::Exclusive } else { pool.sharing }
     }
 
-    fn may_be_on(self, address: IpAddr) -> bool {
-        self.among.is_none_or(|own| own.is_on(address))
+    /// The pools of which something can be had.
+    fn usable<'b>(self, pools: &'b [Named<'a>]) -> impl Iterator<Item = &'b Named<'a>> {
+        // Reserved on every address: no need to ask each.
+        pools.iter().filter(move |(_, pool)| !pool.draining && !self.is_reserved(pool))
+    }
+
+    /// The tenant's own addresses of a pool, where those come first.
+    fn own(self, pool: &Pool, family: Option<IpFamily>) -> impl Iterator<Item = IpAddr> {
+        let own = move |range| self.own_first.into_iter().flat_map(move |own| own.within(range));
+        pool.ranges(family).flat_map(own)
     }
 
     /// Somebody is on the address with whom this Route may not be: by the pool, by its own wish, or by

@@ -457,6 +457,40 @@ fn no_more_addresses_are_opened_than_can_help() {
 }
 
 #[test]
+fn no_address_is_opened_for_which_envoy_has_no_port_left() {
+    let mut world = World::with(AddressPoolSpec {
+        service: ServiceTemplate {
+            max_addresses: 4,
+            target_ports: PortRange { first: 12_000, last: 12_001 },
+            ..ServiceTemplate::default()
+        },
+        ..behind_services(4)
+    });
+    world.provider = (1..9).map(|n| [192, 0, 2, n].into()).collect();
+    world.get("blue/two", tcp("blue/two", &[80, 81]));
+    world.get("red/one", tcp("red/one", &[80]));
+    assert!(world.refused("red/one").starts_with("PoolExhausted"), "{}", world.refused("red/one"));
+    assert_eq!((world.balancers.len(), world.provider.len()), (1, 7));
+    world.engine.pool("spare", Some(pool("10.9.0.1")));
+    world.may_use(&["public", "spare"]);
+    world.settle();
+    assert_eq!(world.held("red/one"), ["10.9.0.1:80"], "the next pool has some");
+}
+
+#[test]
+fn two_families_are_opened_one_after_the_other_and_both_stay() {
+    let mut world = World::with(behind_services(4));
+    world.provider = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+    let both = families(&[IpFamily::V4, IpFamily::V6]);
+    let held = world.get("blue/both", asking("blue/both", &[80], both));
+    assert_eq!(held, ["192.0.2.1:80", "2001:db8::1:80"]);
+    assert_eq!(world.balancers.len(), 2);
+    world.delete("blue/both");
+    world.settle();
+    assert!(world.balancers.is_empty());
+}
+
+#[test]
 fn what_no_agent_sends_ends_as_a_condition() {
     let mut world = World::with(pool("10.9.0.1 fd00::1"));
     let twice = families(&[IpFamily::V4, IpFamily::V4]);

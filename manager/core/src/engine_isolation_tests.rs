@@ -243,56 +243,115 @@ fn each_quota_is_told_when_it_is_reached_and_what_is_held_stays() {
     }
 }
 
-/// Red's claim of 10.9.0.1:80 has blue begin at 10.9.0.2.
-fn blue_with_one_address(spec: AddressPoolSpec) -> World {
-    let mut world = World::new("10.9.0.1-10.9.0.9", Sharing::Any);
-    world.engine.pool("public", Some(spec));
-    let quotas = Quotas { addresses: 1, ..Quotas::default() };
-    world.tenant_may("blue", TenantSpec { quotas, ..permissions() });
-    world.publish("red/web", &[80]);
-    assert!(world.publish("blue/web", &[80]).starts_with("True"));
-    assert_eq!(world.held("blue/web"), ["10.9.0.2:80"]);
-    world
+impl World {
+    /// Blue may be on so many addresses of a pool that all share.
+    fn blue_may_have(&mut self, count: u32, pool: AddressPoolSpec) {
+        self.engine.pool("public", Some(AddressPoolSpec { sharing: Sharing::Any, ..pool }));
+        let quotas = Quotas { addresses: count, ..Quotas::default() };
+        self.tenant_may("blue", TenantSpec { quotas, ..permissions() });
+    }
 }
 
 #[test]
 fn a_tenant_that_may_have_no_more_addresses_has_the_ports_of_its_own() {
     for packing in [Packing::Fill, Packing::Spread] {
         let addresses = vec!["10.9.0.1-10.9.0.9".into()];
-        let spec = AddressPoolSpec { addresses, packing, ..AddressPoolSpec::default() };
-        let mut world = blue_with_one_address(spec);
+        let mut world = World::new("10.9.0.1", Sharing::Any);
+        world.blue_may_have(1, AddressPoolSpec { addresses, packing, ..Default::default() });
+        world.publish("red/web", &[80]);
+        world.publish("blue/web", &[80]);
+        assert_eq!(world.held("blue/web"), ["10.9.0.2:80"]);
         let told = world.publish("blue/more", &[81]);
         assert!(told.starts_with("True"), "{packing:?}: {told}");
-        assert_eq!(world.held("blue/more"), ["10.9.0.2:81"]);
+        assert_eq!(world.held("blue/more"), ["10.9.0.2:81"], "and not at 10.9.0.1 or .3");
         let told = world.publish("blue/again", &[80]);
         assert!(told.starts_with("False QuotaReached"), "{packing:?}: {told}");
-        world.apply_at(ing("blue/site"), ingress("a.example/>web:80"));
-        world.settle();
-        let told = world.verdict(&ing("blue/site"), ACCEPTED);
-        assert!(told.starts_with("False QuotaReached"), "80 is the Service's there: {told}");
-        world.delete("blue/again");
-        world.delete("blue/web");
-        world.settle();
-        let seat = &world.statuses[&ing("blue/site")].addresses;
-        assert_eq!(seat, &["10.9.0.2"], "{packing:?}");
     }
 }
 
 #[test]
-fn the_hubs_provider_is_not_asked_for_an_address_that_the_tenant_may_not_have() {
+fn host_names_go_to_the_tenants_own_address_where_it_may_have_no_other() {
     let mut world = World::new("10.9.0.1", Sharing::Any);
+    let addresses = vec!["10.9.0.1-10.9.0.9".into()];
+    world.blue_may_have(1, AddressPoolSpec { addresses, ..Default::default() });
+    let second = AddressRequest { ips: vec!["10.9.0.2".into()], ..AddressRequest::default() };
+    world.apply("blue/web", RouteSpec { address: second, ..tcp("blue/web", &[81]) });
+    world.apply_at(ing("red/site"), ingress("red.example/>web:80"));
+    world.settle();
+    assert_eq!(world.statuses[&ing("red/site")].addresses, ["10.9.0.1"]);
+    world.apply_at(ing("blue/site"), ingress("blue.example/>web:80"));
+    world.settle();
+    assert_eq!(world.statuses[&ing("blue/site")].addresses, ["10.9.0.2"], "red's is shared, too");
+}
+
+#[test]
+fn two_families_are_on_one_old_and_one_new_address_or_on_one_within_a_quota() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    let addresses = vec!["10.9.0.1-10.9.0.9".into(), "fd00::1".into()];
+    world.blue_may_have(2, AddressPoolSpec { addresses, ..Default::default() });
+    world.publish("red/web", &[80]);
+    world.publish("blue/web", &[80]);
+    let both = |prefer_dual_stack| AddressRequest {
+        families: vec![IpFamily::V4, IpFamily::V6],
+        prefer_dual_stack,
+        ..AddressRequest::default()
+    };
+    world.apply("blue/both", RouteSpec { address: both(false), ..tcp("blue/both", &[81]) });
+    world.settle();
+    assert_eq!(world.held("blue/both"), ["10.9.0.2:81", "fd00::1:81"]);
+    world.delete("blue/both");
+    world.settle();
     let quotas = Quotas { addresses: 1, ..Quotas::default() };
     world.tenant_may("blue", TenantSpec { quotas, ..permissions() });
-    let service = ServiceTemplate { max_addresses: 3, ..ServiceTemplate::default() };
-    let exposure = Exposure::Service;
-    let spec = AddressPoolSpec { exposure, service, ..AddressPoolSpec::default() };
-    world.engine.pool("public", Some(spec));
-    world.provider = (1..9).map(|n| [192, 0, 2, n].into()).collect();
-    assert!(world.publish("blue/web", &[80]).starts_with("True"));
-    let told = world.publish("blue/more", &[80]);
-    assert!(told.starts_with("False QuotaReached"), "{told}");
-    assert_eq!(world.balancers.len(), 1);
-    assert!(world.publish("red/web", &[80]).starts_with("True"));
+    world.apply("blue/both", RouteSpec { address: both(false), ..tcp("blue/both", &[81]) });
+    world.settle();
+    assert!(world.verdict(&id("blue/both"), ACCEPTED).starts_with("False QuotaReached"));
+    world.apply("blue/both", RouteSpec { address: both(true), ..tcp("blue/both", &[81]) });
+    world.settle();
+    assert_eq!(world.held("blue/both"), ["10.9.0.2:81"], "preferred, not required");
+    world.delete("blue/web");
+    world.delete("blue/both");
+    world.settle();
+    world.apply("blue/first", RouteSpec { address: both(true), ..tcp("blue/first", &[82]) });
+    world.settle();
+    assert_eq!(world.held("blue/first"), ["10.9.0.1:82"]);
+}
+
+#[test]
+fn the_hubs_provider_is_not_asked_for_an_address_that_the_tenant_could_not_use() {
+    for quotas in [
+        Quotas { addresses: 1, ..Quotas::default() },
+        Quotas { ports: 1, ..Quotas::default() },
+        Quotas { endpoints: 2, ..Quotas::default() },
+    ] {
+        let mut world = World::new("10.9.0.1", Sharing::Any);
+        world.tenant_may("blue", TenantSpec { quotas: quotas.clone(), ..permissions() });
+        let service = ServiceTemplate { max_addresses: 3, ..ServiceTemplate::default() };
+        let (exposure, sharing) = (Exposure::Service, Sharing::Any);
+        let spec = AddressPoolSpec { exposure, service, sharing, ..AddressPoolSpec::default() };
+        world.engine.pool("public", Some(spec));
+        world.provider = (1..9).map(|n| [192, 0, 2, n].into()).collect();
+        assert!(world.publish("blue/web", &[80]).starts_with("True"));
+        let told = world.publish("blue/more", &[80]);
+        assert!(told.starts_with("False QuotaReached"), "{quotas:?}: {told}");
+        assert_eq!((world.balancers.len(), world.provider.len()), (1, 7), "{quotas:?}");
+        assert!(world.publish("red/web", &[80]).starts_with("True"));
+    }
+}
+
+#[test]
+fn fewer_endpoints_make_room_for_another_route() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    let quotas = Quotas { endpoints: 4, ..Quotas::default() };
+    world.tenant_may("blue", TenantSpec { quotas, ..permissions() });
+    world.apply_at(ing("blue/site"), ingress("a.example/>web:80 a.example/api>api:80"));
+    world.settle();
+    let told = world.publish("blue/more", &[81]);
+    assert!(told.starts_with("False QuotaReached"), "two backends at two nodes: {told}");
+    world.apply_at(ing("blue/site"), ingress("a.example/>web:80"));
+    world.settle();
+    let told = world.verdict(&id("blue/more"), ACCEPTED);
+    assert!(told.starts_with("True"), "no claim was given back: {told}");
 }
 
 #[test]

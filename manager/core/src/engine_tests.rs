@@ -270,7 +270,6 @@ impl World {
         mine.map(|claim| format!("{}:{}", claim.key.address, claim.key.port)).collect()
     }
 
-    /// The reason and message of a condition.
     /// A condition as `status reason message`; empty: there is none.
     fn verdict(&self, id: &RouteId, kind: &str) -> String {
         let found = self.statuses[id].conditions.iter().find(|c| c.type_ == kind);
@@ -278,7 +277,9 @@ impl World {
     }
 
     fn says(&self, route: &str, kind: &str) -> String {
-        self.verdict(&id(route), kind)
+        let said = self.verdict(&id(route), kind);
+        assert!(!said.is_empty(), "{route} has no {kind}");
+        said
     }
 
     fn listeners(&self) -> Vec<String> {

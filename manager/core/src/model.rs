@@ -156,6 +156,13 @@ impl Wish {
         self.listeners.iter().any(|listener| listener.protocol == protocol)
     }
 
+    /// The same without the second family, where that is only preferred.
+    pub fn of_one_family(&self) -> Option<Self> {
+        let spare = self.prefer_dual_stack && self.families.len() > 1 && self.ips.len() < 2;
+        let families = self.families.iter().take(1).copied().collect();
+        spare.then(|| Self { families, prefer_dual_stack: false, ..self.clone() })
+    }
+
     /// Gives back what lists have room for: those that were read from text have it for four, and of Routes there are
     /// thousands.
     fn tighten(&mut self) {

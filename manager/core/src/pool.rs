@@ -118,6 +118,11 @@ impl Pool {
         self.ranges = addresses.into_iter().map(|ip| (number(ip), number(ip))).collect();
     }
 
+    /// Takes one more address.
+    pub fn add_address(&mut self, address: IpAddr) {
+        self.ranges.push((number(address), number(address)));
+    }
+
     /// Whether the address is one of the pool's.
     pub fn contains(&self, address: IpAddr) -> bool {
         let wanted = number(address);

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use fairlead_api::{RouteId, TenantId};
 
+use crate::runs::address;
+
 /// What a tenant holds of addresses.
 #[derive(Debug, Default)]
 pub struct Usage {
@@ -25,9 +27,9 @@ impl Usage {
         self.addresses.contains_key(&address)
     }
 
-    /// The addresses, in order.
-    pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
-        self.addresses.keys().copied()
+    /// Those of its addresses whose numbers are in a range, in order.
+    pub fn within(&self, (first, last): (u128, u128)) -> impl Iterator<Item = IpAddr> {
+        self.addresses.range(address(first)..=address(last)).map(|(ip, _)| *ip)
     }
 
     pub(crate) fn come(&mut self, address: IpAddr) {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use fairlead_api::PortRange;
 use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::{Reason, Verdict};
-use fairlead_api::route::Protocol;
+use fairlead_api::route::{IpFamily, Protocol};
 
 use super::{Ask, Spot};
 use crate::claims::{Claim, Holder, unspecified};
@@ -158,15 +158,24 @@ impl Ask<'_> {
     }
 
     /// Whether the Route would fit on an address on which nobody is: only then another one is of use.
-    pub(super) fn fits_empty(self, pool: &Pool, ports: &[Option<u16>]) -> bool {
-        let count = u32::try_from(ports.len()).unwrap_or(u32::MAX);
+    pub(super) fn fits_empty(
+        self,
+        pool: &Pool,
+        family: Option<IpFamily>,
+        ports: &[Option<u16>],
+    ) -> bool {
         let Some(service) = &pool.service else { return false };
-        let targets = |range: PortRange| u32::from(range.last.saturating_sub(range.first)) + 1;
-        // No address of the documentation's range is anybody's.
-        let nowhere = [IpAddr::from([192, 0, 2, 255])];
+        let nowhere = nowhere(family);
+        let mut taken = BTreeSet::new();
+        let mut targets = self.wish.listeners.iter().map(|listener| {
+            let protocol = listener.protocol.transport();
+            self.target(nowhere, protocol, service.target_ports, &taken)
+                .is_some_and(|port| taken.insert(port))
+        });
+        let count = u32::try_from(ports.len()).unwrap_or(u32::MAX);
         pool.capacity.ports.is_none_or(|most| count <= most)
-            && count <= targets(service.target_ports)
-            && self.any_ports(ports, &nowhere, pool).is_some()
+            && targets.all(|found| found)
+            && self.any_ports(ports, &[nowhere], pool).is_some()
     }
 
     fn target(
@@ -188,5 +197,13 @@ impl Ask<'_> {
             }
             port = port.checked_add(1)?;
         }
+    }
+}
+
+/// An address on which nobody is: one of those that are kept for documentation (RFC 5737, RFC 3849).
+pub(super) fn nowhere(family: Option<IpFamily>) -> IpAddr {
+    match family {
+        Some(IpFamily::V6) => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xffff]),
+        Some(IpFamily::V4) | None => IpAddr::from([192, 0, 2, 255]),
     }
 }

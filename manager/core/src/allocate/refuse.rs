@@ -6,7 +6,8 @@ use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::{Reason, Verdict};
 use fairlead_api::route::IpFamily;
 
-use super::{Ask, Named};
+use super::search::within;
+use super::{Ask, Named, may_use};
 use crate::model::Wish;
 
 pub(super) fn taken(key: &ClaimKey, why: &str) -> Verdict {
@@ -76,20 +77,18 @@ impl Ask<'_> {
             );
             return Verdict::no(Reason::PoolExhausted, message);
         }
-        // Others' host names share the ports there, so that it is full for another reason.
-        let shares = |(first, last): (u128, u128)| {
-            let next = self.claims.next_shared(&self.route.tenant, first);
-            self.wish.is_http() && next.is_some_and(|at| at <= last)
-        };
+        if let Some(most) = self.full_of_routes(&open, family) {
+            let message = format!(
+                "each address of pool {names} that this Route may share has its {most} Routes already \
+                 (maxRoutesPerAddress); ask for more addresses"
+            );
+            return Verdict::no(Reason::PoolExhausted, message);
+        }
         let everywhere = |port: u16, protocol| {
             let mut ranges = open.iter().flat_map(|(_, pool)| pool.ranges(family)).peekable();
             ranges.peek().is_some()
                 && ranges.all(|(first, last)| {
-                    !shares((first, last))
-                        && self
-                            .claims
-                            .next_with(protocol, port, first)
-                            .is_none_or(|free| free > last)
+                    self.claims.next_with(protocol, port, first).is_none_or(|free| free > last)
                 })
         };
         if let Some(l) = fixed().find(|l| everywhere(l.port, l.protocol.transport())) {
@@ -102,15 +101,32 @@ impl Ask<'_> {
             return Verdict::no(Reason::PoolExhausted, message);
         }
         let ports: Vec<_> = self.wish.listeners.iter().map(shown).collect();
-        let most = open.iter().filter_map(|(_, pool)| pool.capacity.routes).max();
-        let most = most.map(|most| format!(", of {most} Routes on each (maxRoutesPerAddress)"));
         let message = format!(
-            "no address of pool {names} that this Route may be on has room for port {}{}; ask for another \
+            "no address of pool {names} that this Route may be on has room for port {}; ask for another \
              port, or for more addresses",
             ports.join(" and "),
-            most.unwrap_or_default(),
         );
         Verdict::no(Reason::PoolExhausted, message)
+    }
+
+    /// How many Routes an address takes whose ports this one might share, if it has as many.
+    fn full_of_routes(self, pools: &[&Named<'_>], family: Option<IpFamily>) -> Option<u32> {
+        let may = |ip: &IpAddr| {
+            self.wish.listeners.iter().all(|listener| {
+                let claim = self.claims.get(&listener.key(*ip));
+                claim
+                    .is_none_or(|one| may_use(&one.holder, self.route, self.uid, listener.protocol))
+            })
+        };
+        pools.iter().filter(|_| self.wish.is_http()).find_map(|(_, pool)| {
+            let most = pool.capacity.routes?;
+            let full = |ip: &IpAddr| !self.claims.has_room(self.route, *ip, 0, pool.capacity);
+            // The first of each range is enough to name a reason.
+            let shared = pool.ranges(family).filter_map(|(first, last)| {
+                within(self.claims.next_shared(&self.route.tenant, first), last)
+            });
+            shared.filter(may).any(|ip| full(&ip)).then_some(most)
+        })
     }
 }
 

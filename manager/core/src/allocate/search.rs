@@ -62,11 +62,21 @@ impl<'a> Ask<'a> {
         ports: &[Option<u16>],
         pools: &[Named<'a>],
     ) -> Result<Found<'a>, Verdict> {
-        for (name, pool) in pools {
-            // Reserved on every address: no need to ask each.
-            if pool.draining || self.is_reserved(pool) {
-                continue;
-            }
+        // What is given back for it, in whichever pool, was promised.
+        let kept = self.usable(pools).find_map(|(name, pool)| {
+            let keys = self.claims.promised_to(self.route);
+            self.reached(keys.map(|key| key.address), family, ports, name, pool)
+        });
+        let own = || {
+            self.usable(pools).find_map(|(name, pool)| {
+                let mut spots = self.own(pool, family).map(|address| Spot { address, pool: name });
+                spots.find(|spot| self.is_free(*spot, pool, ports)).map(Found::Spot)
+            })
+        };
+        if let Some(found) = kept.or_else(own) {
+            return Ok(found);
+        }
+        for (name, pool) in self.usable(pools) {
             if let Some(found) = self.left(family, ports, name, pool) {
                 return Ok(found);
             }
@@ -94,9 +104,8 @@ impl<'a> Ask<'a> {
         ports: &[Option<u16>],
     ) -> bool {
         let most = pool.service.as_ref().map_or(0, |service| u64::from(service.max_addresses));
-        self.among.is_none()
-            && pool.size() < most
-            && self.fits_empty(pool, ports)
+        pool.size() < most
+            && self.fits_empty(pool, family, ports)
             && self.empty(pool, family).is_none()
     }
 
@@ -116,10 +125,23 @@ impl<'a> Ask<'a> {
         let (listener, port) = wanted.find_map(|(l, port)| Some((l, (*port)?)))?;
         let protocol = listener.protocol.transport();
         let left = self.claims.left_by(&self.route.tenant, protocol, port);
-        let left = self.claims.promised_to(self.route).map(|key| key.address).chain(left);
-        let here = |ip: &IpAddr| pool.contains(*ip) && IpFamily::fits(family, *ip);
-        left.filter(here)
-            .find_map(|address| self.reach(Spot { address, pool: name }, pool, ports).ok())
+        self.reached(left, family, ports, name, pool)
+    }
+
+    /// The first of these addresses that is the pool's and can be had.
+    fn reached(
+        self,
+        mut addresses: impl Iterator<Item = IpAddr>,
+        family: Option<IpFamily>,
+        ports: &[Option<u16>],
+        name: &'a str,
+        pool: &Pool,
+    ) -> Option<Found<'a>> {
+        addresses.find_map(|address| {
+            let here = pool.contains(address) && IpFamily::fits(family, address);
+            let found = here.then(|| self.reach(Spot { address, pool: name }, pool, ports));
+            found.and_then(Result::ok)
+        })
     }
 
     /// The first address of a pool that fits.
@@ -141,10 +163,6 @@ impl<'a> Ask<'a> {
         name: &'a str,
         pool: &Pool,
     ) -> Option<IpAddr> {
-        if let Some(own) = self.among {
-            let mut own = own.iter().filter(|ip| (first..=last).contains(&number(*ip)));
-            return own.find(|ip| self.is_free(Spot { address: *ip, pool: name }, pool, ports));
-        }
         let mut at = first;
         loop {
             let start = at;
@@ -190,7 +208,7 @@ impl<'a> Ask<'a> {
         first: IpAddr,
     ) -> IpAddr {
         // Nobody is there, so all ports are free.
-        if let Some(empty) = self.empty(pool, family).filter(|ip| self.may_be_on(*ip)) {
+        if let Some(empty) = self.empty(pool, family) {
             return empty;
         }
         let fits = |ip: &IpAddr| {
@@ -241,9 +259,6 @@ impl<'a> Ask<'a> {
         }
         let named = self.wish.listeners.first().map(|listener| listener.key(ip));
         let Some(one) = keys.first().copied().or(named) else { return Ok(Found::Spot(spot)) };
-        if !self.may_be_on(ip) {
-            return Err((one, "is on one more address than the tenant may have"));
-        }
         if self.is_strange(ip, pool) && reclaim.is_empty() {
             return Err((one, "is on an address that may not be shared with this Route"));
         }

@@ -49,10 +49,13 @@ impl<'a> Ask<'a> {
             return self.join(*ip, name, pool);
         }
         let ports: Vec<_> = self.wish.listeners.iter().map(|one| Some(one.port)).collect();
-        for (name, pool) in &candidates {
-            if pool.draining || self.is_reserved(pool) {
-                continue;
-            }
+        let own = self.usable(&candidates).find_map(|(name, pool)| {
+            self.own(pool, family).find_map(|ip| self.join(ip, name, pool).ok())
+        });
+        if let Some(allocation) = own {
+            return Ok(allocation);
+        }
+        for (name, pool) in self.usable(&candidates) {
             if let Some(allocation) = self.first_to_share(name, pool, family, &ports) {
                 return Ok(allocation);
             }
@@ -163,9 +166,6 @@ impl<'a> Ask<'a> {
         };
         if pool.draining {
             return Err(taken(first, "is of a pool that is being drained"));
-        }
-        if !self.may_be_on(address) {
-            return Err(taken(first, "is on one more address than the tenant may have"));
         }
         if self.is_strange(address, pool) {
             return Err(taken(first, "is on an address that may not be shared with this Route"));

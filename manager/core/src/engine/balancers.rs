@@ -154,7 +154,12 @@ impl Balancers {
         if template.is_none() && self.seen.values().all(|seen| *seen.pool != *pool) {
             return BTreeMap::new();
         }
-        let waits = template.is_some() && self.waiting.contains_key(pool);
+        let waiting = self.waiting.get(pool).filter(|_| template.is_some());
+        let waits = waiting.is_some();
+        // Who waits for an address of another family needs this one besides.
+        let goes_with = |seen: &SeenBalancer, wanted: &Option<IpFamily>| {
+            wanted.is_some_and(|f| seen.addresses.iter().all(|ip| IpFamily::of(*ip) != f))
+        };
         let mut wanted = BTreeMap::new();
         let orphans = self.orphans(pool, claims);
         let (mut pending, mut unused) = (false, 0);
@@ -163,7 +168,9 @@ impl Balancers {
             let used = !ports.is_empty();
             // A new one is kept until its address came and was looked at. While claimed addresses have
             // no Service, none is given back: the provider may give them again.
-            let hopes = (waits && seen.addresses.is_empty()) || orphans > 0;
+            let mut wanted_by = waiting.into_iter().flat_map(BTreeMap::values);
+            let waited = wanted_by.any(|f| seen.addresses.is_empty() || goes_with(seen, f));
+            let hopes = waited || orphans > 0;
             pending |= seen.addresses.is_empty();
             unused += usize::from(!used);
             let kept = template.filter(|_| used || hopes);

@@ -67,7 +67,7 @@ impl Engine {
             tenant,
             pools: &self.pools,
             claims: &self.claims,
-            among: None,
+            own_first: None,
         });
         self.claims.break_promises(id);
         self.balancers.satisfied(id);

@@ -10,7 +10,7 @@ use fairlead_api::{NodeSetSpec, NodeSetStatus, RouteId, TenantId};
 use ipnet::IpNet;
 
 use super::{Effects, Engine, routes_of};
-use crate::allocate::{Allocation, Ask, allocate};
+use crate::allocate::{Allocation, Ask, allocate, foresee};
 use crate::claims::Claim;
 use crate::model::{Tenant, Wish};
 use crate::nodes::{Bounds, Nodes};
@@ -174,39 +174,43 @@ impl Engine {
         }
     }
 
-    /// What a Route gets within its tenant's quotas; where the tenant may be on no other address, on one of its own.
+    /// What a Route gets within its tenant's quotas. Where the tenant may be on few addresses more: rather on those that
+    /// it is on, and of a second family only where that is required.
     pub(super) fn allocate(&self, ask: Ask<'_>) -> Result<Allocation, Verdict> {
-        let within = |found| self.within_quotas(ask.route, ask.wish, found);
-        let among = self.claims.usage_of(&ask.route.tenant);
-        match allocate(ask).and_then(within) {
-            Err(refused) if refused.reason == Reason::QuotaReached && among.is_some() => {
-                allocate(Ask { among, ..ask }).and_then(within).map_err(|_| refused)
-            }
-            found => found,
+        let refused = match self.allocate_within_quotas(ask) {
+            Err(refused) if refused.reason == Reason::QuotaReached => refused,
+            found => return found,
+        };
+        // One of each family: with two to spare it is not for want of addresses.
+        let tenant = &ask.route.tenant;
+        if self.over_addresses(tenant, 2).is_none() {
+            return Err(refused);
         }
+        let frugal = Ask { own_first: self.claims.usage_of(tenant), ..ask };
+        let found = self.allocate_within_quotas(frugal).or_else(|again| {
+            let wish = ask.wish.of_one_family().ok_or(again)?;
+            self.allocate_within_quotas(Ask { wish: &wish, ..frugal })
+        });
+        found.map_err(|_| refused)
     }
 
     /// What the allocator found, if the tenant may have that as well.
-    fn within_quotas(
-        &self,
-        id: &RouteId,
-        wish: &Wish,
-        found: Allocation,
-    ) -> Result<Allocation, Verdict> {
-        let over = match &found {
+    fn allocate_within_quotas(&self, ask: Ask<'_>) -> Result<Allocation, Verdict> {
+        let Ask { route, wish, .. } = ask;
+        let found = allocate(ask)?;
+        let foreseen = foresee(ask, &found)?;
+        let over = match foreseen.as_ref().unwrap_or(&found) {
             // Before anything is claimed: what is refused after is given back, and claimed again.
             Allocation::Claim(claims) => {
-                self.over_quota(id, claims).or_else(|| self.too_many_endpoints(id, wish))
+                self.over_quota(route, claims).or_else(|| self.too_many_endpoints(route, wish))
             }
             // A seat among others costs no claim, and counts all the same.
             Allocation::Held { place, .. } => {
                 let seats = place.addresses.iter().copied().collect();
-                let full = self.too_many_addresses(&id.tenant, &seats);
-                full.or_else(|| self.too_many_endpoints(id, wish))
+                let full = self.too_many_addresses(&route.tenant, &seats);
+                full.or_else(|| self.too_many_endpoints(route, wish))
             }
-            // Before the hub is asked for it.
-            Allocation::Open { .. } => self.over_addresses(&id.tenant, 1),
-            Allocation::Wait { .. } => None,
+            Allocation::Wait { .. } | Allocation::Open { .. } => None,
         };
         over.map_or(Ok(found), Err)
     }
