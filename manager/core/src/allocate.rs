@@ -117,9 +117,12 @@ pub fn allocate(ask: Ask<'_>) -> Result<Allocation, Verdict> {
 pub fn foresee(ask: Ask<'_>, found: &Allocation) -> Result<Option<Allocation>, Verdict> {
     let Allocation::Open { pool, family } = found else { return Ok(None) };
     let mut pools = ask.pools.clone();
-    let more = pools.get_mut(&**pool).filter(|pool| !pool.contains(nowhere(*family)));
-    let Some(more) = more else { return Ok(None) };
-    more.add_address(nowhere(*family));
+    let Some(more) = pools.get_mut(&**pool) else { return Ok(None) };
+    let address = nowhere(more, *family);
+    if more.contains(address) {
+        return Ok(None);
+    }
+    more.add_address(address);
     let ask = Ask { pools: &pools, ..ask };
     let then = allocate(ask)?;
     let last = foresee(ask, &then)?;
@@ -137,7 +140,10 @@ impl<'a> Ask<'a> {
             let optional = self.wish.prefer_dual_stack && !spots.is_empty();
             match self.spot(family, &ports, &candidates) {
                 Ok(Found::Spot(spot)) => spots.push(spot),
-                Ok(Found::Wait(reclaim)) => return Ok(Allocation::Wait { reclaim }),
+                Ok(Found::Wait(mut reclaim)) => {
+                    reclaim.extend(self.free_at(&spots, &ports));
+                    return Ok(Allocation::Wait { reclaim });
+                }
                 Ok(Found::Open(_)) | Err(_) if optional => {}
                 Ok(Found::Open(pool)) => {
                     return Ok(Allocation::Open { pool: pool.into(), family });
@@ -147,6 +153,17 @@ impl<'a> Ask<'a> {
         }
         let ports = self.fill_ports(&ports, &spots)?;
         self.conclude(&spots, ports)
+    }
+
+    /// Ports that it could claim at once, and that are kept for it until those of its other family are free, too.
+    fn free_at(self, spots: &[Spot<'_>], ports: &[Option<u16>]) -> Vec<ClaimKey> {
+        let mut keys = Vec::new();
+        for spot in spots {
+            let wanted = self.wish.listeners.iter().zip(ports);
+            keys.extend(wanted.filter_map(|(one, port)| Some(key(spot.address, one, (*port)?))));
+        }
+        keys.retain(|key| self.claims.get(key).is_none());
+        keys
     }
 
     /// What is missing of these addresses, or what is too much.

@@ -420,8 +420,7 @@ impl Engine {
             let stale = std::mem::take(&mut self.stale);
             self.release(stale, seconds, &mut effects);
             self.release_hosts(&mut effects);
-            let lookup = |pool: &str| self.pools.get(pool);
-            effects.balancers = self.balancers.step(&lookup, &self.claims);
+            self.write_balancers(&mut effects);
             self.unreported.extend(self.patience.due(now.0.as_millisecond()));
             self.unreported.extend(self.pace.due(now.0.as_millisecond()));
             for id in std::mem::take(&mut self.unreported) {

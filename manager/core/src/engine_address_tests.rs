@@ -475,6 +475,7 @@ fn no_address_is_opened_for_which_envoy_has_no_port_left() {
     world.may_use(&["public", "spare"]);
     world.settle();
     assert_eq!(world.held("red/one"), ["10.9.0.1:80"], "the next pool has some");
+    assert_eq!(world.get("red/next", tcp("red/next", &[90])), ["10.9.0.1:90"], "free or not");
 }
 
 #[test]
@@ -488,6 +489,81 @@ fn two_families_are_opened_one_after_the_other_and_both_stay() {
     world.delete("blue/both");
     world.settle();
     assert!(world.balancers.is_empty());
+}
+
+#[test]
+fn an_address_that_came_is_kept_until_whoever_waits_for_it_had_its_turn() {
+    let mut world = World::with(behind_services(4));
+    world.provider = (1..9).map(|n| [192, 0, 2, n].into()).collect();
+    world.engine.pool("spare", Some(pool("10.9.0.1")));
+    world.may_use(&["spare", "public"]);
+    let first = AddressRequest { ips: vec!["10.9.0.1".into()], ..AddressRequest::default() };
+    for number in 0..200 {
+        let name = format!("red/r{number}");
+        world.apply(&name, asking(&name, &[80], first.clone()));
+    }
+    world.settle();
+    // More than are looked at in a step wait for something, and before it.
+    let opened = AddressRequest { pool: Some("public".into()), ..AddressRequest::default() };
+    let held = world.get("blue/web", asking("blue/web", &[80], opened));
+    assert_eq!((held, world.provider.len()), (vec!["192.0.2.1:80".to_owned()], 7));
+}
+
+#[test]
+fn an_address_that_is_being_given_back_is_given_to_nobody() {
+    let mut world = World::with(behind_services(4));
+    world.provider = (1..9).map(|n| [192, 0, 2, n].into()).collect();
+    world.get("blue/a", tcp("blue/a", &[80]));
+    world.delete("blue/a");
+    let mut going = false;
+    while !going {
+        let effects = world.engine.step(&now());
+        going = effects.balancers.iter().any(|(_, balancer)| balancer.is_none());
+        // The hub takes its time.
+        let balancers = Vec::new();
+        world.carry_out(Effects { wake: None, balancers, ..effects });
+    }
+    world.apply("red/b", tcp("red/b", &[80]));
+    let effects = world.engine.step(&now());
+    assert!(effects.claim.is_empty(), "{:?}", effects.claim);
+    world.provide("fairlead-public-1", None);
+    world.settle();
+    assert_eq!(world.held("red/b"), ["192.0.2.2:80"]);
+}
+
+#[test]
+fn a_provider_that_has_not_the_family_is_asked_once_and_holds_up_nobody_else() {
+    let mut world = World::with(behind_services(4));
+    world.get("blue/six", asking("blue/six", &[80], families(&[IpFamily::V6])));
+    assert!(world.refused("blue/six").starts_with("AddressPending"));
+    let addresses = vec!["192.0.2.1".parse().unwrap()];
+    let other = SeenBalancer { pool: "public".into(), addresses };
+    world.engine.balancer("fairlead-public-1", Some(other));
+    world.settle();
+    assert_eq!(world.balancers.len(), 1, "it waits on");
+    world.get("red/web", asking("red/web", &[80], families(&[IpFamily::V4])));
+    assert_eq!(world.held("red/web"), ["192.0.2.1:80"]);
+    world.provider = vec!["192.0.2.2".parse().unwrap()];
+    world.get("red/more", asking("red/more", &[80], families(&[IpFamily::V4])));
+    assert_eq!(world.held("red/more"), ["192.0.2.2:80"]);
+}
+
+#[test]
+fn a_route_of_two_families_that_is_made_anew_has_both_addresses_again() {
+    for spec in [pool("10.9.0.1-10.9.0.2 fd00::1-fd00::2"), behind_services(6)] {
+        let mut world = World::with(AddressPoolSpec { hold_seconds: 60, ..spec });
+        world.provider = ["192.0.2.1", "2001:db8::1", "192.0.2.2", "2001:db8::2"]
+            .map(|ip| ip.parse().unwrap())
+            .into();
+        let both = families(&[IpFamily::V4, IpFamily::V6]);
+        let held = world.get("blue/both", asking("blue/both", &[80], both.clone()));
+        assert_eq!(held.len(), 2);
+        world.get("red/next", tcp("red/next", &[80]));
+        world.delete("blue/both");
+        world.settle();
+        world.get("red/more", tcp("red/more", &[80]));
+        assert_eq!(world.get("blue/both", asking("blue/both", &[80], both)), held);
+    }
 }
 
 #[test]

@@ -318,6 +318,44 @@ fn two_families_are_on_one_old_and_one_new_address_or_on_one_within_a_quota() {
 }
 
 #[test]
+fn a_second_family_that_is_only_preferred_is_no_price_for_a_port_and_comes_when_there_is_room() {
+    let mut world = World::new("10.9.0.1", Sharing::Any);
+    let addresses = vec!["10.9.0.1-10.9.0.9".into(), "fd00::1".into()];
+    world.blue_may_have(2, AddressPoolSpec { addresses, ..Default::default() });
+    let quotas = Quotas { addresses: 2, ports: 3, ..Quotas::default() };
+    world.tenant_may("blue", TenantSpec { quotas, ..permissions() });
+    let prefers = |ports: &[u16]| {
+        let (families, prefer_dual_stack) = (vec![IpFamily::V4, IpFamily::V6], true);
+        let address = AddressRequest { families, prefer_dual_stack, ..AddressRequest::default() };
+        RouteSpec { address, ..tcp("blue/both", ports) }
+    };
+    world.apply("blue/both", prefers(&[80]));
+    world.settle();
+    let held = ["10.9.0.1:80", "fd00::1:80"];
+    assert_eq!(world.held("blue/both"), held);
+    world.apply("blue/both", prefers(&[80, 81]));
+    world.settle();
+    assert!(world.verdict(&id("blue/both"), ACCEPTED).contains("3 ports"));
+    assert_eq!(world.held("blue/both"), held, "an incumbent loses nothing");
+    world.delete("blue/both");
+    let quotas = Quotas { addresses: 2, ..Quotas::default() };
+    world.tenant_may("blue", TenantSpec { quotas, ..permissions() });
+    world.publish("red/web", &[80]);
+    assert_eq!(world.held("red/web"), ["10.9.0.1:80"]);
+    for name in ["blue/one", "blue/two"] {
+        let ip = format!("10.9.0.{}", if name == "blue/one" { 2 } else { 3 });
+        let address = AddressRequest { ips: vec![ip], ..AddressRequest::default() };
+        world.apply(name, RouteSpec { address, ..tcp(name, &[81]) });
+    }
+    world.apply("blue/both", prefers(&[80]));
+    world.settle();
+    assert_eq!(world.held("blue/both"), ["10.9.0.2:80"], "it may be on no more");
+    world.delete("blue/two");
+    world.settle();
+    assert_eq!(world.held("blue/both"), ["10.9.0.2:80", "fd00::1:80"]);
+}
+
+#[test]
 fn the_hubs_provider_is_not_asked_for_an_address_that_the_tenant_could_not_use() {
     for quotas in [
         Quotas { addresses: 1, ..Quotas::default() },

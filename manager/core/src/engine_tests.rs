@@ -134,8 +134,11 @@ impl World {
             self.balancers.remove(name);
             return self.engine.balancer(name, None);
         };
-        if !self.balancers.contains_key(name) && !self.provider.is_empty() {
-            let addresses = vec![self.provider.remove(0)];
+        let fits = |ip: &IpAddr| IpFamily::fits(balancer.family, *ip);
+        if !self.balancers.contains_key(name)
+            && let Some(next) = self.provider.iter().position(fits)
+        {
+            let addresses = vec![self.provider.remove(next)];
             let seen = SeenBalancer { pool: balancer.pool.clone(), addresses };
             self.engine.balancer(name, Some(seen));
         }

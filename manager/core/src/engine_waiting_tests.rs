@@ -203,7 +203,7 @@ fn whoever_was_one_too_many_on_an_address_has_the_first_seat_that_is_free() {
         world.settle();
     }
     let told = world.told("red/c", "Accepted");
-    assert!(told.contains("has its 2 Routes already (maxRoutesPerAddress)"), "{told}");
+    assert!(told.contains("room for port 80/TCP") && told.contains("takes 2 Routes"), "{told}");
     world.engine.route_gone(&ing("blue/a"));
     world.settle();
     assert!(world.told("red/c", "Accepted").starts_with("True"));

@@ -135,6 +135,11 @@ impl Pool {
         self.ranges.iter().copied().filter(fits)
     }
 
+    /// The family of its first address.
+    pub fn family(&self) -> Option<IpFamily> {
+        self.ranges.first().map(|(first, _)| IpFamily::of(address(*first)))
+    }
+
     /// Whether there are addresses of a family.
     pub fn has(&self, family: IpFamily) -> bool {
         self.ranges(Some(family)).next().is_some()

@@ -164,18 +164,22 @@ impl Ask<'_> {
         family: Option<IpFamily>,
         ports: &[Option<u16>],
     ) -> bool {
-        let Some(service) = &pool.service else { return false };
-        let nowhere = nowhere(family);
-        let mut taken = BTreeSet::new();
-        let mut targets = self.wish.listeners.iter().map(|listener| {
-            let protocol = listener.protocol.transport();
-            self.target(nowhere, protocol, service.target_ports, &taken)
-                .is_some_and(|port| taken.insert(port))
-        });
         let count = u32::try_from(ports.len()).unwrap_or(u32::MAX);
-        pool.capacity.ports.is_none_or(|most| count <= most)
-            && targets.all(|found| found)
-            && self.any_ports(ports, &[nowhere], pool).is_some()
+        pool.service.is_some()
+            && pool.capacity.ports.is_none_or(|most| count <= most)
+            && self.has_targets(pool, family)
+            && self.any_ports(ports, &[nowhere(pool, family)], pool).is_some()
+    }
+
+    /// Whether Envoy has a port for each listener, where the pool's addresses are announced by others.
+    pub(super) fn has_targets(self, pool: &Pool, family: Option<IpFamily>) -> bool {
+        let Some(service) = &pool.service else { return true };
+        let (address, mut taken) = (nowhere(pool, family), BTreeSet::new());
+        self.wish.listeners.iter().all(|listener| {
+            let protocol = listener.protocol.transport();
+            self.target(address, protocol, service.target_ports, &taken)
+                .is_some_and(|port| taken.insert(port))
+        })
     }
 
     fn target(
@@ -200,9 +204,10 @@ impl Ask<'_> {
     }
 }
 
-/// An address on which nobody is: one of those that are kept for documentation (RFC 5737, RFC 3849).
-pub(super) fn nowhere(family: Option<IpFamily>) -> IpAddr {
-    match family {
+/// An address on which nobody is: one of those that are kept for documentation (RFC 5737, RFC 3849). `None`: of the
+/// family that the hub gave last time.
+pub(super) fn nowhere(pool: &Pool, family: Option<IpFamily>) -> IpAddr {
+    match family.or(pool.family()) {
         Some(IpFamily::V6) => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xffff]),
         Some(IpFamily::V4) | None => IpAddr::from([192, 0, 2, 255]),
     }

@@ -8,7 +8,7 @@ use fairlead_api::route::IpFamily;
 
 use super::search::within;
 use super::{Ask, Named, may_use};
-use crate::model::Wish;
+use crate::model::{Listener, Wish};
 
 pub(super) fn taken(key: &ClaimKey, why: &str) -> Verdict {
     let ClaimKey { address, protocol, port } = key;
@@ -77,21 +77,19 @@ impl Ask<'_> {
             );
             return Verdict::no(Reason::PoolExhausted, message);
         }
-        if let Some(most) = self.full_of_routes(&open, family) {
-            let message = format!(
-                "each address of pool {names} that this Route may share has its {most} Routes already \
-                 (maxRoutesPerAddress); ask for more addresses"
-            );
-            return Verdict::no(Reason::PoolExhausted, message);
-        }
-        let everywhere = |port: u16, protocol| {
+        let everywhere = |listener: &&Listener| {
+            let (port, protocol) = (listener.port, listener.protocol.transport());
             let mut ranges = open.iter().flat_map(|(_, pool)| pool.ranges(family)).peekable();
             ranges.peek().is_some()
                 && ranges.all(|(first, last)| {
-                    self.claims.next_with(protocol, port, first).is_none_or(|free| free > last)
+                    !self.is_shared(listener, (first, last))
+                        && self
+                            .claims
+                            .next_with(protocol, port, first)
+                            .is_none_or(|free| free > last)
                 })
         };
-        if let Some(l) = fixed().find(|l| everywhere(l.port, l.protocol.transport())) {
+        if let Some(l) = fixed().find(everywhere) {
             let message = format!(
                 "port {}/{} of every address in pool {names} is taken; ask for another port, or for more \
                  addresses",
@@ -101,32 +99,27 @@ impl Ask<'_> {
             return Verdict::no(Reason::PoolExhausted, message);
         }
         let ports: Vec<_> = self.wish.listeners.iter().map(shown).collect();
+        let full = |(name, pool): &&&Named<'_>| {
+            pool.capacity.routes.is_some_and(|most| self.claims.most_routes(name) >= most)
+        };
+        let most = open.iter().find(full).and_then(|(_, pool)| pool.capacity.routes);
+        let most =
+            most.map(|most| format!(" (an address takes {most} Routes: maxRoutesPerAddress)"));
         let message = format!(
-            "no address of pool {names} that this Route may be on has room for port {}; ask for another \
+            "no address of pool {names} that this Route may be on has room for port {}{}; ask for another \
              port, or for more addresses",
             ports.join(" and "),
+            most.unwrap_or_default(),
         );
         Verdict::no(Reason::PoolExhausted, message)
     }
 
-    /// How many Routes an address takes whose ports this one might share, if it has as many.
-    fn full_of_routes(self, pools: &[&Named<'_>], family: Option<IpFamily>) -> Option<u32> {
-        let may = |ip: &IpAddr| {
-            self.wish.listeners.iter().all(|listener| {
-                let claim = self.claims.get(&listener.key(*ip));
-                claim
-                    .is_none_or(|one| may_use(&one.holder, self.route, self.uid, listener.protocol))
-            })
-        };
-        pools.iter().filter(|_| self.wish.is_http()).find_map(|(_, pool)| {
-            let most = pool.capacity.routes?;
-            let full = |ip: &IpAddr| !self.claims.has_room(self.route, *ip, 0, pool.capacity);
-            // The first of each range is enough to name a reason.
-            let shared = pool.ranges(family).filter_map(|(first, last)| {
-                within(self.claims.next_shared(&self.route.tenant, first), last)
-            });
-            shared.filter(may).any(|ip| full(&ip)).then_some(most)
-        })
+    /// Whether the port of a listener is shared by host names at the first such address of a range: then it is not the
+    /// port that is in the way.
+    fn is_shared(self, listener: &Listener, (first, last): (u128, u128)) -> bool {
+        let next = self.claims.next_shared(&self.route.tenant, first);
+        let claim = within(next, last).and_then(|ip| self.claims.get(&listener.key(ip)));
+        claim.is_some_and(|one| may_use(&one.holder, self.route, self.uid, listener.protocol))
     }
 }
 

@@ -62,21 +62,13 @@ impl<'a> Ask<'a> {
         ports: &[Option<u16>],
         pools: &[Named<'a>],
     ) -> Result<Found<'a>, Verdict> {
-        // What is given back for it, in whichever pool, was promised.
-        let kept = self.usable(pools).find_map(|(name, pool)| {
-            let keys = self.claims.promised_to(self.route);
-            self.reached(keys.map(|key| key.address), family, ports, name, pool)
-        });
-        let own = || {
-            self.usable(pools).find_map(|(name, pool)| {
-                let mut spots = self.own(pool, family).map(|address| Spot { address, pool: name });
-                spots.find(|spot| self.is_free(*spot, pool, ports)).map(Found::Spot)
-            })
-        };
-        if let Some(found) = kept.or_else(own) {
+        if let Some(found) = self.favoured(family, ports, pools) {
             return Ok(found);
         }
         for (name, pool) in self.usable(pools) {
+            if !self.has_targets(pool, family) {
+                continue;
+            }
             if let Some(found) = self.left(family, ports, name, pool) {
                 return Ok(found);
             }
@@ -93,6 +85,29 @@ impl<'a> Ask<'a> {
             }
         }
         Err(self.exhausted(family, pools))
+    }
+
+    /// What goes before the order of pools: what is being given back for the Route, and then the tenant's own addresses
+    /// where those come first.
+    fn favoured(
+        self,
+        family: Option<IpFamily>,
+        ports: &[Option<u16>],
+        pools: &[Named<'a>],
+    ) -> Option<Found<'a>> {
+        let promised = || self.claims.promised_to(self.route).map(|key| key.address);
+        if promised().next().is_some()
+            && let Some(found) = self
+                .usable(pools)
+                .find_map(|(name, pool)| self.reached(promised(), family, ports, name, pool))
+        {
+            return Some(found);
+        }
+        self.own_first?;
+        self.usable(pools).find_map(|(name, pool)| {
+            let mut spots = self.own(pool, family).map(|address| Spot { address, pool: name });
+            spots.find(|spot| self.is_free(*spot, pool, ports)).map(Found::Spot)
+        })
     }
 
     /// Whether one more address of the hub's own load balancer would help: there may be more, this Route would

@@ -49,10 +49,12 @@ impl<'a> Ask<'a> {
             return self.join(*ip, name, pool);
         }
         let ports: Vec<_> = self.wish.listeners.iter().map(|one| Some(one.port)).collect();
-        let own = self.usable(&candidates).find_map(|(name, pool)| {
-            self.own(pool, family).find_map(|ip| self.join(ip, name, pool).ok())
-        });
-        if let Some(allocation) = own {
+        let own = || {
+            self.usable(&candidates).find_map(|(name, pool)| {
+                self.own(pool, family).find_map(|ip| self.join(ip, name, pool).ok())
+            })
+        };
+        if let Some(allocation) = self.own_first.and_then(|_| own()) {
             return Ok(allocation);
         }
         for (name, pool) in self.usable(&candidates) {

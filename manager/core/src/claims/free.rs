@@ -54,6 +54,11 @@ impl Claims {
         self.loads.get(pool).into_iter().flatten().map(|(_, at)| *at)
     }
 
+    /// How many Routes are on the address of a pool that has the most.
+    pub fn most_routes(&self, pool: &str) -> u32 {
+        self.loads.get(pool).and_then(|loads| loads.last()).map_or(0, |(load, _)| *load)
+    }
+
     /// The first port of a range that is free at an address.
     pub fn free_port(&self, address: IpAddr, protocol: Protocol, from: u16) -> Option<u16> {
         let free = match self.ports.get(&(address, protocol)) {

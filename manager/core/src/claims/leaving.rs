@@ -63,6 +63,11 @@ impl Claims {
         self.promised.get(key).is_some_and(|to| to != route)
     }
 
+    /// Whether a port of one of these addresses is kept for somebody.
+    pub fn is_promised_at(&self, addresses: &[IpAddr]) -> bool {
+        self.promised.keys().any(|key| addresses.contains(&key.address))
+    }
+
     /// Nothing is being deleted any more.
     pub fn forget_releases(&mut self) {
         let keys: Vec<_> = self.leaving.keys().copied().collect();

@@ -47,6 +47,15 @@ pub struct SeenBalancer {
     pub addresses: Vec<IpAddr>,
 }
 
+/// The address that a Route waits for.
+#[derive(Debug, Clone, Copy)]
+struct Lack {
+    /// Of this family; `None`: of any.
+    family: Option<IpFamily>,
+    /// It needs one of the other family as well.
+    both: bool,
+}
+
 /// All of them, by name.
 #[derive(Debug, Default)]
 pub(super) struct Balancers {
@@ -54,7 +63,7 @@ pub(super) struct Balancers {
     /// As they were last sent to be written.
     sent: BTreeMap<String, Option<Balancer>>,
     /// Routes that wait for one more address.
-    waiting: BTreeMap<Box<str>, BTreeMap<RouteId, Option<IpFamily>>>,
+    waiting: BTreeMap<Box<str>, BTreeMap<RouteId, Lack>>,
     /// Pools to look at.
     dirty: BTreeSet<Box<str>>,
 }
@@ -98,8 +107,15 @@ impl Balancers {
     }
 
     /// A Route needs one more address of a pool.
-    pub(super) fn want(&mut self, pool: &str, family: Option<IpFamily>, route: &RouteId) {
-        self.waiting.entry(pool.into()).or_default().insert(route.clone(), family);
+    pub(super) fn want(
+        &mut self,
+        pool: &str,
+        family: Option<IpFamily>,
+        both: bool,
+        route: &RouteId,
+    ) {
+        let lack = Lack { family, both };
+        self.waiting.entry(pool.into()).or_default().insert(route.clone(), lack);
         self.dirty.insert(pool.into());
     }
 
@@ -121,16 +137,25 @@ impl Balancers {
         self.dirty.extend(seen.into_iter().chain(sent));
     }
 
-    /// What is to be written.
+    /// Whose a Service is.
+    pub(super) fn pool_of(&self, name: &str) -> Option<Box<str>> {
+        self.seen.get(name).map(|seen| seen.pool.clone())
+    }
+
+    /// What is to be written. `more`: not all Routes were looked at that may need what there is.
     pub(super) fn step<'a>(
         &mut self,
         pools: &dyn Fn(&str) -> Option<&'a Pool>,
         claims: &Claims,
+        more: bool,
     ) -> Vec<(String, Option<Balancer>)> {
         let mut writes = Vec::new();
         for name in std::mem::take(&mut self.dirty) {
             let template = pools(&name).and_then(|pool| pool.service.clone());
-            let wanted = self.wanted(&name, template.as_ref(), claims);
+            let wanted = self.wanted(&name, template.as_ref(), claims, more);
+            if more && self.waiting.contains_key(&name) {
+                self.dirty.insert(name);
+            }
             for (service, balancer) in wanted {
                 let there = self.seen.contains_key(&service);
                 let sent = self.sent.get(&service);
@@ -150,50 +175,55 @@ impl Balancers {
         pool: &str,
         template: Option<&ServiceTemplate>,
         claims: &Claims,
+        more: bool,
     ) -> BTreeMap<String, Option<Balancer>> {
         if template.is_none() && self.seen.values().all(|seen| *seen.pool != *pool) {
             return BTreeMap::new();
         }
         let waiting = self.waiting.get(pool).filter(|_| template.is_some());
-        let waits = waiting.is_some();
-        // Who waits for an address of another family needs this one besides.
-        let goes_with = |seen: &SeenBalancer, wanted: &Option<IpFamily>| {
-            wanted.is_some_and(|f| seen.addresses.iter().all(|ip| IpFamily::of(*ip) != f))
-        };
+        let lacks = || waiting.into_iter().flat_map(BTreeMap::values);
+        // Who waits for an address of one family needs that of the other besides.
+        let beside: BTreeSet<_> = lacks().filter(|one| one.both).map(|one| one.family).collect();
         let mut wanted = BTreeMap::new();
         let orphans = self.orphans(pool, claims);
-        let (mut pending, mut unused) = (false, 0);
+        let (mut pending, mut unused) = (BTreeSet::new(), 0);
         for (name, seen) in self.seen.iter().filter(|(_, seen)| *seen.pool == *pool) {
             let ports = ports(seen, claims);
-            let used = !ports.is_empty();
+            let used = !ports.is_empty() || claims.is_promised_at(&seen.addresses);
+            let asked = self.sent.get(name).and_then(Option::as_ref).and_then(|sent| sent.family);
+            let has = |family| seen.addresses.iter().any(|ip| IpFamily::fits(family, *ip));
+            let family = asked.or(seen.addresses.first().map(|ip| IpFamily::of(*ip)));
+            // What was asked for has not come, or not everybody has looked at it.
+            let comes = !has(asked);
+            if comes || (more && !used) {
+                pending.insert(family);
+            }
+            unused += usize::from(!used);
             // A new one is kept until its address came and was looked at. While claimed addresses have
             // no Service, none is given back: the provider may give them again.
-            let mut wanted_by = waiting.into_iter().flat_map(BTreeMap::values);
-            let waited = wanted_by.any(|f| seen.addresses.is_empty() || goes_with(seen, f));
-            let hopes = waited || orphans > 0;
-            pending |= seen.addresses.is_empty();
-            unused += usize::from(!used);
-            let kept = template.filter(|_| used || hopes);
-            let family = seen.addresses.first().map(|ip| IpFamily::of(*ip));
-            let asked = self.sent.get(name).and_then(Option::as_ref).and_then(|sent| sent.family);
+            let hopes = waiting.is_some() && (comes || more) || beside.iter().any(|f| !has(*f));
+            let kept = template.filter(|_| used || hopes || orphans > 0);
+            let pool = pool.into();
             let balancer = |template: &ServiceTemplate| Balancer {
-                pool: pool.into(),
+                pool,
                 template: template.clone(),
-                family: asked.or(family),
-                ports: ports.clone(),
+                family,
+                ports,
             };
             wanted.insert(name.clone(), kept.map(balancer));
         }
-        let short = (waits && !pending) || orphans > unused;
-        let Some(template) = template.filter(|_| short) else {
+        // Whatever comes may do for who takes any family, and for whoever waits if any was asked for.
+        let is_pending = |family: Option<IpFamily>| {
+            pending.iter().any(|one| one.is_none() || family.is_none() || *one == family)
+        };
+        let first = lacks().map(|one| one.family).find(|family| !is_pending(*family));
+        let Some(template) = template.filter(|_| first.is_some() || orphans > unused) else {
             return wanted;
         };
         let most = usize::try_from(template.max_addresses).unwrap_or(usize::MAX);
         let mut names = (1..=most).map(|n| format!("fairlead-{pool}-{n}"));
         if let Some(name) = names.find(|name| !self.seen.contains_key(name)) {
-            let first = self.waiting.get(pool).and_then(|routes| routes.values().next());
-            let family = first.copied().flatten();
-            let (pool, template) = (pool.into(), template.clone());
+            let (pool, template, family) = (pool.into(), template.clone(), first.flatten());
             wanted.insert(name, Some(Balancer { pool, template, family, ports: Vec::new() }));
         }
         wanted

@@ -93,7 +93,8 @@ impl Engine {
             // Until they are persisted, what was served before is served.
             Ok(Allocation::Claim(claims)) => self.claim_all(id, &wish, claims, effects),
             Ok(Allocation::Open { pool, family }) => {
-                self.balancers.want(&pool, family, id);
+                let both = wish.families.len() > 1 && !wish.prefer_dual_stack;
+                self.balancers.want(&pool, family, both, id);
                 let message = format!(
                     "pool {pool:?} asks the hub's own load balancer for one more address; see the Services \
                      of the manager's namespace"
@@ -133,9 +134,12 @@ impl Engine {
 
     /// It holds all it needs, and is served there.
     fn accept(&mut self, id: &RouteId, wish: &Arc<Wish>, place: Place, effects: &mut Effects) {
+        let Place { addresses, ports } = place;
+        if self.lacks_preferred(id, wish, &addresses) {
+            self.waiting.add(id, None);
+        }
         let Some(entry) = self.routes.get_mut(id) else { return };
         entry.accepted = Some(Verdict::yes(Reason::Accepted));
-        let Place { addresses, ports } = place;
         let serving = Serving { wish: with_ports(wish, &ports), addresses };
         for key in serving.keys() {
             // What it let go a moment ago, it has again.
@@ -154,6 +158,16 @@ impl Engine {
             }
         }
         self.serve(id, Some(serving), effects);
+    }
+
+    /// Whether it is served at one family and would like another that some pool of its tenant's has.
+    fn lacks_preferred(&self, id: &RouteId, wish: &Wish, addresses: &[IpAddr]) -> bool {
+        let lacking = wish.families.get(addresses.len()).filter(|_| wish.prefer_dual_stack);
+        let pools = self.tenants.get(&id.tenant).into_iter().flat_map(|tenant| &tenant.pools);
+        lacking.is_some_and(|family| {
+            let named = |name: &&String| wish.pool.as_ref().is_none_or(|pool| pool == *name);
+            pools.filter(named).filter_map(|name| self.pools.get(name)).any(|p| p.has(*family))
+        })
     }
 
     /// What of a Route was served and is held still; also after a restart, when only the claims and the

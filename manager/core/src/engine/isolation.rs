@@ -174,28 +174,30 @@ impl Engine {
         }
     }
 
-    /// What a Route gets within its tenant's quotas. Where the tenant may be on few addresses more: rather on those that
-    /// it is on, and of a second family only where that is required.
+    /// What a Route gets within its tenant's quotas. Where the tenant may be on no more addresses: rather on those that it
+    /// is on, and of a second family only where that is required, or held.
     pub(super) fn allocate(&self, ask: Ask<'_>) -> Result<Allocation, Verdict> {
-        let refused = match self.allocate_within_quotas(ask) {
-            Err(refused) if refused.reason == Reason::QuotaReached => refused,
-            found => return found,
+        let over = match self.allocate_within_quotas(ask)? {
+            Ok(found) => return Ok(found),
+            Err(over) => over,
         };
-        // One of each family: with two to spare it is not for want of addresses.
-        let tenant = &ask.route.tenant;
-        if self.over_addresses(tenant, 2).is_none() {
-            return Err(refused);
+        if over.what == ADDRESSES {
+            let own_first = self.claims.usage_of(&ask.route.tenant);
+            let frugal = Ask { own_first, ..ask };
+            if let Ok(Ok(found)) = self.allocate_within_quotas(frugal) {
+                return Ok(found);
+            }
+            if let Some(wish) = ask.wish.of_one_family()
+                && let Ok(Ok(found)) = self.allocate_within_quotas(Ask { wish: &wish, ..frugal })
+            {
+                return Ok(found);
+            }
         }
-        let frugal = Ask { own_first: self.claims.usage_of(tenant), ..ask };
-        let found = self.allocate_within_quotas(frugal).or_else(|again| {
-            let wish = ask.wish.of_one_family().ok_or(again)?;
-            self.allocate_within_quotas(Ask { wish: &wish, ..frugal })
-        });
-        found.map_err(|_| refused)
+        Err(over.verdict())
     }
 
     /// What the allocator found, if the tenant may have that as well.
-    fn allocate_within_quotas(&self, ask: Ask<'_>) -> Result<Allocation, Verdict> {
+    fn allocate_within_quotas(&self, ask: Ask<'_>) -> Result<Result<Allocation, Over>, Verdict> {
         let Ask { route, wish, .. } = ask;
         let found = allocate(ask)?;
         let foreseen = foresee(ask, &found)?;
@@ -212,47 +214,39 @@ impl Engine {
             }
             Allocation::Wait { .. } | Allocation::Open { .. } => None,
         };
-        over.map_or(Ok(found), Err)
+        Ok(over.map_or(Ok(found), Err))
     }
 
-    fn over_quota(&self, id: &RouteId, claims: &[Claim]) -> Option<Verdict> {
+    fn over_quota(&self, id: &RouteId, claims: &[Claim]) -> Option<Over> {
         let tenant = self.tenants.get(&id.tenant)?;
         let usage = self.claims.usage_of(&id.tenant);
         let new =
             || claims.iter().filter(|one| !one.is_target() && self.claims.get(&one.key).is_none());
         let ports = new().filter(|claim| claim.route().is_some()).count();
         let held = usage.map_or(0, |usage| usage.ports) as usize;
-        let quotas = &tenant.quotas;
-        if ports > 0 && held + ports > quotas.ports as usize {
-            return Some(reached("ports", quotas.ports));
+        let most = tenant.quotas.ports;
+        if ports > 0 && held + ports > most as usize {
+            return Some(Over { what: "ports", most });
         }
         let addresses = new().map(|claim| claim.key.address).collect();
         self.too_many_addresses(&id.tenant, &addresses)
     }
 
-    /// Why a tenant may not be on these addresses as well.
-    fn too_many_addresses(
-        &self,
-        tenant: &TenantId,
-        addresses: &BTreeSet<IpAddr>,
-    ) -> Option<Verdict> {
-        let usage = self.claims.usage_of(tenant);
-        let new = addresses.iter().filter(|ip| usage.is_none_or(|usage| !usage.is_on(**ip)));
-        self.over_addresses(tenant, new.count())
-    }
-
-    /// Why a tenant may not be on so many addresses more.
-    fn over_addresses(&self, tenant: &TenantId, new: usize) -> Option<Verdict> {
+    /// Whether a tenant may not be on these addresses as well.
+    fn too_many_addresses(&self, tenant: &TenantId, addresses: &BTreeSet<IpAddr>) -> Option<Over> {
         let most = self.tenants.get(tenant)?.quotas.addresses;
-        let held = self.claims.usage_of(tenant).map_or(0, Usage::addresses);
-        (new > 0 && held + new > most as usize).then(|| reached("addresses", most))
+        let usage = self.claims.usage_of(tenant);
+        let new =
+            addresses.iter().filter(|ip| usage.is_none_or(|usage| !usage.is_on(**ip))).count();
+        let held = usage.map_or(0, Usage::addresses);
+        (new > 0 && held + new > most as usize).then_some(Over { what: ADDRESSES, most })
     }
 
-    /// Why a Route may not have so many endpoints.
-    pub(super) fn too_many_endpoints(&self, id: &RouteId, wish: &Wish) -> Option<Verdict> {
+    /// Whether a Route may not have so many endpoints.
+    pub(super) fn too_many_endpoints(&self, id: &RouteId, wish: &Wish) -> Option<Over> {
         let most = self.tenants.get(&id.tenant)?.quotas.endpoints;
         let after = self.endpoints.after(id, self.count_endpoints(id, wish))?;
-        (after > most as usize).then(|| reached("endpoints", most))
+        (after > most as usize).then_some(Over { what: "endpoints", most })
     }
 
     /// A Route has so many endpoints now.
@@ -290,15 +284,29 @@ impl Engine {
         let claims = self.hosts.get(key).is_none_or(|claim| claim.tenant != *tenant);
         let full = claims && self.hosts.held_by(tenant) >= quotas.hostnames as usize;
         full.then(|| {
-            let Verdict { reason, message, .. } = reached("hostnames", quotas.hostnames);
+            let over = Over { what: "hostnames", most: quotas.hostnames };
+            let Verdict { reason, message, .. } = over.verdict();
             (reason, format!("host {:?}: {message}", key.hostname))
         })
     }
 }
 
-fn reached(what: &str, most: u32) -> Verdict {
-    let message = format!(
-        "the tenant has its {most} {what} already (Tenant.spec.quotas.{what}); remove some, or ask the platform team"
-    );
-    Verdict::no(Reason::QuotaReached, message)
+/// A quota that would be exceeded.
+#[derive(Debug)]
+pub(super) struct Over {
+    /// The field of `Tenant.spec.quotas`.
+    what: &'static str,
+    most: u32,
+}
+
+const ADDRESSES: &str = "addresses";
+
+impl Over {
+    fn verdict(&self) -> Verdict {
+        let Self { what, most } = self;
+        let message = format!(
+            "the tenant has its {most} {what} already (Tenant.spec.quotas.{what}); remove some, or ask the platform team"
+        );
+        Verdict::no(Reason::QuotaReached, message)
+    }
 }

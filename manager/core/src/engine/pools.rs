@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use fairlead_api::AddressPoolSpec;
 
-use super::{Engine, Guard, SeenBalancer};
+use super::{Effects, Engine, Guard, SeenBalancer};
 use crate::claims::Claim;
 use crate::pool::Pool;
 
@@ -70,13 +70,31 @@ impl Engine {
     pub fn balancer(&mut self, name: &str, balancer: Option<SeenBalancer>) {
         let pools = self.balancers.see(name, balancer);
         for name in pools {
-            if let Some(pool) = self.pools.get_mut(&*name).filter(|pool| pool.service.is_some()) {
-                pool.set_addresses(self.balancers.addresses(&name));
-            }
-            self.note_strays(&name);
-            self.pools_changed = true;
+            self.read_addresses(&name);
         }
         self.retry_for_pools();
+    }
+
+    /// The hub's Services as they shall be. One that is to go gives nobody its address any more.
+    pub(super) fn write_balancers(&mut self, effects: &mut Effects) {
+        let lookup = |pool: &str| self.pools.get(pool);
+        let more = !self.later.is_empty() || !self.dirty.is_empty();
+        effects.balancers = self.balancers.step(&lookup, &self.claims, more);
+        let going = effects.balancers.iter().filter(|(_, balancer)| balancer.is_none());
+        let pools: BTreeSet<_> =
+            going.filter_map(|(name, _)| self.balancers.pool_of(name)).collect();
+        for name in pools {
+            self.read_addresses(&name);
+        }
+    }
+
+    /// A pool has the addresses that its Services have.
+    fn read_addresses(&mut self, name: &str) {
+        if let Some(pool) = self.pools.get_mut(name).filter(|pool| pool.service.is_some()) {
+            pool.set_addresses(self.balancers.addresses(name));
+        }
+        self.note_strays(name);
+        self.pools_changed = true;
     }
 
     /// A pool has other addresses now.
@@ -114,6 +132,9 @@ impl Engine {
     /// A hub's Service could not be written; it is tried again with the next step.
     pub fn balancer_not_written(&mut self, name: &str) {
         self.balancers.not_written(name);
+        if let Some(pool) = self.balancers.pool_of(name) {
+            self.read_addresses(&pool);
+        }
     }
 
     /// A pool's status could not be written; it is tried again with the next step.
