@@ -818,6 +818,44 @@ proptest! {
         }
     }
 
+    /// The hub's provider is asked for what is used, and has all of it back; it never ends up giving and taking.
+    #[test]
+    fn any_history_of_the_hubs_own_addresses_ends_sound(
+        steps in histories(), most in 1..5_u32, hold_seconds in 0..2_u32, ports in 2..9_u32,
+    ) {
+        let mut world = World::with(AddressPoolSpec { hold_seconds: hold_seconds * 5, ..behind_services(most) });
+        world.provider = (1..200_u16)
+            .flat_map(|n| [IpAddr::from([192, 0, 2, n as u8]), IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, n])])
+            .collect();
+        let quotas = fairlead_api::tenant::Quotas { addresses: 2, ports, ..Default::default() };
+        let bounded = TenantSpec { pools: vec!["public".into()], quotas, ..TenantSpec::default() };
+        world.engine.tenant(&"blue".parse().unwrap(), Some(bounded.into()));
+        for step in steps {
+            match step {
+                Step::Apply(n, ports, address) => world.apply(&of(n), asking(&of(n), &ports, address)),
+                Step::Delete(n) => world.delete(&of(n)),
+                Step::Settle => world.settle(),
+                Step::Later => world.seconds += 6,
+                Step::Pool(_) => {}
+            }
+        }
+        world.settle();
+        let waits = world.statuses.keys().any(|id| world.verdict(id, "Accepted").contains("AddressPending"));
+        for (name, balancer) in &world.balancers {
+            prop_assert!(!balancer.ports.is_empty() || waits, "{} is of no use", name);
+        }
+        for claim in world.claims.values().filter(|claim| !claim.is_target()) {
+            prop_assert!(world.engine.pools["public"].contains(claim.key.address), "{:?}", claim.key);
+        }
+        for n in 0..8 {
+            world.delete(&of(n));
+        }
+        world.settle();
+        world.seconds += 6;
+        world.settle();
+        prop_assert!(world.balancers.is_empty() && world.claims.is_empty());
+    }
+
     /// The same history gives the same result, whatever the order in which a restart reads it back.
     #[test]
     fn equal_histories_give_equal_claims(spec in specs(), steps in histories()) {
