@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use fairlead_api::route::Protocol;
+use fairlead_api::route::{IpFamily, Protocol};
 use fairlead_core::engine::{Balancer, BalancerPort, SeenBalancer};
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -70,7 +70,10 @@ pub(crate) fn seen(service: &Service) -> Option<SeenBalancer> {
     let stays = service.metadata.deletion_timestamp.is_none();
     let given = given.filter(|_| stays);
     let addresses = given.filter_map(|one| one.ip.as_ref()?.parse().ok()).collect();
-    Some(SeenBalancer { pool, addresses })
+    let families = service.spec.as_ref().and_then(|spec| spec.ip_families.as_ref());
+    let is = |family: &IpFamily| families.and_then(|all| all.first()) == Some(&family.to_string());
+    let family = [IpFamily::V4, IpFamily::V6].into_iter().find(is);
+    Some(SeenBalancer { pool, family, addresses, going: !stays })
 }
 
 /// The labels of a selector like `a=b,c=d`.

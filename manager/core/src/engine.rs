@@ -255,7 +255,7 @@ impl Engine {
         self.stale_hosts = self.hosts.keys().cloned().collect();
         self.nodes_changed = self.nodes.keys().cloned().collect();
         self.pools_changed = true;
-        self.pools.keys().for_each(|name| self.balancers.touch(name));
+        self.touch_balancers();
     }
 
     /// A Tenant as it is now; `None`: it is gone.
@@ -343,6 +343,7 @@ impl Engine {
         self.count(id, 0);
         if self.claims.promised_to(id).next().is_some() {
             self.retry_waiting();
+            self.touch_balancers();
         }
         self.claims.break_promises(id);
         self.stale.extend(self.claims.of(id).map(|claim| claim.key));

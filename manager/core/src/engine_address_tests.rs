@@ -384,6 +384,10 @@ fn behind_services(max_addresses: u32) -> AddressPoolSpec {
     }
 }
 
+fn seen(addresses: Vec<IpAddr>) -> SeenBalancer {
+    SeenBalancer { pool: "public".into(), family: None, addresses, going: false }
+}
+
 #[test]
 fn addresses_of_the_hubs_own_provider_come_and_go_with_the_routes() {
     let mut world = World::with(behind_services(2));
@@ -415,14 +419,17 @@ fn addresses_of_the_hubs_own_provider_come_and_go_with_the_routes() {
 
 #[test]
 fn a_provider_that_takes_its_time_is_waited_for() {
-    let mut world = World::with(behind_services(1));
+    let mut world = World::with(behind_services(2));
     world.apply("blue/a", tcp("blue/a", &[80]));
     world.apply("blue/b", tcp("blue/b", &[81]));
     world.settle();
     assert!(world.refused("blue/a").starts_with("AddressPending"));
     assert_eq!(world.balancers.len(), 1, "one at a time");
+    world.apply("red/c", tcp("red/c", &[82]));
+    world.settle();
+    assert_eq!(world.balancers.len(), 1, "also while the hub has not shown it");
     let addresses = vec!["192.0.2.1".parse().unwrap()];
-    let seen = SeenBalancer { pool: "public".into(), addresses };
+    let seen = seen(addresses);
     world.engine.balancer("fairlead-public-1", Some(seen));
     world.settle();
     assert_eq!(world.held("blue/a"), ["192.0.2.1:80"]);
@@ -432,7 +439,7 @@ fn a_provider_that_takes_its_time_is_waited_for() {
     world.engine.balancer("fairlead-public-1", None);
     world.provider = vec!["192.0.2.1".parse().unwrap()];
     world.settle();
-    assert_eq!(world.balancers["fairlead-public-1"].ports.len(), 2);
+    assert_eq!(world.balancers["fairlead-public-1"].ports.len(), 3);
     assert!(world.says("blue/a", "Programmed").starts_with("True"));
 }
 
@@ -526,6 +533,7 @@ fn an_address_that_is_being_given_back_is_given_to_nobody() {
     world.apply("red/b", tcp("red/b", &[80]));
     let effects = world.engine.step(&now());
     assert!(effects.claim.is_empty(), "{:?}", effects.claim);
+    world.carry_out(Effects { wake: None, ..effects });
     world.provide("fairlead-public-1", None);
     world.settle();
     assert_eq!(world.held("red/b"), ["192.0.2.2:80"]);
@@ -537,15 +545,70 @@ fn a_provider_that_has_not_the_family_is_asked_once_and_holds_up_nobody_else() {
     world.get("blue/six", asking("blue/six", &[80], families(&[IpFamily::V6])));
     assert!(world.refused("blue/six").starts_with("AddressPending"));
     let addresses = vec!["192.0.2.1".parse().unwrap()];
-    let other = SeenBalancer { pool: "public".into(), addresses };
+    let other = seen(addresses);
     world.engine.balancer("fairlead-public-1", Some(other));
     world.settle();
     assert_eq!(world.balancers.len(), 1, "it waits on");
     world.get("red/web", asking("red/web", &[80], families(&[IpFamily::V4])));
     assert_eq!(world.held("red/web"), ["192.0.2.1:80"]);
-    world.provider = vec!["192.0.2.2".parse().unwrap()];
+    world.provider = vec!["192.0.2.2".parse().unwrap(), "192.0.2.3".parse().unwrap()];
     world.get("red/more", asking("red/more", &[80], families(&[IpFamily::V4])));
     assert_eq!(world.held("red/more"), ["192.0.2.2:80"]);
+    assert_eq!(world.get("red/any", tcp("red/any", &[80])), ["192.0.2.3:80"]);
+    world.delete("blue/six");
+    world.settle();
+    assert_eq!(world.balancers.len(), 3, "that of the other family is used");
+}
+
+#[test]
+fn a_family_that_the_hub_refuses_and_a_service_that_never_goes_hold_up_nobody() {
+    let mut world = World::with(behind_services(4));
+    world.apply("blue/six", asking("blue/six", &[80], families(&[IpFamily::V6])));
+    world.apply("red/web", tcp("red/web", &[80]));
+    for _ in 0..10 {
+        let mut effects = world.engine.step(&now());
+        for (name, balancer) in std::mem::take(&mut effects.balancers) {
+            match balancer {
+                Some(one) if one.family == Some(IpFamily::V6) => {
+                    world.engine.balancer_not_written(&name);
+                }
+                other => {
+                    world.provider = vec!["192.0.2.1".parse().unwrap()];
+                    world.provide(&name, other);
+                }
+            }
+        }
+        world.carry_out(Effects { wake: None, ..effects });
+    }
+    assert_eq!(world.held("red/web"), ["192.0.2.1:80"]);
+    let name = world.balancers.keys().next().unwrap().clone();
+    // Somebody deleted it, and its provider holds it.
+    let going = SeenBalancer { going: true, ..seen(Vec::new()) };
+    world.engine.balancer(&name, Some(going));
+    world.delete("blue/six");
+    world.settle();
+    world.provider = vec!["192.0.2.2".parse().unwrap()];
+    let next = asking("red/next", &[80], families(&[IpFamily::V4]));
+    assert_eq!(world.get("red/next", next), ["192.0.2.2:80"]);
+}
+
+#[test]
+fn a_leader_that_begins_takes_what_was_asked_for_from_the_services() {
+    let mut world = World::with(behind_services(4));
+    world.get("blue/six", asking("blue/six", &[80], families(&[IpFamily::V6])));
+    let asked = SeenBalancer { family: Some(IpFamily::V6), ..seen(Vec::new()) };
+    world.engine.lead(false);
+    world.engine.balancer("fairlead-public-1", Some(asked));
+    world.engine.lead(true);
+    world.settle();
+    assert_eq!(world.balancers["fairlead-public-1"].family, Some(IpFamily::V6));
+    world.provider = vec!["192.0.2.2".parse().unwrap()];
+    assert_eq!(world.get("red/web", tcp("red/web", &[80])), ["192.0.2.2:80"]);
+    world.get("red/more", tcp("red/more", &[80]));
+    assert!(world.refused("red/more").starts_with("AddressPending"));
+    world.delete("blue/six");
+    world.settle();
+    assert!(!world.balancers.contains_key("fairlead-public-1"), "nobody wants that family now");
 }
 
 #[test]
@@ -824,8 +887,8 @@ proptest! {
         steps in histories(), most in 1..5_u32, hold_seconds in 0..2_u32, ports in 2..9_u32,
     ) {
         let mut world = World::with(AddressPoolSpec { hold_seconds: hold_seconds * 5, ..behind_services(most) });
-        world.provider = (1..200_u16)
-            .flat_map(|n| [IpAddr::from([192, 0, 2, n as u8]), IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, n])])
+        world.provider = (1..200_u8)
+            .flat_map(|n| [IpAddr::from([192, 0, 2, n]), IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, n.into()])])
             .collect();
         let quotas = fairlead_api::tenant::Quotas { addresses: 2, ports, ..Default::default() };
         let bounded = TenantSpec { pools: vec!["public".into()], quotas, ..TenantSpec::default() };

@@ -139,7 +139,8 @@ impl World {
             && let Some(next) = self.provider.iter().position(fits)
         {
             let addresses = vec![self.provider.remove(next)];
-            let seen = SeenBalancer { pool: balancer.pool.clone(), addresses };
+            let Balancer { pool, family, .. } = balancer.clone();
+            let seen = SeenBalancer { pool, family, addresses, going: false };
             self.engine.balancer(name, Some(seen));
         }
         self.balancers.insert(name.to_owned(), balancer);

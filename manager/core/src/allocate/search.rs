@@ -66,11 +66,11 @@ impl<'a> Ask<'a> {
             return Ok(found);
         }
         for (name, pool) in self.usable(pools) {
-            if !self.has_targets(pool, family) {
-                continue;
-            }
             if let Some(found) = self.left(family, ports, name, pool) {
                 return Ok(found);
+            }
+            if !self.has_targets(pool, family) {
+                continue;
             }
             let first = || self.first(family, ports, name, pool);
             let found = match pool.packing {

@@ -43,8 +43,12 @@ pub struct BalancerPort {
 pub struct SeenBalancer {
     /// Whose addresses it gives.
     pub pool: Box<str>,
+    /// The family that its spec says.
+    pub family: Option<IpFamily>,
     /// Addresses that the provider gave it.
     pub addresses: Vec<IpAddr>,
+    /// It is being deleted.
+    pub going: bool,
 }
 
 /// The address that a Route waits for.
@@ -169,7 +173,7 @@ impl Balancers {
         writes
     }
 
-    /// The Services of a pool: those that there are, and one more where somebody waits.
+    /// The Services of a pool: those that there are, and one more of each family for which somebody waits.
     fn wanted(
         &self,
         pool: &str,
@@ -182,28 +186,39 @@ impl Balancers {
         }
         let waiting = self.waiting.get(pool).filter(|_| template.is_some());
         let lacks = || waiting.into_iter().flat_map(BTreeMap::values);
+        let mut lacking: BTreeSet<_> = lacks().map(|one| one.family).collect();
         // Who waits for an address of one family needs that of the other besides.
         let beside: BTreeSet<_> = lacks().filter(|one| one.both).map(|one| one.family).collect();
         let mut wanted = BTreeMap::new();
         let orphans = self.orphans(pool, claims);
-        let (mut pending, mut unused) = (BTreeSet::new(), 0);
+        let unseen: Vec<_> = self.unseen(pool).collect();
+        let (mut coming, mut unused) =
+            (unseen.iter().copied().collect::<BTreeSet<_>>(), unseen.len());
         for (name, seen) in self.seen.iter().filter(|(_, seen)| *seen.pool == *pool) {
             let ports = ports(seen, claims);
             let used = !ports.is_empty() || claims.is_promised_at(&seen.addresses);
-            let asked = self.sent.get(name).and_then(Option::as_ref).and_then(|sent| sent.family);
+            unused += usize::from(!used);
+            let sent = self.sent.get(name);
+            if seen.going || (!used && sent == Some(&None)) {
+                // Made anew it would have another address.
+                wanted.insert(name.clone(), None);
+                continue;
+            }
+            let asked = sent.map_or(seen.family, |sent| sent.as_ref().and_then(|one| one.family));
             let has = |family| seen.addresses.iter().any(|ip| IpFamily::fits(family, *ip));
-            let family = asked.or(seen.addresses.first().map(|ip| IpFamily::of(*ip)));
             // What was asked for has not come, or not everybody has looked at it.
             let comes = !has(asked);
             if comes || (more && !used) {
-                pending.insert(family);
+                coming.insert(asked);
             }
-            unused += usize::from(!used);
             // A new one is kept until its address came and was looked at. While claimed addresses have
             // no Service, none is given back: the provider may give them again.
-            let hopes = waiting.is_some() && (comes || more) || beside.iter().any(|f| !has(*f));
+            let hopes = (comes && lacking.contains(&asked))
+                || (more && waiting.is_some())
+                || beside.iter().any(|family| !has(*family));
             let kept = template.filter(|_| used || hopes || orphans > 0);
             let pool = pool.into();
+            let family = asked.or(seen.addresses.first().map(|ip| IpFamily::of(*ip)));
             let balancer = |template: &ServiceTemplate| Balancer {
                 pool,
                 template: template.clone(),
@@ -212,21 +227,37 @@ impl Balancers {
             };
             wanted.insert(name.clone(), kept.map(balancer));
         }
-        // Whatever comes may do for who takes any family, and for whoever waits if any was asked for.
-        let is_pending = |family: Option<IpFamily>| {
-            pending.iter().any(|one| one.is_none() || family.is_none() || *one == family)
-        };
-        let first = lacks().map(|one| one.family).find(|family| !is_pending(*family));
-        let Some(template) = template.filter(|_| first.is_some() || orphans > unused) else {
-            return wanted;
-        };
-        let most = usize::try_from(template.max_addresses).unwrap_or(usize::MAX);
-        let mut names = (1..=most).map(|n| format!("fairlead-{pool}-{n}"));
-        if let Some(name) = names.find(|name| !self.seen.contains_key(name)) {
-            let (pool, template, family) = (pool.into(), template.clone(), first.flatten());
-            wanted.insert(name, Some(Balancer { pool, template, family, ports: Vec::new() }));
+        // What comes may be of any family if none was asked for; and who takes any takes what the hub gave before.
+        let usual = self.addresses(pool).first().map(|ip| IpFamily::of(*ip));
+        lacking.retain(|family| {
+            !coming.contains(&None)
+                && !coming.contains(family)
+                && !coming.contains(&family.or(usual))
+        });
+        if lacking.is_empty() && orphans > unused {
+            lacking.insert(None);
+        }
+        let most = template.map_or(0, |template| template.max_addresses);
+        let free = (1..=most).map(|n| format!("fairlead-{pool}-{n}"));
+        let free =
+            free.filter(|name| !self.seen.contains_key(name) && !self.sent.contains_key(name));
+        for (name, family) in free.zip(lacking) {
+            let new = |template: &ServiceTemplate| Balancer {
+                pool: pool.into(),
+                template: template.clone(),
+                family,
+                ports: Vec::new(),
+            };
+            wanted.insert(name, template.map(new));
         }
         wanted
+    }
+
+    /// Families of Services that were sent to be written, and of which nothing was seen yet.
+    fn unseen(&self, pool: &str) -> impl Iterator<Item = Option<IpFamily>> {
+        let unseen = self.sent.iter().filter(|(name, _)| !self.seen.contains_key(*name));
+        let sent = unseen.filter_map(|(_, sent)| sent.as_ref());
+        sent.filter(move |one| *one.pool == *pool).map(|one| one.family)
     }
 
     /// How many claimed addresses have no Service any more.

@@ -29,6 +29,7 @@ impl Engine {
         if kept.iter().any(|key| self.claims.is_open(key)) {
             // It takes another, or none: who was refused because of that may have it.
             self.retry_waiting();
+            self.touch_balancers();
         }
     }
 
@@ -135,8 +136,8 @@ impl Engine {
     /// It holds all it needs, and is served there.
     fn accept(&mut self, id: &RouteId, wish: &Arc<Wish>, place: Place, effects: &mut Effects) {
         let Place { addresses, ports } = place;
-        if self.lacks_preferred(id, wish, &addresses) {
-            self.waiting.add(id, None);
+        if let Some(why) = self.lacks_preferred(id, wish, &addresses) {
+            self.waiting.add(id, Some(why));
         }
         let Some(entry) = self.routes.get_mut(id) else { return };
         entry.accepted = Some(Verdict::yes(Reason::Accepted));
@@ -160,14 +161,14 @@ impl Engine {
         self.serve(id, Some(serving), effects);
     }
 
-    /// Whether it is served at one family and would like another that some pool of its tenant's has.
-    fn lacks_preferred(&self, id: &RouteId, wish: &Wish, addresses: &[IpAddr]) -> bool {
-        let lacking = wish.families.get(addresses.len()).filter(|_| wish.prefer_dual_stack);
-        let pools = self.tenants.get(&id.tenant).into_iter().flat_map(|tenant| &tenant.pools);
-        lacking.is_some_and(|family| {
-            let named = |name: &&String| wish.pool.as_ref().is_none_or(|pool| pool == *name);
-            pools.filter(named).filter_map(|name| self.pools.get(name)).any(|p| p.has(*family))
-        })
+    /// Why it is served at one family only and would like another: no pool of its tenant's has that, or no room.
+    fn lacks_preferred(&self, id: &RouteId, wish: &Wish, at: &[IpAddr]) -> Option<Reason> {
+        let family = wish.families.get(at.len()).filter(|_| wish.prefer_dual_stack)?;
+        let mut pools = self.tenants.get(&id.tenant)?.pools.iter().filter(|name| {
+            let asked = wish.pool.as_ref().is_none_or(|pool| pool == *name);
+            asked && self.pools.get(*name).is_some_and(|pool| pool.has(*family))
+        });
+        Some(if pools.next().is_some() { Reason::PoolExhausted } else { Reason::NoPool })
     }
 
     /// What of a Route was served and is held still; also after a restart, when only the claims and the

@@ -75,6 +75,11 @@ impl Engine {
         self.retry_for_pools();
     }
 
+    /// Whether the hub's Services are of use is looked at again, in all pools.
+    pub(super) fn touch_balancers(&mut self) {
+        self.pools.keys().for_each(|name| self.balancers.touch(name));
+    }
+
     /// The hub's Services as they shall be. One that is to go gives nobody its address any more.
     pub(super) fn write_balancers(&mut self, effects: &mut Effects) {
         let lookup = |pool: &str| self.pools.get(pool);
