@@ -77,7 +77,8 @@ impl Hub {
         };
         self.engine.pool("provided", Some(provided));
         let addresses = vec!["192.0.2.1".parse().unwrap()];
-        let seen = SeenBalancer { pool: "provided".into(), addresses };
+        let (family, going) = (None, false);
+        let seen = SeenBalancer { pool: "provided".into(), family, addresses, going };
         self.engine.balancer("fairlead-provided-1", Some(seen));
         let node = |name: &str, ip: &str| Node { name: name.into(), addresses: vec![ip.into()] };
         let nodes = vec![node("n1", "10.0.0.1"), node("n2", "10.0.0.2")];
