@@ -368,15 +368,30 @@ impl<'a> Ask<'a> {
     }
 
     /// The pools of which something can be had.
-    fn usable<'b>(self, pools: &'b [Named<'a>]) -> impl Iterator<Item = &'b Named<'a>> {
+    fn open_pools<'b>(self, pools: &'b [Named<'a>]) -> impl Iterator<Item = Named<'a>> + 'b
+    where
+        'a: 'b,
+    {
         // Reserved on every address: no need to ask each.
-        pools.iter().filter(move |(_, pool)| !pool.draining && !self.is_reserved(pool))
+        let open = move |(_, pool): &Named<'a>| !pool.draining && !self.is_reserved(pool);
+        pools.iter().copied().filter(open)
     }
 
-    /// The tenant's own addresses of a pool, where those come first.
-    fn own(self, pool: &Pool, family: Option<IpFamily>) -> impl Iterator<Item = IpAddr> {
-        let own = move |range| self.own_first.into_iter().flat_map(move |own| own.within(range));
-        pool.ranges(family).flat_map(own)
+    /// The tenant's own addresses in these pools, where those come first.
+    fn own<'b>(
+        self,
+        pools: &'b [Named<'a>],
+        family: Option<IpFamily>,
+    ) -> impl Iterator<Item = (Spot<'a>, &'a Pool)> + 'b
+    where
+        'a: 'b,
+    {
+        self.own_first.into_iter().flat_map(move |own| {
+            self.open_pools(pools).flat_map(move |(name, pool)| {
+                let here = pool.ranges(family).flat_map(move |range| own.within(range));
+                here.map(move |address| (Spot { address, pool: name }, pool))
+            })
+        })
     }
 
     /// Somebody is on the address with whom this Route may not be: by the pool, by its own wish, or by

@@ -342,8 +342,7 @@ impl Engine {
         self.balancers.satisfied(id);
         self.count(id, 0);
         if self.claims.promised_to(id).next().is_some() {
-            self.retry_waiting();
-            self.touch_balancers();
+            self.retry_for_promises();
         }
         self.claims.break_promises(id);
         self.stale.extend(self.claims.of(id).map(|claim| claim.key));

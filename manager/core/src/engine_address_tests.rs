@@ -164,7 +164,7 @@ fn whoever_opts_out_of_sharing_is_alone() {
     assert_eq!(world.get("blue/b", tcp("blue/b", &[80])), ["10.9.0.3:80"], "not beside it");
     assert!(world.get("blue/c", asking("blue/c", &[91], alone())).is_empty());
     assert!(world.refused("blue/c").contains("that this Route may be on"));
-    let beside = AddressRequest { ips: vec!["10.9.0.2".into()], ..AddressRequest::default() };
+    let beside = at("10.9.0.2");
     assert!(world.get("red/y", asking("red/y", &[91], beside)).is_empty());
     assert!(world.refused("red/y").contains("on an address that may not be shared"));
     // Where it is with others, it stays, and is told.
@@ -226,7 +226,7 @@ fn a_port_is_held_for_its_tenant_for_a_while() {
     assert!(world.listeners().is_empty(), "nothing is served meanwhile");
     world.get("red/b", tcp("red/b", &[80]));
     assert!(world.held("red/b").is_empty());
-    let by_name = AddressRequest { ips: vec!["10.9.0.1".into()], ..AddressRequest::default() };
+    let by_name = at("10.9.0.1");
     world.get("red/b", asking("red/b", &[80], by_name));
     assert!(world.refused("red/b").contains("is on hold since its last user let it go"));
     // Its tenant has it at once; a Route that asks for it again is no incumbent, but keeps the address.
@@ -328,7 +328,7 @@ fn another_pool_asked_for_under_a_live_route_moves_nothing() {
     assert!(world.refused("blue/a").starts_with("UnknownPool pool \"othr\" does not exist"));
     assert_eq!(world.served, before);
     // The way out that the first message names.
-    let by_name = AddressRequest { ips: vec!["10.8.0.1".into()], ..AddressRequest::default() };
+    let by_name = at("10.8.0.1");
     assert_eq!(world.get("blue/a", asking("blue/a", &[80], by_name)), ["10.8.0.1:80"]);
 }
 
@@ -504,7 +504,7 @@ fn an_address_that_came_is_kept_until_whoever_waits_for_it_had_its_turn() {
     world.provider = (1..9).map(|n| [192, 0, 2, n].into()).collect();
     world.engine.pool("spare", Some(pool("10.9.0.1")));
     world.may_use(&["spare", "public"]);
-    let first = AddressRequest { ips: vec!["10.9.0.1".into()], ..AddressRequest::default() };
+    let first = at("10.9.0.1");
     for number in 0..200 {
         let name = format!("red/r{number}");
         world.apply(&name, asking(&name, &[80], first.clone()));
@@ -699,9 +699,8 @@ fn whoever_moved_by_name_does_not_move_back() {
     let mut world = World::with(AddressPoolSpec { hold_seconds: 60, ..pool("10.9.0.1-10.9.0.2") });
     world.get("blue/a", tcp("blue/a", &[0]));
     world.get("red/b", tcp("red/b", &[20_001]));
-    let by_name = |ip: &str| AddressRequest { ips: vec![ip.into()], ..AddressRequest::default() };
     assert_eq!(
-        world.get("blue/a", asking("blue/a", &[0], by_name("10.9.0.2"))),
+        world.get("blue/a", asking("blue/a", &[0], at("10.9.0.2"))),
         ["10.9.0.1:20000", "10.9.0.2:20000"]
     );
     world.get("blue/a", tcp("blue/a", &[0]));
@@ -790,10 +789,7 @@ fn requests() -> impl Strategy<Value = AddressRequest> {
         1 => Just(alone()),
         1 => Just(families(&[IpFamily::V4, IpFamily::V6])),
         1 => Just(families(&[IpFamily::V6])),
-        1 => (1..4_u8).prop_map(|n| AddressRequest {
-            ips: vec![format!("10.9.0.{n}")],
-            ..AddressRequest::default()
-        }),
+        1 => (1..4_u8).prop_map(|n| at(&format!("10.9.0.{n}"))),
     ]
 }
 

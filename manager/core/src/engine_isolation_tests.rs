@@ -22,6 +22,16 @@ impl World {
         self.settle();
     }
 
+    fn blue_may_hold(&mut self, quotas: Quotas) {
+        self.tenant_may("blue", TenantSpec { quotas, ..permissions() });
+    }
+
+    /// Blue may be on so many addresses of a pool that all share.
+    fn blue_may_have(&mut self, count: u32, pool: AddressPoolSpec) {
+        self.engine.pool("public", Some(AddressPoolSpec { sharing: Sharing::Any, ..pool }));
+        self.blue_may_hold(Quotas { addresses: count, ..Quotas::default() });
+    }
+
     fn publish(&mut self, route: &str, ports: &[u16]) -> String {
         self.apply(route, tcp(route, ports));
         self.settle();
@@ -150,8 +160,7 @@ fn a_node_address_is_one_tenants_also_after_a_restart_and_until_it_lets_go() {
 #[test]
 fn nodes_that_come_bring_no_more_endpoints_than_a_tenant_may_have() {
     let mut world = World::new("10.9.0.1", Sharing::Any);
-    let quotas = Quotas { endpoints: 10, ..Quotas::default() };
-    world.tenant_may("blue", TenantSpec { quotas, ..permissions() });
+    world.blue_may_hold(Quotas { endpoints: 10, ..Quotas::default() });
     for port in [80, 81, 82, 83, 84] {
         assert!(world.publish(&format!("blue/r{port}"), &[port]).starts_with("True"));
     }
@@ -225,7 +234,7 @@ fn each_quota_is_told_when_it_is_reached_and_what_is_held_stays() {
     ] {
         let mut world = World::new("10.9.0.1-10.9.0.3", Sharing::Exclusive);
         assert!(world.publish("blue/one", &[80]).starts_with("True"), "{word}");
-        world.tenant_may("blue", TenantSpec { quotas: quotas.clone(), ..permissions() });
+        world.blue_may_hold(quotas.clone());
         let second = world.publish("blue/two", &[80]);
         if word == "1 addresses" {
             assert!(second.starts_with("False QuotaReached") && second.contains(word), "{second}");
@@ -240,15 +249,6 @@ fn each_quota_is_told_when_it_is_reached_and_what_is_held_stays() {
         world.tenant_may("blue", permissions());
         let total = world.statuses.values().filter(|s| !s.addresses.is_empty()).count();
         assert_eq!(total, 3, "{word}: the pool has three");
-    }
-}
-
-impl World {
-    /// Blue may be on so many addresses of a pool that all share.
-    fn blue_may_have(&mut self, count: u32, pool: AddressPoolSpec) {
-        self.engine.pool("public", Some(AddressPoolSpec { sharing: Sharing::Any, ..pool }));
-        let quotas = Quotas { addresses: count, ..Quotas::default() };
-        self.tenant_may("blue", TenantSpec { quotas, ..permissions() });
     }
 }
 
@@ -274,7 +274,7 @@ fn host_names_go_to_the_tenants_own_address_where_it_may_have_no_other() {
     let mut world = World::new("10.9.0.1", Sharing::Any);
     let addresses = vec!["10.9.0.1-10.9.0.9".into()];
     world.blue_may_have(1, AddressPoolSpec { addresses, ..Default::default() });
-    let second = AddressRequest { ips: vec!["10.9.0.2".into()], ..AddressRequest::default() };
+    let second = at("10.9.0.2");
     world.apply("blue/web", RouteSpec { address: second, ..tcp("blue/web", &[81]) });
     world.apply_at(ing("red/site"), ingress("red.example/>web:80"));
     world.settle();
@@ -301,8 +301,7 @@ fn two_families_are_on_one_old_and_one_new_address_or_on_one_within_a_quota() {
     assert_eq!(world.held("blue/both"), ["10.9.0.2:81", "fd00::1:81"]);
     world.delete("blue/both");
     world.settle();
-    let quotas = Quotas { addresses: 1, ..Quotas::default() };
-    world.tenant_may("blue", TenantSpec { quotas, ..permissions() });
+    world.blue_may_hold(Quotas { addresses: 1, ..Quotas::default() });
     world.apply("blue/both", RouteSpec { address: both(false), ..tcp("blue/both", &[81]) });
     world.settle();
     assert!(world.verdict(&id("blue/both"), ACCEPTED).starts_with("False QuotaReached"));
@@ -322,8 +321,7 @@ fn a_second_family_that_is_only_preferred_is_no_price_for_a_port_and_comes_when_
     let mut world = World::new("10.9.0.1", Sharing::Any);
     let addresses = vec!["10.9.0.1-10.9.0.9".into(), "fd00::1".into()];
     world.blue_may_have(2, AddressPoolSpec { addresses, ..Default::default() });
-    let quotas = Quotas { addresses: 2, ports: 3, ..Quotas::default() };
-    world.tenant_may("blue", TenantSpec { quotas, ..permissions() });
+    world.blue_may_hold(Quotas { addresses: 2, ports: 3, ..Quotas::default() });
     let prefers = |ports: &[u16]| {
         let (families, prefer_dual_stack) = (vec![IpFamily::V4, IpFamily::V6], true);
         let address = AddressRequest { families, prefer_dual_stack, ..AddressRequest::default() };
@@ -338,14 +336,11 @@ fn a_second_family_that_is_only_preferred_is_no_price_for_a_port_and_comes_when_
     assert!(world.verdict(&id("blue/both"), ACCEPTED).contains("3 ports"));
     assert_eq!(world.held("blue/both"), held, "an incumbent loses nothing");
     world.delete("blue/both");
-    let quotas = Quotas { addresses: 2, ..Quotas::default() };
-    world.tenant_may("blue", TenantSpec { quotas, ..permissions() });
+    world.blue_may_hold(Quotas { addresses: 2, ..Quotas::default() });
     world.publish("red/web", &[80]);
     assert_eq!(world.held("red/web"), ["10.9.0.1:80"]);
-    for name in ["blue/one", "blue/two"] {
-        let ip = format!("10.9.0.{}", if name == "blue/one" { 2 } else { 3 });
-        let address = AddressRequest { ips: vec![ip], ..AddressRequest::default() };
-        world.apply(name, RouteSpec { address, ..tcp(name, &[81]) });
+    for (name, ip) in [("blue/one", "10.9.0.2"), ("blue/two", "10.9.0.3")] {
+        world.apply(name, RouteSpec { address: at(ip), ..tcp(name, &[81]) });
     }
     world.apply("blue/both", prefers(&[80]));
     world.settle();
@@ -363,7 +358,7 @@ fn the_hubs_provider_is_not_asked_for_an_address_that_the_tenant_could_not_use()
         Quotas { endpoints: 2, ..Quotas::default() },
     ] {
         let mut world = World::new("10.9.0.1", Sharing::Any);
-        world.tenant_may("blue", TenantSpec { quotas: quotas.clone(), ..permissions() });
+        world.blue_may_hold(quotas.clone());
         let service = ServiceTemplate { max_addresses: 3, ..ServiceTemplate::default() };
         let (exposure, sharing) = (Exposure::Service, Sharing::Any);
         let spec = AddressPoolSpec { exposure, service, sharing, ..AddressPoolSpec::default() };
@@ -380,8 +375,7 @@ fn the_hubs_provider_is_not_asked_for_an_address_that_the_tenant_could_not_use()
 #[test]
 fn fewer_endpoints_make_room_for_another_route() {
     let mut world = World::new("10.9.0.1", Sharing::Any);
-    let quotas = Quotas { endpoints: 4, ..Quotas::default() };
-    world.tenant_may("blue", TenantSpec { quotas, ..permissions() });
+    world.blue_may_hold(Quotas { endpoints: 4, ..Quotas::default() });
     world.apply_at(ing("blue/site"), ingress("a.example/>web:80 a.example/api>api:80"));
     world.settle();
     let told = world.publish("blue/more", &[81]);
@@ -395,8 +389,7 @@ fn fewer_endpoints_make_room_for_another_route() {
 #[test]
 fn host_names_have_a_quota() {
     let mut world = World::new("10.9.0.1", Sharing::Any);
-    let quotas = Quotas { hostnames: 1, ..Quotas::default() };
-    world.tenant_may("blue", TenantSpec { quotas, ..permissions() });
+    world.blue_may_hold(Quotas { hostnames: 1, ..Quotas::default() });
     world.apply_at(ing("blue/web"), ingress("a.example/>web:80 b.example/>web:80"));
     world.settle();
     assert_eq!(world.hosts.len(), 1);

@@ -69,6 +69,11 @@ fn tcp(route: &str, ports: &[u16]) -> RouteSpec {
     spec(route.split_once('/').unwrap().1, &ports)
 }
 
+/// Asks for an address by name.
+fn at(ip: &str) -> AddressRequest {
+    AddressRequest { ips: vec![ip.into()], ..AddressRequest::default() }
+}
+
 impl World {
     /// Tenants blue and red share the pool `public` with these addresses; one Envoy is ready.
     fn new(addresses: &str, sharing: Sharing) -> Self {
@@ -432,7 +437,7 @@ fn what_worked_is_served_on_when_a_change_is_refused() {
 fn an_address_can_be_asked_for() {
     let mut world = World::new("10.9.0.1-10.9.0.3", Sharing::Any);
     let asking = |ip: &str, port| {
-        let address = AddressRequest { ips: vec![ip.into()], ..AddressRequest::default() };
+        let address = at(ip);
         RouteSpec { address, ..tcp("blue/web", &[port]) }
     };
     world.apply("blue/web", asking("10.9.0.3", 80));

@@ -83,7 +83,7 @@ fn what_is_claimed_wakes_nobody_and_what_is_given_back_finds_who_waits() {
 fn a_claim_that_the_watch_shows_before_its_answer_wakes_nobody() {
     let mut world = world();
     let (web, late) = ("blue/web", "red/late");
-    let first = AddressRequest { ips: vec!["10.9.0.1".into()], ..AddressRequest::default() };
+    let first = at("10.9.0.1");
     for route in [web, late] {
         world.apply(route, RouteSpec { address: first.clone(), ..tcp(route, &[80]) });
         world.settle();

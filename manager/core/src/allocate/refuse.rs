@@ -123,7 +123,7 @@ impl Ask<'_> {
     }
 }
 
-fn shown(listener: &crate::model::Listener) -> String {
+fn shown(listener: &Listener) -> String {
     match listener.port {
         0 => format!("any/{}", listener.protocol.transport()),
         port => format!("{port}/{}", listener.protocol.transport()),

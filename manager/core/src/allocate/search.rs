@@ -65,7 +65,7 @@ impl<'a> Ask<'a> {
         if let Some(found) = self.favoured(family, ports, pools) {
             return Ok(found);
         }
-        for (name, pool) in self.usable(pools) {
+        for (name, pool) in self.open_pools(pools) {
             if let Some(found) = self.left(family, ports, name, pool) {
                 return Ok(found);
             }
@@ -95,18 +95,14 @@ impl<'a> Ask<'a> {
         ports: &[Option<u16>],
         pools: &[Named<'a>],
     ) -> Option<Found<'a>> {
-        let promised = || self.claims.promised_to(self.route).map(|key| key.address);
-        if promised().next().is_some()
-            && let Some(found) = self
-                .usable(pools)
-                .find_map(|(name, pool)| self.reached(promised(), family, ports, name, pool))
-        {
-            return Some(found);
-        }
-        self.own_first?;
-        self.usable(pools).find_map(|(name, pool)| {
-            let mut spots = self.own(pool, family).map(|address| Spot { address, pool: name });
-            spots.find(|spot| self.is_free(*spot, pool, ports)).map(Found::Spot)
+        let promised = self.claims.promised_to(self.route).find_map(|key| {
+            let mut open = self.open_pools(pools);
+            open.find_map(|(name, pool)| self.reached(key.address, family, ports, name, pool))
+        });
+        promised.or_else(|| {
+            let mut own = self.own(pools, family);
+            let free = own.find(|(spot, pool)| self.is_free(*spot, pool, ports));
+            free.map(|(spot, _)| Found::Spot(spot))
         })
     }
 
@@ -139,24 +135,21 @@ impl<'a> Ask<'a> {
         let mut wanted = self.wish.listeners.iter().zip(ports);
         let (listener, port) = wanted.find_map(|(l, port)| Some((l, (*port)?)))?;
         let protocol = listener.protocol.transport();
-        let left = self.claims.left_by(&self.route.tenant, protocol, port);
-        self.reached(left, family, ports, name, pool)
+        let mut left = self.claims.left_by(&self.route.tenant, protocol, port);
+        left.find_map(|address| self.reached(address, family, ports, name, pool))
     }
 
-    /// The first of these addresses that is the pool's and can be had.
+    /// An address, if it is the pool's and can be had.
     fn reached(
         self,
-        mut addresses: impl Iterator<Item = IpAddr>,
+        address: IpAddr,
         family: Option<IpFamily>,
         ports: &[Option<u16>],
         name: &'a str,
         pool: &Pool,
     ) -> Option<Found<'a>> {
-        addresses.find_map(|address| {
-            let here = pool.contains(address) && IpFamily::fits(family, address);
-            let found = here.then(|| self.reach(Spot { address, pool: name }, pool, ports));
-            found.and_then(Result::ok)
-        })
+        let here = pool.contains(address) && IpFamily::fits(family, address);
+        here.then(|| self.reach(Spot { address, pool: name }, pool, ports))?.ok()
     }
 
     /// The first address of a pool that fits.

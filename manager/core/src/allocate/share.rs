@@ -49,15 +49,13 @@ impl<'a> Ask<'a> {
             return self.join(*ip, name, pool);
         }
         let ports: Vec<_> = self.wish.listeners.iter().map(|one| Some(one.port)).collect();
-        let own = || {
-            self.usable(&candidates).find_map(|(name, pool)| {
-                self.own(pool, family).find_map(|ip| self.join(ip, name, pool).ok())
-            })
-        };
-        if let Some(allocation) = self.own_first.and_then(|_| own()) {
+        let mut own = self.own(&candidates, family);
+        if let Some(allocation) =
+            own.find_map(|(spot, pool)| self.join(spot.address, spot.pool, pool).ok())
+        {
             return Ok(allocation);
         }
-        for (name, pool) in self.usable(&candidates) {
+        for (name, pool) in self.open_pools(&candidates) {
             if let Some(allocation) = self.first_to_share(name, pool, family, &ports) {
                 return Ok(allocation);
             }

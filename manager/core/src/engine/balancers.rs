@@ -136,7 +136,7 @@ impl Balancers {
 
     /// A Service could not be written.
     pub(super) fn not_written(&mut self, name: &str) {
-        let seen = self.seen.get(name).map(|seen| seen.pool.clone());
+        let seen = self.pool_of(name);
         let sent = self.sent.remove(name).flatten().map(|balancer| balancer.pool);
         self.dirty.extend(seen.into_iter().chain(sent));
     }
@@ -191,9 +191,12 @@ impl Balancers {
         let beside: BTreeSet<_> = lacks().filter(|one| one.both).map(|one| one.family).collect();
         let mut wanted = BTreeMap::new();
         let orphans = self.orphans(pool, claims);
-        let unseen: Vec<_> = self.unseen(pool).collect();
-        let (mut coming, mut unused) =
-            (unseen.iter().copied().collect::<BTreeSet<_>>(), unseen.len());
+        let balancer = |family, ports| {
+            let template = template.cloned();
+            template.map(|template| Balancer { pool: pool.into(), template, family, ports })
+        };
+        let mut coming: BTreeSet<_> = self.unseen(pool).collect();
+        let mut unused = self.unseen(pool).count();
         for (name, seen) in self.seen.iter().filter(|(_, seen)| *seen.pool == *pool) {
             let ports = ports(seen, claims);
             let used = !ports.is_empty() || claims.is_promised_at(&seen.addresses);
@@ -216,24 +219,13 @@ impl Balancers {
             let hopes = (comes && lacking.contains(&asked))
                 || (more && waiting.is_some())
                 || beside.iter().any(|family| !has(*family));
-            let kept = template.filter(|_| used || hopes || orphans > 0);
-            let pool = pool.into();
+            let kept = used || hopes || orphans > 0;
             let family = asked.or(seen.addresses.first().map(|ip| IpFamily::of(*ip)));
-            let balancer = |template: &ServiceTemplate| Balancer {
-                pool,
-                template: template.clone(),
-                family,
-                ports,
-            };
-            wanted.insert(name.clone(), kept.map(balancer));
+            wanted.insert(name.clone(), if kept { balancer(family, ports) } else { None });
         }
         // What comes may be of any family if none was asked for; and who takes any takes what the hub gave before.
         let usual = self.addresses(pool).first().map(|ip| IpFamily::of(*ip));
-        lacking.retain(|family| {
-            !coming.contains(&None)
-                && !coming.contains(family)
-                && !coming.contains(&family.or(usual))
-        });
+        lacking.retain(|family| !coming.contains(&None) && !coming.contains(&family.or(usual)));
         if lacking.is_empty() && orphans > unused {
             lacking.insert(None);
         }
@@ -241,15 +233,7 @@ impl Balancers {
         let free = (1..=most).map(|n| format!("fairlead-{pool}-{n}"));
         let free =
             free.filter(|name| !self.seen.contains_key(name) && !self.sent.contains_key(name));
-        for (name, family) in free.zip(lacking) {
-            let new = |template: &ServiceTemplate| Balancer {
-                pool: pool.into(),
-                template: template.clone(),
-                family,
-                ports: Vec::new(),
-            };
-            wanted.insert(name, template.map(new));
-        }
+        wanted.extend(free.zip(lacking).map(|(name, family)| (name, balancer(family, Vec::new()))));
         wanted
     }
 

@@ -28,8 +28,7 @@ impl Engine {
         self.decide_alone(id, effects);
         if kept.iter().any(|key| self.claims.is_open(key)) {
             // It takes another, or none: who was refused because of that may have it.
-            self.retry_waiting();
-            self.touch_balancers();
+            self.retry_for_promises();
         }
     }
 

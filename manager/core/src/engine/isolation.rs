@@ -175,7 +175,7 @@ impl Engine {
     }
 
     /// What a Route gets within its tenant's quotas. Where the tenant may be on no more addresses: rather on those that it
-    /// is on, and of a second family only where that is required, or held.
+    /// is on, and of a second family only where that is required.
     pub(super) fn allocate(&self, ask: Ask<'_>) -> Result<Allocation, Verdict> {
         let over = match self.allocate_within_quotas(ask)? {
             Ok(found) => return Ok(found),

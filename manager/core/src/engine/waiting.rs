@@ -52,6 +52,12 @@ impl Engine {
         self.retry(all);
     }
 
+    /// What was kept for a Route is kept no more: others may have it, or a Service of the hub is of no use.
+    pub(super) fn retry_for_promises(&mut self) {
+        self.retry_waiting();
+        self.touch_balancers();
+    }
+
     /// A tenant has fewer endpoints.
     pub(super) fn retry_for_endpoints(&mut self, tenant: &TenantId) {
         let all = self.waiting.endpoints.range(first_of(tenant)..);
