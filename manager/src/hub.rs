@@ -97,7 +97,7 @@ impl Hub {
         }
     }
 
-    /// Writes a Route. The answer is the whole object, which the watch brings as well: it is not looked at.
+    /// Writes a Route. The watch brings what became of it: of the answer nobody needs more than that it is one.
     async fn write(&self, id: &RouteId, writing: Writing<'_>) -> kube::Result<()> {
         let all = Route::url_path(&(), Some(&id.tenant.namespace()));
         let (verb, method, path, media_type, manager, body) = match writing {
@@ -107,7 +107,8 @@ impl Hub {
             }
             Writing::Spec(value) => {
                 let path = format!("{all}/{}", id.name);
-                let body = serde_json::to_vec(&[Replace { op: "replace", path: "/spec", value }]);
+                let spec = Operation { op: "replace", path: "/spec", value };
+                let body = serde_json::to_vec(&(spec, Operation::UNMANAGED));
                 ("patch", Method::PATCH, path, "application/json-patch+json", AGENT_API, body)
             }
             Writing::Status(status) => {
@@ -119,7 +120,7 @@ impl Hub {
         // What is written is of these types: to look for fields that are not would cost the apiserver time.
         let uri = format!("{path}?fieldManager={manager}&fieldValidation=Ignore");
         let request = Request::builder().method(method).uri(uri).header(CONTENT_TYPE, media_type);
-        let request = request.header(ACCEPT, "application/json");
+        let request = request.header(ACCEPT, METADATA);
         let mut request =
             request.body(body.map_err(kube::Error::SerdeError)?).map_err(kube::Error::HttpError)?;
         // By this kube names the request in its spans.
@@ -363,13 +364,27 @@ enum Writing<'a> {
     Status(&'a RouteStatus),
 }
 
+/// The smallest form of an answer (`kubernetes.io/docs/reference/using-api/api-concepts`).
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+
 /// An operation of RFC 6902.
 #[derive(Serialize)]
-struct Replace<'a> {
+struct Operation<T> {
     op: &'static str,
     path: &'static str,
-    value: &'a RouteSpec,
+    value: T,
 }
+
+impl Operation<[Nothing; 1]> {
+    /// From now on the apiserver keeps no `managedFields` of the object (Kubernetes, "Clearing managedFields"): nobody
+    /// else writes a Route, and who wrote which of its fields is a third of an object.
+    const UNMANAGED: Self =
+        Self { op: "add", path: "/metadata/managedFields", value: [Nothing {}] };
+}
+
+/// `{}`
+#[derive(Serialize)]
+struct Nothing {}
 
 /// A merge patch (RFC 7386) of a status.
 #[derive(Serialize)]

@@ -67,6 +67,9 @@ impl Apiserver {
                     (&sent[0]["op"], &sent[0]["path"]),
                     (&json!("replace"), &json!("/spec"))
                 );
+                let unmanaged =
+                    json!({"op": "add", "path": "/metadata/managedFields", "value": [{}]});
+                assert_eq!(sent[1], unmanaged);
                 there["spec"] = sent[0]["value"].clone();
                 (StatusCode::OK, there.clone())
             }

@@ -28,6 +28,15 @@ pub(crate) struct Ready {
 /// A Service by namespace and name.
 pub(crate) type ServiceKey = (String, String);
 
+/// A Service that can be told something else now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Changed {
+    /// Which.
+    pub(crate) service: ServiceKey,
+    /// Its endpoints are mirrored, or were: what mirrors them comes before all who name it.
+    pub(crate) mirrored: bool,
+}
+
 /// What a slice says. There are as many as there are Services, or more: small, and without a tree for one node.
 #[derive(Debug)]
 struct Said {
@@ -51,7 +60,7 @@ pub(crate) struct Endpoints {
 
 impl Endpoints {
     /// Notes a slice; the Service comes back if what it can be told changed.
-    pub(crate) fn apply(&mut self, slice: &EndpointSlice) -> Option<ServiceKey> {
+    pub(crate) fn apply(&mut self, slice: &EndpointSlice) -> Option<Changed> {
         let (key, name) = names(slice)?;
         let before = self.ready(&key);
         let Ready { any, nodes, content } = summarize(slice, self.watched.contains(&key));
@@ -62,7 +71,14 @@ impl Endpoints {
             Some(old) => *old = said,
             None => slices.push(said),
         }
-        (self.ready(&key) != before).then_some(key)
+        self.changed(key, &before)
+    }
+
+    /// The Service, if what it can be told is not as before.
+    fn changed(&self, service: ServiceKey, before: &Ready) -> Option<Changed> {
+        let now = self.ready(&service);
+        let mirrored = before.content != 0 || now.content != 0;
+        (now != *before).then_some(Changed { service, mirrored })
     }
 
     fn node(&mut self, name: String) -> Arc<str> {
@@ -80,21 +96,20 @@ impl Endpoints {
     }
 
     /// A list was read to its end; the Services come back that can be told less now.
-    pub(crate) fn end_list(&mut self) -> Vec<ServiceKey> {
+    pub(crate) fn end_list(&mut self) -> Vec<Changed> {
         let lacks = |slices: &Vec<Said>| slices.iter().any(|said| !said.listed);
         let lost = self.services.iter().filter(|(_, slices)| lacks(slices));
-        let mut changed: Vec<_> = lost.map(|(key, _)| (key.clone(), self.ready(key))).collect();
+        let lost: Vec<_> = lost.map(|(key, _)| (key.clone(), self.ready(key))).collect();
         self.services.retain(|_, slices| {
             slices.retain(|said| said.listed);
             !slices.is_empty()
         });
         self.nodes.retain(|node| Arc::strong_count(node) > 1);
-        changed.retain(|(key, before)| self.ready(key) != *before);
-        changed.into_iter().map(|(key, _)| key).collect()
+        lost.into_iter().filter_map(|(key, before)| self.changed(key, &before)).collect()
     }
 
     /// Forgets a slice; the Service comes back if what it can be told changed.
-    pub(crate) fn delete(&mut self, slice: &EndpointSlice) -> Option<ServiceKey> {
+    pub(crate) fn delete(&mut self, slice: &EndpointSlice) -> Option<Changed> {
         let (key, name) = names(slice)?;
         let before = self.ready(&key);
         let slices = self.services.get_mut(&key)?;
@@ -102,7 +117,7 @@ impl Endpoints {
         if slices.is_empty() {
             self.services.remove(&key);
         }
-        (self.ready(&key) != before).then_some(key)
+        self.changed(key, &before)
     }
 
     /// From now on every change of an endpoint of a Service counts, or no more.
@@ -174,17 +189,28 @@ mod tests {
     fn only_what_changes_the_ready_nodes_is_news() {
         let mut endpoints = Endpoints::default();
         let key = ("shop".to_owned(), "web".to_owned());
+        let changed = Some(Changed { service: key.clone(), mirrored: false });
         let on = |ip: &str, node: &str, ready: bool| json!({"addresses": [ip], "nodeName": node, "conditions": {"ready": ready}});
         let one = slice("a", &json!([on("10.0.0.1", "n1", true), on("10.0.0.2", "n2", false)]));
-        assert_eq!(endpoints.apply(&one), Some(key.clone()));
+        assert_eq!(endpoints.apply(&one), changed);
         let nodes: Vec<_> = endpoints.ready(&key).nodes.into_iter().collect();
         assert_eq!(nodes, ["n1"]);
         // A second pod on the same node.
         let two = slice("b", &json!([on("10.0.0.3", "n1", true)]));
         assert_eq!(endpoints.apply(&two), None);
         assert_eq!(endpoints.delete(&one), None);
-        assert_eq!(endpoints.delete(&two), Some(key.clone()));
+        assert_eq!(endpoints.delete(&two), changed);
         assert_eq!(endpoints.ready(&key), Ready::default());
+    }
+
+    #[test]
+    fn what_is_mirrored_says_so_to_its_last_endpoint() {
+        let mut endpoints = Endpoints::default();
+        let mut own = slice("a", &json!([{"addresses": ["10.0.0.1"], "nodeName": "n1"}]));
+        own.metadata.labels.get_or_insert_default().remove(MANAGED_BY);
+        let mirrored = |changed: Option<Changed>| changed.map(|changed| changed.mirrored);
+        assert_eq!(mirrored(endpoints.apply(&own)), Some(true));
+        assert_eq!(mirrored(endpoints.delete(&own)), Some(true));
     }
 
     #[test]
@@ -196,10 +222,11 @@ mod tests {
         endpoints.begin_list();
         endpoints.apply(&slice("b", &on("n2")));
         let key = ("shop".to_owned(), "web".to_owned());
-        assert_eq!(endpoints.end_list(), std::slice::from_ref(&key));
+        let changed = [Changed { service: key.clone(), mirrored: false }];
+        assert_eq!(endpoints.end_list(), changed);
         assert!(endpoints.ready(&key).nodes.iter().eq(["n2"]));
         endpoints.begin_list();
-        assert_eq!(endpoints.end_list(), std::slice::from_ref(&key), "the last one");
+        assert_eq!(endpoints.end_list(), changed, "the last one");
         assert_eq!(endpoints.ready(&key), Ready::default());
         assert!(endpoints.end_list().is_empty());
     }

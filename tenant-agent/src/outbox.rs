@@ -246,6 +246,11 @@ impl Outbox {
         }
     }
 
+    /// Whether an item is wanted.
+    pub(crate) fn wants(&self, item: &Item) -> bool {
+        self.with(|state| state.wanted.contains_key(item))
+    }
+
     /// What is wanted.
     pub(crate) fn items(&self) -> Vec<Item> {
         self.with(|state| state.wanted.keys().cloned().collect())

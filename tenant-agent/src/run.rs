@@ -34,6 +34,7 @@ use crate::plan::{self, Duty};
 use crate::reconcile::{self, Context};
 use crate::secrets::Secrets;
 use crate::shadow;
+use crate::turns::Turns;
 use crate::watches::{Observed, observe, tell_changes, watch_endpoints, watch_nodes};
 
 /// How often Services are looked for that went without a word.
@@ -103,11 +104,12 @@ impl Args {
         let outbox = Arc::new(Outbox::default());
         let endpoints = Arc::new(Mutex::new(Endpoints::default()));
         let (again, to_look_at) = mpsc::unbounded_channel();
+        let (moved, endpoints_moved) = mpsc::unbounded_channel();
         let (nodes_read, nodes_ready) = oneshot::channel();
         let (slices_read, slices_ready) = oneshot::channel();
         let mut tasks: JoinSet<Result<()>> = JoinSet::new();
         tasks.spawn(watch_nodes(client.clone(), outbox.clone(), nodes_read));
-        tasks.spawn(watch_endpoints(client.clone(), endpoints.clone(), again.clone(), slices_read));
+        tasks.spawn(watch_endpoints(client.clone(), endpoints.clone(), moved, slices_read));
 
         let (mut services, mut classes, mut ingresses) =
             (observe::<Service>(&client), observe::<IngressClass>(&client), observe(&client));
@@ -125,7 +127,8 @@ impl Args {
         expect_all(all, &outbox, &users, self.default_class);
         let (services_again, services_due) = mpsc::unbounded_channel();
         let (ingresses_again, ingresses_due) = mpsc::unbounded_channel();
-        tasks.spawn(distribute(to_look_at, services_again, ingresses_again, users.clone()));
+        let to = (services_again, ingresses_again);
+        tasks.spawn(Turns::new(to, &users, &outbox).distribute(to_look_at, endpoints_moved));
         let events = Events::begin(client.clone(), self.name.clone(), &mut tasks);
 
         let (class_changed, class_changes) = mpsc::unbounded_channel();
@@ -278,30 +281,6 @@ fn expect_all(
         lock(users).set(&key, ingress::plan::services(&ingress), BTreeSet::new());
     }
     info!(services = services.len(), ingresses = ingresses.len(), "this cluster was read");
-}
-
-/// Takes what is to be looked at to those who look.
-async fn distribute(
-    mut items: mpsc::UnboundedReceiver<Item>,
-    services: mpsc::UnboundedSender<ServiceKey>,
-    ingresses: mpsc::UnboundedSender<ServiceKey>,
-    users: Arc<Mutex<Users>>,
-) -> Result<()> {
-    while let Some(item) = items.recv().await {
-        // The receivers live as long as the process.
-        match item {
-            Item::Nodes => {}
-            Item::Service(key) => drop(services.send(key)),
-            Item::Ingress(key) => drop(ingresses.send(key)),
-            Item::Secret(key) => {
-                let naming = lock(&users).of_secret(&key);
-                for key in naming {
-                    let _ = ingresses.send(key);
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 fn references<K: Resource<DynamicType = ()>>(

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tracing::warn;
 
-use crate::endpoints::{Endpoints, SERVICE};
+use crate::endpoints::{Changed, Endpoints, SERVICE};
 use crate::nodes;
 use crate::outbox::{Item, Outbox};
 use crate::shadow::SHADOW_OF;
@@ -167,7 +167,7 @@ fn note(nodes: &mut BTreeMap<String, Vec<String>>, node: &Node) {
 pub(crate) async fn watch_endpoints(
     client: Client,
     endpoints: Arc<Mutex<Endpoints>>,
-    again: mpsc::UnboundedSender<Item>,
+    to: mpsc::UnboundedSender<Changed>,
     read: oneshot::Sender<()>,
 ) -> Result<()> {
     let config = watcher::Config::default().labels(SERVICE);
@@ -191,7 +191,7 @@ pub(crate) async fn watch_endpoints(
         }
         for service in changed {
             // Its receiver lives as long as the process.
-            let _ = again.send(Item::Service(service));
+            let _ = to.send(service);
         }
     }
 }

@@ -36,6 +36,8 @@ pub struct AtSize {
     pub loaded: (usize, f64, f64),
     /// Milliseconds of two writes one after the other, to the tenant's apiserver and the hub's, by the same client.
     pub two_writes: Spread,
+    /// The share of the processors' time that the hypervisor gave to others while changes were made.
+    pub stolen: f64,
     /// Milliseconds from a source's change to the first good answer.
     pub propagation: Spread,
     /// The same for each kind of change: (kind, how many, spread).
@@ -172,18 +174,19 @@ impl Report {
     /// The figures in a row for each size.
     pub fn table(&self) -> String {
         let mut text = format!("{}\ncommit {}, seed {}\n\n", self.machine, self.commit, self.seed);
-        text += "layout      routes  loaded          writes   p50   p99    max   manager  agent  Envoy   bytes  manager agent Envoy  lost\n";
-        text += "                    s (routes)      ms      ms    ms     ms    ms       ms     ms             MiB     MiB   MiB\n";
+        text += "layout      routes  loaded          writes stolen   p50   p99    max   manager  agent  Envoy   bytes  manager agent Envoy  lost\n";
+        text += "                    s (routes)      ms          %    ms    ms     ms    ms       ms     ms             MiB     MiB   MiB\n";
         for one in &self.sizes {
             let (added, seconds, _) = one.loaded;
             // Writing to a String cannot fail.
             let _ = writeln!(
                 text,
-                "{:<11} {:>6}  {:<14} {:>5.1}  {:>5.1} {:>5.1} {:>6.1} {:>7.2} {:>6.2} {:>6.2} {:>7.0} {:>7.1} {:>5.1} {:>5.0}  {} of {}",
+                "{:<11} {:>6}  {:<14} {:>5.1}  {:>5.1} {:>5.1} {:>5.1} {:>6.1} {:>7.2} {:>6.2} {:>6.2} {:>7.0} {:>7.1} {:>5.1} {:>5.0}  {} of {}",
                 one.layout.name(),
                 one.routes,
                 format!("{seconds:.1} (+{added})"),
                 one.two_writes.p50,
+                one.stolen * 100.0,
                 one.propagation.p50,
                 one.propagation.p99,
                 one.propagation.max,
@@ -208,6 +211,12 @@ impl Report {
                 );
             }
         }
+        for layout in [Layout::Layer4, Layout::Hosts] {
+            let mut sizes = self.sizes.iter().filter(|one| one.layout == layout);
+            if let Some((first, last)) = sizes.next().zip(sizes.next_back()) {
+                first.grow(last, &mut text);
+            }
+        }
         for one in &self.largest {
             one.describe(&mut text);
         }
@@ -219,6 +228,27 @@ impl Report {
             );
         }
         text
+    }
+}
+
+impl AtSize {
+    /// What more Routes cost: budgets are ratios first.
+    fn grow(&self, to: &Self, text: &mut String) {
+        let more = to.routes.saturating_sub(self.routes).max(1) as f64;
+        let each = |from: f64, to: f64| (to - from) * 1_024.0 / more;
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{} from {} to {}: p50 × {:.2}, manager's CPU × {:.2}; a Route more: manager {:.1}, agent {:.1}, Envoy {:.1} KiB",
+            self.layout.name(),
+            self.routes,
+            to.routes,
+            to.propagation.p50 / self.propagation.p50,
+            to.manager_cpu_ms / self.manager_cpu_ms,
+            each(self.manager_mib, to.manager_mib),
+            each(self.agent_mib, to.agent_mib),
+            each(self.envoy_mib, to.envoy_mib),
+        );
     }
 }
 

@@ -21,14 +21,30 @@ pub struct Cpu {
     pub main: Duration,
 }
 
-/// What all processors together had, and how much of that was idle, in ticks since the start (`/proc/stat`).
-pub fn machine() -> Result<(u64, u64)> {
-    let text = std::fs::read_to_string("/proc/stat")?;
-    let ticks = text.lines().next().context("no cpu")?.split_whitespace().skip(1);
-    // user, nice, system, idle, iowait, irq, softirq, steal; guests are counted under user.
-    let ticks = ticks.take(8).map(str::parse).collect::<Result<Vec<u64>, _>>()?;
-    let idle = ticks.iter().skip(3).take(2).sum();
-    Ok((ticks.iter().sum(), idle))
+/// What all processors together had, in ticks since the start (`/proc/stat`).
+#[derive(Debug, Clone, Copy)]
+pub struct Machine {
+    all: u64,
+    idle: u64,
+    stolen: u64,
+}
+
+impl Machine {
+    /// Until now.
+    pub fn now() -> Result<Self> {
+        let text = std::fs::read_to_string("/proc/stat")?;
+        let ticks = text.lines().next().context("no cpu")?.split_whitespace().skip(1);
+        // user, nice, system, idle, iowait, irq, softirq, steal; guests are counted under user.
+        let ticks = ticks.take(8).map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+        let idle = ticks.iter().skip(3).take(2).sum();
+        Ok(Self { all: ticks.iter().sum(), idle, stolen: ticks.get(7).copied().unwrap_or(0) })
+    }
+
+    /// Which shares of the time since then were idle, and were given to others by the hypervisor.
+    pub fn shares_since(self, then: Self) -> (f64, f64) {
+        let all = (self.all - then.all).max(1) as f64;
+        ((self.idle - then.idle) as f64 / all, (self.stolen - then.stolen) as f64 / all)
+    }
 }
 
 impl Process {

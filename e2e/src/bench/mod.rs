@@ -27,7 +27,7 @@ use kube::Client;
 
 use self::figures::{AtSize, Largest, NodeChange, Report, Restart, Spread};
 use self::generate::{Change, Layout, Objects, Seeded};
-use self::measure::{Cost, Envoy, Process, Spent};
+use self::measure::{Cost, Envoy, Machine, Process, Spent};
 use self::probe::Background;
 use self::stage::Stage;
 use crate::driver::Driver;
@@ -229,10 +229,10 @@ async fn settle() -> Result<()> {
 /// Kubernetes' own controllers included, is no part of the next.
 async fn quiet() -> Result<()> {
     for _ in 0..120 {
-        let (was_all, was_idle) = measure::machine()?;
+        let before = Machine::now()?;
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let (all, idle) = measure::machine()?;
-        if (idle - was_idle) * 4 > (all - was_all) * 3 {
+        let (idle, _) = Machine::now()?.shares_since(before);
+        if idle > 0.75 {
             return Ok(());
         }
     }
@@ -279,7 +279,7 @@ async fn measure_size(
     }
     let at_rest = idle(if options.quick { 4 } else { 10 }).await?;
     let background = Background::start(objects.target(0)?, Duration::from_millis(20));
-    let before = Spent::now()?;
+    let (before, machine) = (Spent::now()?, Machine::now()?);
     let mut samples = Vec::new();
     for _ in 0..options.changes() {
         let change = Change::draw(seeded);
@@ -287,6 +287,7 @@ async fn measure_size(
         // What follows a change, its statuses, is not in the way of the next.
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
+    let (_, stolen) = Machine::now()?.shares_since(machine);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let cost = before.until_now()?.each(samples.len(), &at_rest);
     let requests = background.stop().await?;
@@ -305,6 +306,7 @@ async fn measure_size(
         routes,
         loaded,
         two_writes: Spread::of(&writes),
+        stolen,
         propagation: Spread::of(&all),
         by_kind: by_kind.collect(),
         manager_cpu_ms: cost.manager * 1e3,
