@@ -88,6 +88,9 @@ fn hub() -> (Hub, Shared) {
             let body = body.collect().await?.to_bytes();
             let media_type = head.headers.get(http::header::CONTENT_TYPE);
             let media_type = media_type.map_or("", |value| value.to_str().unwrap()).to_owned();
+            if media_type.contains("patch") {
+                assert_eq!(head.headers[ACCEPT], METADATA);
+            }
             state.lock().unwrap().heads.push((head.uri.to_string(), media_type));
             let (status, answer) =
                 state.lock().unwrap().answer(&head.method, head.uri.path(), &body);

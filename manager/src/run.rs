@@ -230,13 +230,18 @@ const STREAMS: u32 = 8;
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 2 << 20;
 const HEADER_BYTES: u32 = 16 << 10;
+/// A client that has said nothing for so long is asked whether it is there.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// One that has not answered for so long is gone. An Envoy that takes thousands of listeners at once on a busy node is
+/// silent for seconds; to close its connection makes it begin again.
+const SILENCE: Duration = Duration::from_secs(20);
 
 /// A connection is asked to end after four fifths of `life` (tonic makes that 10 % more or less), and is closed
 /// a tenth of it later.
 fn server(gate: Gate, life: Duration) -> Server<Stack<Gate, Identity>> {
     Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(15)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(SILENCE))
         .max_connection_age(life * 4 / 5)
         .max_connection_age_grace(life / 10)
         .max_concurrent_streams(STREAMS)

@@ -33,7 +33,7 @@ pub(crate) type ServiceKey = (String, String);
 pub(crate) struct Changed {
     /// Which.
     pub(crate) service: ServiceKey,
-    /// Its endpoints are mirrored, or were: what mirrors them comes before all who name it.
+    /// Its endpoints may be mirrored: what mirrors them comes before all who name it.
     pub(crate) mirrored: bool,
 }
 
@@ -77,7 +77,8 @@ impl Endpoints {
     /// The Service, if what it can be told is not as before.
     fn changed(&self, service: ServiceKey, before: &Ready) -> Option<Changed> {
         let now = self.ready(&service);
-        let mirrored = before.content != 0 || now.content != 0;
+        let watched = self.watched.contains(&service);
+        let mirrored = watched || before.content != 0 || now.content != 0;
         (now != *before).then_some(Changed { service, mirrored })
     }
 
@@ -211,6 +212,10 @@ mod tests {
         let mirrored = |changed: Option<Changed>| changed.map(|changed| changed.mirrored);
         assert_eq!(mirrored(endpoints.apply(&own)), Some(true));
         assert_eq!(mirrored(endpoints.delete(&own)), Some(true));
+        let selected = slice("b", &json!([{"addresses": ["10.0.0.1"], "nodeName": "n1"}]));
+        assert_eq!(mirrored(endpoints.apply(&selected)), Some(false));
+        endpoints.watch_closely(&("shop".into(), "web".into()), true);
+        assert_eq!(mirrored(endpoints.delete(&selected)), Some(true), "it was read before");
     }
 
     #[test]

@@ -296,7 +296,8 @@ impl Context {
         let (namespace, name) = key(service);
         let wanted = own || self.users().need(&key(service)).is_some_and(|need| need.slots);
         let wanted = wanted && !cannot_have_shadows(service);
-        lock(&self.endpoints).watch_closely(&key(service), wanted);
+        let closely = wanted || mirror::needs_mirror(service);
+        lock(&self.endpoints).watch_closely(&key(service), closely);
         let there: Vec<_> = shadow::slots(&self.services, &namespace, &name).collect();
         if !wanted {
             for slot in there {

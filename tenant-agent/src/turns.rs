@@ -111,5 +111,6 @@ mod tests {
     #[test]
     fn endpoints_that_are_mirrored_are_the_services_first() {
         assert_eq!(woken("backend", true), (vec![key("backend")], vec![]));
+        assert_eq!(woken("published", true), (vec![key("published")], vec![]));
     }
 }

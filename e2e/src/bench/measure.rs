@@ -43,7 +43,9 @@ impl Machine {
     /// Which shares of the time since then were idle, and were given to others by the hypervisor.
     pub fn shares_since(self, then: Self) -> (f64, f64) {
         let all = (self.all - then.all).max(1) as f64;
-        ((self.idle - then.idle) as f64 / all, (self.stolen - then.stolen) as f64 / all)
+        // What a processor waited for may be less the next time it is read (proc(5)).
+        let share = |now: u64, then: u64| now.saturating_sub(then) as f64 / all;
+        (share(self.idle, then.idle), share(self.stolen, then.stolen))
     }
 }
 

@@ -26,6 +26,9 @@ fn a_service_is_served_changed_and_gone() {
     apply(&a, &service("life", "web", "{name: http, port: 8088, targetPort: 8080}", ""));
     answers(&format!("http://{ip}:8088/"), "cluster=tenant-a");
     gone(&format!("http://{ip}:80/"));
+    // The hub's apiserver keeps no fields' owners of what was changed.
+    let managed = "-n tenant-a get route svc.life.web --show-managed-fields -o jsonpath={.metadata.managedFields}";
+    assert_eq!(kubectl(&hub(), managed), "");
 
     // No pod: the connection is closed; a pod again: it answers.
     kubectl(&a, "-n life scale deployment/echo --replicas=0");

@@ -24,6 +24,8 @@ struct Client {
     /// What it says that it has: like Envoy it notes no versions of a response that it refuses, though it applies what is
     /// good of it.
     said: BTreeMap<Key, Version>,
+    /// How many listeners the largest response had.
+    most_listeners: usize,
 }
 
 impl Client {
@@ -86,6 +88,9 @@ impl Client {
 
     fn apply(&mut self, response: &Response, state: &State) -> DeltaDiscoveryRequest {
         let kind = response.kind;
+        if kind == Ty::Listener {
+            self.most_listeners = self.most_listeners.max(response.resources.len());
+        }
         let (mut bad, mut noted) = (Vec::new(), Vec::new());
         for sent in &response.resources {
             let wire = Proto::decode(sent.body.clone()).unwrap();
@@ -227,6 +232,19 @@ fn one_change_sends_one_response_with_one_resource() {
     let due = client.session.pump(&state);
     assert_eq!(due.len(), 1);
     assert_eq!((due[0].kind, due[0].resources.len()), (Ty::Endpoints, 1));
+}
+
+#[test]
+fn listeners_come_few_at_a_time_to_a_client_that_serves_already() {
+    let mut state = state(service("first", 1));
+    let mut client = Client::connect(&state, BTreeMap::new(), HashSet::new());
+    state.apply((0..120).flat_map(|n| service(&format!("s{n}"), 1)).collect());
+    client.wake(&state);
+    assert_eq!(client.has, wanted(&state));
+    assert_eq!(client.most_listeners, 50);
+    // One that begins is not ready with a part of them.
+    let client = Client::connect(&state, BTreeMap::new(), HashSet::new());
+    assert_eq!(client.most_listeners, 121);
 }
 
 #[test]

@@ -95,9 +95,9 @@ impl<'a> Ask<'a> {
         ports: &[Option<u16>],
         pools: &[Named<'a>],
     ) -> Option<Found<'a>> {
-        let promised = self.claims.promised_to(self.route).find_map(|key| {
-            let mut open = self.open_pools(pools);
-            open.find_map(|(name, pool)| self.reached(key.address, family, ports, name, pool))
+        let promised = self.open_pools(pools).find_map(|(name, pool)| {
+            let mut promised = self.claims.promised_to(self.route);
+            promised.find_map(|key| self.reached(key.address, family, ports, name, pool))
         });
         promised.or_else(|| {
             let mut own = self.own(pools, family);
