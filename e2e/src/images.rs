@@ -122,10 +122,8 @@ pub fn release() -> Result<PathBuf> {
 fn build_release() -> Result<PathBuf> {
     say("building the release programs (3 to 5 min the first time)");
     let target = paths::repository().join("target");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = run::cargo();
     command
-        .current_dir(paths::repository())
         .args(["build", "--release", "--quiet", "--locked"])
         .args([
             "-p",
@@ -140,14 +138,6 @@ fn build_release() -> Result<PathBuf> {
         ])
         .arg("--target-dir")
         .arg(&target);
-    // What cargo set for this program is not meant for the one it starts: build scripts look at it,
-    // and `cargo demo` after `cargo test` would build everything anew.
-    let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
-    for (name, _) in std::env::vars_os() {
-        if own.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
-            command.env_remove(name);
-        }
-    }
     run::output(&mut command)?;
     say("the release programs are built");
     Ok(target.join("release"))

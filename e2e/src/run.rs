@@ -5,6 +5,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::paths;
+
+/// Cargo, in the repository.
+///
+/// What cargo set for this program is not meant for the one it starts: build scripts look at it (ring's), and whoever
+/// builds next, from a shell or another program, would build everything anew.
+pub fn cargo() -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(paths::repository());
+    let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+    for (name, _) in std::env::vars_os() {
+        if own.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// Runs to the end and returns what was printed to standard output.
 pub fn output(command: &mut Command) -> Result<String> {
     let Output { status, stdout, stderr } =

@@ -11,12 +11,11 @@ use fairlead_e2e::{packages, paths, run};
 
 /// Builds an example of the core once.
 fn example(name: &str) -> PathBuf {
-    let root = paths::repository();
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(&root).args(["build", "--release", "--quiet", "--locked"]);
+    let mut cargo = run::cargo();
+    cargo.args(["build", "--release", "--quiet", "--locked"]);
     cargo.args(["-p", "fairlead-core", "--example", name]);
     run::output(&mut cargo).expect("the example");
-    root.join("target/release/examples").join(name)
+    paths::repository().join("target/release/examples").join(name)
 }
 
 /// What an example says under one of valgrind's tools, and what the tool says.
