@@ -45,17 +45,12 @@ impl Turns {
         }
     }
 
-    // The receivers live as long as the process.
     fn item(&self, item: Item) {
         match item {
             Item::Nodes => {}
-            Item::Service(key) => drop(self.services.send(key)),
-            Item::Ingress(key) => drop(self.ingresses.send(key)),
-            Item::Secret(key) => {
-                for key in lock(&self.users).of_secret(&key) {
-                    let _ = self.ingresses.send(key);
-                }
-            }
+            Item::Service(key) => wake(&self.services, [key]),
+            Item::Ingress(key) => wake(&self.ingresses, [key]),
+            Item::Secret(key) => wake(&self.ingresses, lock(&self.users).of_secret(&key)),
         }
     }
 
@@ -63,13 +58,18 @@ impl Turns {
     /// that name it need not wait for the Service, unless its endpoints are mirrored first.
     fn endpoints(&self, Changed { service, mirrored }: Changed) {
         if !mirrored {
-            for key in lock(&self.users).of_service(&service) {
-                let _ = self.ingresses.send(key);
-            }
+            wake(&self.ingresses, lock(&self.users).of_service(&service));
         }
         if mirrored || self.outbox.wants(&Item::Service(service.clone())) {
-            let _ = self.services.send(service);
+            wake(&self.services, [service]);
         }
+    }
+}
+
+fn wake(to: &To, keys: impl IntoIterator<Item = ServiceKey>) {
+    for key in keys {
+        // Its receiver lives as long as the process.
+        let _ = to.send(key);
     }
 }
 

@@ -189,9 +189,9 @@ pub(crate) async fn watch_endpoints(
             Ok(Some(Event::Delete(slice))) => changed.extend(lock(&endpoints).delete(&slice)),
             Err(error) => warn!(%error, "watch of EndpointSlices interrupted"),
         }
-        for service in changed {
+        for changed in changed {
             // Its receiver lives as long as the process.
-            let _ = to.send(service);
+            let _ = to.send(changed);
         }
     }
 }

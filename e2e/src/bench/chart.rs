@@ -21,11 +21,10 @@ struct Line {
 pub(super) fn draw(report: &Report) -> String {
     let color = |layout: Layout| if layout == Layout::Layer4 { "#1f77b4" } else { "#d95f02" };
     let lines = |of: &dyn Fn(&AtSize) -> f64| -> Vec<Line> {
-        [Layout::Layer4, Layout::Hosts]
+        Layout::ALL
             .into_iter()
             .map(|layout| {
-                let mine = report.sizes.iter().filter(|one| one.layout == layout);
-                let points = mine.map(|one| (one.routes as f64, of(one))).collect();
+                let points = report.of(layout).map(|one| (one.routes as f64, of(one))).collect();
                 Line { name: layout.name().into(), color: color(layout), points }
             })
             .filter(|line: &Line| !line.points.is_empty())

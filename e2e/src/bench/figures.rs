@@ -171,6 +171,11 @@ impl Spread {
 }
 
 impl Report {
+    /// What was measured of a layout, at growing sizes.
+    pub fn of(&self, layout: Layout) -> impl DoubleEndedIterator<Item = &AtSize> {
+        self.sizes.iter().filter(move |one| one.layout == layout)
+    }
+
     /// The figures in a row for each size.
     pub fn table(&self) -> String {
         let mut text = format!("{}\ncommit {}, seed {}\n\n", self.machine, self.commit, self.seed);
@@ -211,8 +216,8 @@ impl Report {
                 );
             }
         }
-        for layout in [Layout::Layer4, Layout::Hosts] {
-            let mut sizes = self.sizes.iter().filter(|one| one.layout == layout);
+        for layout in Layout::ALL {
+            let mut sizes = self.of(layout);
             if let Some((first, last)) = sizes.next().zip(sizes.next_back()) {
                 first.grow(last, &mut text);
             }

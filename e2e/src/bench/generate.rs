@@ -34,6 +34,9 @@ pub enum Layout {
 }
 
 impl Layout {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Layer4, Self::Hosts];
+
     /// For people.
     pub fn name(self) -> &'static str {
         match self {

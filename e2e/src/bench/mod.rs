@@ -88,7 +88,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let layouts = match options.layout {
         Some(layout) => vec![layout],
-        None => vec![Layout::Layer4, Layout::Hosts],
+        None => Layout::ALL.into(),
     };
     let mut report = Report {
         machine: stage::machine()?,
