@@ -121,7 +121,9 @@ impl Link {
     fn hear(&self, message: From) {
         let (key, hash, word) = match message {
             From::Welcome(_) => return,
-            From::Want(want) => return self.outbox.wanted_by_hub(&want.keys),
+            From::Want(want) => {
+                return self.outbox.wanted_by_hub(&want.keys).iter().for_each(|item| self.wake(item));
+            }
             From::Stored(stored) => {
                 let Some(item) = stored.key.as_ref().and_then(Item::of) else { return };
                 if let Some(sent) = self.outbox.stored(&item, &stored) {

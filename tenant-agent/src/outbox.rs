@@ -1,7 +1,7 @@
 //! What the hub shall have, and what it said: written by the reconciler, read by the link.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use fairlead_api::RouteSpec;
@@ -98,10 +98,31 @@ impl Kept {
     }
 }
 
+/// What the hub shall have of an item.
+#[derive(Debug)]
+struct Content {
+    hash: Hash,
+    /// `None`: the hub said what became of it, so it has it. Should it ask all the same, it is planned anew.
+    object: Option<Box<Object>>,
+}
+
+impl Content {
+    /// Lets go of a Route that the hub has: thousands of them are a fifth of this process. Nodes and Secrets are few, and
+    /// nobody could be asked to plan them anew.
+    fn forget(&mut self) {
+        self.object.take_if(|object| matches!(**object, Object::Route(_)));
+    }
+
+    /// Whether it could be sent if it were planned anew.
+    fn is_forgotten(&self) -> bool {
+        self.object.is_none() && self.hash != UNPLANNED
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     /// `None`: wanted, but not planned yet.
-    wanted: BTreeMap<Item, Option<(Hash, Arc<Object>)>>,
+    wanted: BTreeMap<Item, Option<Content>>,
     /// Those of them that nobody has looked at yet.
     unseen: BTreeSet<Item>,
     /// To be deleted, until the hub says that it is.
@@ -188,7 +209,8 @@ impl Outbox {
             return self.with(|state| {
                 self.see(state, &item);
                 state.deleting.remove(&item);
-                state.wanted.insert(item.clone(), Some((UNPLANNED.to_vec(), Arc::new(object))));
+                let nothing = Content { hash: UNPLANNED.to_vec(), object: None };
+                state.wanted.insert(item.clone(), Some(nothing));
                 state.unsent.remove(&item);
                 state.words.insert(item, (UNPLANNED.to_vec(), Kept::Refused(refused)));
             });
@@ -198,9 +220,10 @@ impl Outbox {
             state.deleting.remove(&item);
             state.awaited.remove(&item);
             state.gone.remove(&item);
-            let same = |old: &Option<(Hash, _)>| old.as_ref().is_some_and(|(old, _)| *old == hash);
+            let same = |old: &Option<Content>| old.as_ref().is_some_and(|old| old.hash == hash);
             if !state.wanted.get(&item).is_some_and(same) {
-                state.wanted.insert(item.clone(), Some((hash, Arc::new(object))));
+                let content = Content { hash, object: Some(Box::new(object)) };
+                state.wanted.insert(item.clone(), Some(content));
                 state.unsent.insert(item);
                 self.changed.notify_one();
             }
@@ -259,9 +282,9 @@ impl Outbox {
     /// What the hub said about what is wanted now.
     pub(crate) fn word(&self, item: &Item) -> Option<Word> {
         self.with(|state| {
-            let (hash, _) = state.wanted.get(item)?.as_ref()?;
+            let content = state.wanted.get(item)?.as_ref()?;
             let (about, word) = state.words.get(item)?;
-            (about == hash).then(|| word.word())?
+            (*about == content.hash).then(|| word.word())?
         })
     }
 
@@ -281,8 +304,8 @@ impl Outbox {
         self.with(|state| {
             state.unsent = state.deleting.clone();
             state.sent.clear();
-            let hash = |content: &Option<(Hash, _)>| {
-                content.as_ref().map_or(UNPLANNED.to_vec(), |(hash, _)| hash.clone())
+            let hash = |content: &Option<Content>| {
+                content.as_ref().map_or(UNPLANNED.to_vec(), |content| content.hash.clone())
             };
             let item = |(item, content)| v1::inventory::Item {
                 key: Some(Item::key(item)),
@@ -292,10 +315,23 @@ impl Outbox {
         })
     }
 
-    /// The hub asks for these.
-    pub(crate) fn wanted_by_hub(&self, keys: &[v1::Key]) {
-        self.with(|state| state.unsent.extend(keys.iter().filter_map(Item::of)));
+    /// The hub asks for these; those come back that have to be planned anew.
+    pub(crate) fn wanted_by_hub(&self, keys: &[v1::Key]) -> Vec<Item> {
+        let forgotten = self.with(|state| {
+            let mut forgotten = Vec::new();
+            for item in keys.iter().filter_map(Item::of) {
+                if let Some(content) = state.wanted.get_mut(&item)
+                    && content.take_if(|content| content.is_forgotten()).is_some()
+                {
+                    forgotten.push(item);
+                } else {
+                    state.unsent.insert(item);
+                }
+            }
+            forgotten
+        });
         self.changed.notify_one();
+        forgotten
     }
 
     /// Whether there is something to send.
@@ -311,8 +347,9 @@ impl Outbox {
                     return Some(Letter::Delete(v1::Delete { key: Some(item.key()) }));
                 }
                 // Wanted but not planned: nothing to send yet.
-                let content = state.wanted.get(&item).and_then(Option::as_ref);
-                if let Some((hash, object)) = content.filter(|(hash, _)| hash[..] != UNPLANNED) {
+                if let Some(Content { hash, object: Some(object) }) =
+                    state.wanted.get(&item).and_then(Option::as_ref)
+                {
                     let (key, hash, object) =
                         (Some(item.key()), hash.clone(), Some((**object).clone()));
                     state.sent.insert(item, Instant::now());
@@ -337,7 +374,16 @@ impl Outbox {
 
     /// The hub said something about an item.
     pub(crate) fn heard(&self, item: Item, hash: Hash, word: Word) {
-        self.with(|state| drop(state.words.insert(item, (hash, word.into()))));
+        self.with(|state| {
+            let has = matches!(word, Word::Status(_)) && !state.unsent.contains(&item);
+            if has
+                && let Some(Some(content)) = state.wanted.get_mut(&item)
+                && content.hash == hash
+            {
+                content.forget();
+            }
+            state.words.insert(item, (hash, word.into()));
+        });
     }
 }
 
@@ -370,6 +416,8 @@ fn hash(object: &Object) -> Hash {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn web() -> Item {
@@ -422,6 +470,36 @@ mod tests {
         outbox.wanted_by_hub(&[web().key()]);
         assert!(sent(&outbox).is_empty());
         outbox.put(web(), route("1"));
+        assert_eq!(sent(&outbox), ["put"]);
+    }
+
+    #[test]
+    fn what_the_hub_has_is_not_kept_and_planned_anew_should_it_ask() {
+        let outbox = Outbox::default();
+        let status = || Word::Status(v1::Status::default());
+        outbox.put(web(), route("1"));
+        outbox.heard(web(), hash(&route("1")), status());
+        assert_eq!(sent(&outbox), ["put"], "it was not sent yet: the word is about an earlier life's");
+        outbox.heard(web(), hash(&route("2")), status());
+        assert!(outbox.wanted_by_hub(&[web().key()]).is_empty(), "the word was about another");
+        assert_eq!(sent(&outbox), ["put"]);
+        outbox.heard(web(), hash(&route("1")), status());
+        assert_eq!(outbox.inventory()[0].hash, hash(&route("1")));
+        assert_eq!(outbox.wanted_by_hub(&[web().key()]), [web()]);
+        assert_eq!(outbox.inventory()[0].hash, UNPLANNED, "until it is planned anew");
+        outbox.put(web(), route("1"));
+        assert_eq!(sent(&outbox), ["put"]);
+        assert!(outbox.word(&web()).is_some(), "what was said of it still holds");
+    }
+
+    #[test]
+    fn nodes_are_kept_for_a_hub_that_asks() {
+        let outbox = Outbox::default();
+        let nodes = || Object::Nodes(v1::NodeSet::default());
+        outbox.put(Item::Nodes, nodes());
+        assert_eq!(sent(&outbox), ["put"]);
+        outbox.heard(Item::Nodes, hash(&nodes()), Word::Status(v1::Status::default()));
+        assert!(outbox.wanted_by_hub(&[v1::Key::nodes()]).is_empty());
         assert_eq!(sent(&outbox), ["put"]);
     }
 
