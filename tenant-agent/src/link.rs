@@ -122,7 +122,8 @@ impl Link {
         let (key, hash, word) = match message {
             From::Welcome(_) => return,
             From::Want(want) => {
-                return self.outbox.wanted_by_hub(&want.keys).iter().for_each(|item| self.wake(item));
+                let forgotten = self.outbox.wanted_by_hub(&want.keys);
+                return forgotten.iter().for_each(|item| self.wake(item));
             }
             From::Stored(stored) => {
                 let Some(item) = stored.key.as_ref().and_then(Item::of) else { return };

@@ -479,7 +479,7 @@ mod tests {
         let status = || Word::Status(v1::Status::default());
         outbox.put(web(), route("1"));
         outbox.heard(web(), hash(&route("1")), status());
-        assert_eq!(sent(&outbox), ["put"], "it was not sent yet: the word is about an earlier life's");
+        assert_eq!(sent(&outbox), ["put"], "the word is about what an earlier life sent");
         outbox.heard(web(), hash(&route("2")), status());
         assert!(outbox.wanted_by_hub(&[web().key()]).is_empty(), "the word was about another");
         assert_eq!(sent(&outbox), ["put"]);

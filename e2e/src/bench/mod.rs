@@ -114,16 +114,24 @@ pub fn run(options: &Options) -> Result<()> {
             );
         }
         measured?;
+        // Should the next layout fail, this one was measured.
+        save(&report, options)?;
         if !options.keep {
+            stage.stop_agent()?;
             Local.down()?;
         }
     }
     report.fan_out = fanout::measure(options.quick)?;
-    std::fs::create_dir_all(&options.out)?;
-    std::fs::write(options.out.join("bench.json"), serde_json::to_string_pretty(&report)?)?;
-    std::fs::write(options.out.join("bench.svg"), chart::draw(&report))?;
+    save(&report, options)?;
     println!("{}", report.table());
     say(&format!("bench.json and bench.svg are in {}", options.out.display()));
+    Ok(())
+}
+
+fn save(report: &Report, options: &Options) -> Result<()> {
+    std::fs::create_dir_all(&options.out)?;
+    std::fs::write(options.out.join("bench.json"), serde_json::to_string_pretty(report)?)?;
+    std::fs::write(options.out.join("bench.svg"), chart::draw(report))?;
     Ok(())
 }
 
