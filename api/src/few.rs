@@ -64,6 +64,12 @@ impl<T: Ord> Few<T> {
         self.few.binary_search(element).is_ok() || self.many.contains(element)
     }
 
+    /// The last that is not greater.
+    pub fn up_to(&self, bound: &T) -> Option<&T> {
+        let few = &self.few[..self.few.partition_point(|one| one <= bound)];
+        few.last().or_else(|| self.many.range(..=bound).next_back())
+    }
+
     /// What is here and not there.
     pub fn difference<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a T> {
         self.iter().filter(|one| !other.contains(*one))
@@ -164,6 +170,7 @@ mod tests {
                 }
                 prop_assert_eq!(few.contains(&one), tree.contains(&one));
                 prop_assert_eq!(few.len(), tree.len());
+                prop_assert_eq!(few.up_to(&one), tree.range(..=one).next_back());
             }
             prop_assert!(few.iter().eq(&tree));
             // However it became what it is.

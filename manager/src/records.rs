@@ -3,9 +3,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use fairlead_api::{Route, RouteName, SecretName, TenantId};
+use fairlead_api::{Route, RouteName, RouteStatus, SecretName, TenantId};
 use fairlead_process::locks::lock;
+use fairlead_proto::v1;
 use fairlead_xds::ChangeLog;
+use prost::Message;
 use tokio::sync::{Notify, watch};
 
 /// What an agent pushes.
@@ -28,14 +30,39 @@ pub(crate) struct Record {
     pub(crate) report: Option<Report>,
 }
 
-/// What became of a Route.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Report {
-    pub(crate) addresses: Vec<String>,
-    /// Those of listeners that take any port.
-    pub(crate) ports: Vec<(String, u16)>,
-    /// (type, holds, reason, message)
-    pub(crate) conditions: Vec<(String, bool, String, String)>,
+/// What became of a Route: a [`v1::Status`] without its key and hash, encoded. There are thousands, and as it is sent it
+/// takes a fifth of what it takes as a message.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Report(Box<[u8]>);
+
+impl Report {
+    pub(crate) fn of(status: &RouteStatus) -> Self {
+        let conditions = status.conditions.iter().map(|condition| v1::Condition {
+            r#type: condition.type_.clone(),
+            holds: condition.status == "True",
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+        });
+        let ports = status.ports.iter().map(|given| v1::GivenPort {
+            listener: given.listener.clone(),
+            port: given.port.into(),
+        });
+        let status = v1::Status {
+            key: None,
+            hash: Vec::new(),
+            addresses: status.addresses.clone(),
+            conditions: conditions.collect(),
+            ports: ports.collect(),
+        };
+        Self(status.encode_to_vec().into())
+    }
+
+    /// As an agent is told it.
+    pub(crate) fn status(&self, key: v1::Key, hash: Vec<u8>) -> v1::Status {
+        // They are our own bytes.
+        let status = v1::Status::decode(&*self.0).unwrap_or_default();
+        v1::Status { key: Some(key), hash, ..status }
+    }
 }
 
 impl Record {
@@ -44,16 +71,7 @@ impl Record {
         let hash = route.spec.content_hash.as_str().into();
         let status = route.status.as_ref();
         let current = status.filter(|s| s.observed_generation == route.metadata.generation);
-        let report = current.map(|status| Report {
-            addresses: status.addresses.clone(),
-            ports: status.ports.iter().map(|one| (one.listener.clone(), one.port)).collect(),
-            conditions: status
-                .conditions
-                .iter()
-                .map(|c| (c.type_.clone(), c.status == "True", c.reason.clone(), c.message.clone()))
-                .collect(),
-        });
-        Self { hash, report }
+        Self { hash, report: current.map(Report::of) }
     }
 }
 

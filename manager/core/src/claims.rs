@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use fairlead_api::claim::ClaimKey;
+use fairlead_api::few::Few;
 use fairlead_api::route::Protocol;
 use fairlead_api::{AddressClaimSpec, RouteId, RouteName, TenantId};
 
@@ -182,8 +183,8 @@ struct Used {
 #[derive(Debug, Default)]
 pub struct Claims {
     by_key: HashMap<ClaimKey, Claim>,
-    by_address: HashMap<IpAddr, BTreeSet<ClaimKey>>,
-    by_route: HashMap<RouteId, BTreeSet<ClaimKey>>,
+    by_address: HashMap<IpAddr, Few<ClaimKey>>,
+    by_route: HashMap<RouteId, Few<ClaimKey>>,
     by_pool: HashMap<Box<str>, Used>,
     /// Whose target port it is.
     by_target: HashMap<ClaimKey, ClaimKey>,
@@ -446,7 +447,7 @@ fn reduce<K: Ord>(counts: &mut BTreeMap<K, u32>, key: &K) {
 }
 
 fn drop_from<K: std::hash::Hash + Eq>(
-    index: &mut HashMap<K, BTreeSet<ClaimKey>>,
+    index: &mut HashMap<K, Few<ClaimKey>>,
     at: &K,
     key: &ClaimKey,
 ) {

@@ -20,14 +20,10 @@ pub struct Fleet {
 struct Client {
     stream: u64,
     connected: bool,
-    answers: HashMap<Key, Answer>,
-}
-
-/// What an Envoy said of a resource: it keeps what it took when it refuses what came after.
-#[derive(Debug, Default)]
-struct Answer {
-    acked: Option<u64>,
-    rejected: Option<(u64, Arc<str>)>,
+    /// The version that it has of each resource: it keeps what it took when it refuses what came after.
+    acked: HashMap<Key, u64>,
+    /// The version that it refused last, and why.
+    rejected: HashMap<Key, (u64, Arc<str>)>,
 }
 
 impl Fleet {
@@ -44,8 +40,8 @@ impl Fleet {
 
     /// An Envoy opened a stream: what it has it will tell anew.
     pub fn connected(&mut self, envoy: &EnvoyId, stream: u64) {
-        let answers = HashMap::new();
-        self.clients.insert(envoy.clone(), Client { stream, connected: true, answers });
+        let (acked, rejected) = (HashMap::new(), HashMap::new());
+        self.clients.insert(envoy.clone(), Client { stream, connected: true, acked, rejected });
     }
 
     /// A stream ended. The Envoy serves on with what it has, so that is remembered while its pod is
@@ -70,12 +66,16 @@ impl Fleet {
         let key = event.key.clone();
         match &event.outcome {
             Outcome::Acked(version) => {
-                client.answers.insert(key, Answer { acked: Some(*version), rejected: None });
+                client.rejected.remove(&key);
+                client.acked.insert(key, *version);
             }
             Outcome::Rejected(version, text) => {
-                client.answers.entry(key).or_default().rejected = Some((*version, text.clone()));
+                client.rejected.insert(key, (*version, text.clone()));
             }
-            Outcome::Removed => drop(client.answers.remove(&key)),
+            Outcome::Removed => {
+                client.rejected.remove(&key);
+                client.acked.remove(&key);
+            }
         }
     }
 
@@ -107,9 +107,9 @@ impl Fleet {
 
     fn rejection(&self, resources: &[(Key, u64)]) -> Option<(&EnvoyId, &str)> {
         self.ready.iter().find_map(|envoy| {
-            let answers = &self.clients.get(envoy)?.answers;
+            let rejected = &self.clients.get(envoy)?.rejected;
             resources.iter().find_map(|(key, version)| {
-                let (refused, text) = answers.get(key)?.rejected.as_ref()?;
+                let (refused, text) = rejected.get(key)?;
                 (refused == version).then_some((envoy, &**text))
             })
         })
@@ -117,8 +117,6 @@ impl Fleet {
 
     fn has(&self, envoy: &EnvoyId, resources: &[(Key, u64)]) -> bool {
         let Some(client) = self.clients.get(envoy) else { return false };
-        resources.iter().all(|(key, version)| {
-            client.answers.get(key).is_some_and(|answer| answer.acked == Some(*version))
-        })
+        resources.iter().all(|(key, version)| client.acked.get(key) == Some(version))
     }
 }

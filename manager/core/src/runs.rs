@@ -1,14 +1,15 @@
 //! Sets of numbers, kept as runs: the next number that is not in the set is found in the logarithm of
 //! the number of runs, however many numbers there are.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use fairlead_api::few::Few;
 
 /// A set of numbers.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Runs {
-    /// First → last, apart from each other by at least one number.
-    runs: BTreeMap<u128, u128>,
+    /// First and last, apart from each other by at least one number.
+    runs: Few<(u128, u128)>,
 }
 
 impl Runs {
@@ -24,7 +25,7 @@ impl Runs {
 
     /// The run that a number is in.
     fn run_of(&self, number: u128) -> Option<(u128, u128)> {
-        let (first, last) = self.runs.range(..=number).next_back()?;
+        let (first, last) = self.runs.up_to(&(number, u128::MAX))?;
         (number <= *last).then_some((*first, *last))
     }
 
@@ -35,23 +36,23 @@ impl Runs {
         }
         let before = number.checked_sub(1).and_then(|n| self.run_of(n));
         let after = number.checked_add(1).and_then(|n| self.run_of(n));
+        for run in before.iter().chain(&after) {
+            self.runs.remove(run);
+        }
         let first = before.map_or(number, |(first, _)| first);
         let last = after.map_or(number, |(_, last)| last);
-        if let Some((next, _)) = after {
-            self.runs.remove(&next);
-        }
-        self.runs.insert(first, last);
+        self.runs.insert((first, last));
     }
 
     /// Takes a number out.
     pub fn remove(&mut self, number: u128) {
         let Some((first, last)) = self.run_of(number) else { return };
-        self.runs.remove(&first);
+        self.runs.remove(&(first, last));
         if first < number {
-            self.runs.insert(first, number - 1);
+            self.runs.insert((first, number - 1));
         }
         if number < last {
-            self.runs.insert(number + 1, last);
+            self.runs.insert((number + 1, last));
         }
     }
 

@@ -16,7 +16,7 @@ use tonic::Status;
 
 use super::convert;
 use crate::hub::SecretContent;
-use crate::records::{Item, Record, Report};
+use crate::records::{Item, Record};
 
 /// What the shell has to do.
 #[derive(Debug, PartialEq)]
@@ -272,7 +272,8 @@ impl Session {
             return None;
         }
         self.reported.insert(name.clone(), record.clone());
-        Some(Action::Send(To::Status(status(item, &record.hash, report))))
+        let hash = convert::hash_bytes(&record.hash);
+        Some(Action::Send(To::Status(report.status(convert::key(item), hash))))
     }
 
     /// An upload was stored, or was refused by the apiserver with this reason.
@@ -299,29 +300,6 @@ impl Session {
                 To::Refused(v1::Refused { key, hash, reason: "Invalid".into(), message })
             }
         })
-    }
-}
-
-fn status(item: &Item, hash: &str, report: &Report) -> v1::Status {
-    let conditions = report.conditions.iter().map(|(kind, holds, reason, message)| v1::Condition {
-        r#type: kind.clone(),
-        holds: *holds,
-        reason: reason.clone(),
-        message: message.clone(),
-    });
-    v1::Status {
-        key: Some(convert::key(item)),
-        hash: convert::hash_bytes(hash),
-        addresses: report.addresses.clone(),
-        conditions: conditions.collect(),
-        ports: report
-            .ports
-            .iter()
-            .map(|(listener, port)| v1::GivenPort {
-                listener: listener.clone(),
-                port: (*port).into(),
-            })
-            .collect(),
     }
 }
 

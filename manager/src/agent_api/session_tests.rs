@@ -1,13 +1,16 @@
+use fairlead_api::RouteStatus;
 use fairlead_api::route::SourceKind;
 
 use super::*;
+use crate::records::Report;
 
 fn web() -> Item {
     Item::Route(RouteName::new(SourceKind::Service, "shop", "web").unwrap())
 }
 
 fn record(hash: &str, report: bool) -> Arc<Record> {
-    let report = report.then(|| Report { addresses: vec!["10.0.0.1".into()], ..Report::default() });
+    let status = RouteStatus { addresses: vec!["10.0.0.1".into()], ..RouteStatus::default() };
+    let report = report.then(|| Report::of(&status));
     Arc::new(Record { hash: hash.into(), report })
 }
 
