@@ -5,9 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use fairlead_api::{Route, RouteName, RouteStatus, SecretName, TenantId};
 use fairlead_process::locks::lock;
-use fairlead_proto::v1;
+use fairlead_proto::{PackedStatus, v1};
 use fairlead_xds::ChangeLog;
-use prost::Message;
 use tokio::sync::{Notify, watch};
 
 /// What an agent pushes.
@@ -27,42 +26,28 @@ pub(crate) struct Record {
     /// The agent's hash of what it pushed, hexadecimal.
     pub(crate) hash: Box<str>,
     /// What became of exactly this content; `None` while that is open.
-    pub(crate) report: Option<Report>,
+    pub(crate) report: Option<PackedStatus>,
 }
 
-/// What became of a Route: a [`v1::Status`] without its key and hash, encoded. There are thousands, and as it is sent it
-/// takes a fifth of what it takes as a message.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Report(Box<[u8]>);
-
-impl Report {
-    pub(crate) fn of(status: &RouteStatus) -> Self {
-        let conditions = status.conditions.iter().map(|condition| v1::Condition {
-            r#type: condition.type_.clone(),
-            holds: condition.status == "True",
-            reason: condition.reason.clone(),
-            message: condition.message.clone(),
-        });
-        let ports = status.ports.iter().map(|given| v1::GivenPort {
-            listener: given.listener.clone(),
-            port: given.port.into(),
-        });
-        let status = v1::Status {
-            key: None,
-            hash: Vec::new(),
-            addresses: status.addresses.clone(),
-            conditions: conditions.collect(),
-            ports: ports.collect(),
-        };
-        Self(status.encode_to_vec().into())
-    }
-
-    /// As an agent is told it.
-    pub(crate) fn status(&self, key: v1::Key, hash: Vec<u8>) -> v1::Status {
-        // They are our own bytes.
-        let status = v1::Status::decode(&*self.0).unwrap_or_default();
-        v1::Status { key: Some(key), hash, ..status }
-    }
+/// What became of a Route, as its agent is told it.
+pub(crate) fn told(status: &RouteStatus) -> PackedStatus {
+    let conditions = status.conditions.iter().map(|condition| v1::Condition {
+        r#type: condition.type_.clone(),
+        holds: condition.status == "True",
+        reason: condition.reason.clone(),
+        message: condition.message.clone(),
+    });
+    let ports = status
+        .ports
+        .iter()
+        .map(|given| v1::GivenPort { listener: given.listener.clone(), port: given.port.into() });
+    PackedStatus::of(v1::Status {
+        key: None,
+        hash: Vec::new(),
+        addresses: status.addresses.clone(),
+        conditions: conditions.collect(),
+        ports: ports.collect(),
+    })
 }
 
 impl Record {
@@ -71,7 +56,7 @@ impl Record {
         let hash = route.spec.content_hash.as_str().into();
         let status = route.status.as_ref();
         let current = status.filter(|s| s.observed_generation == route.metadata.generation);
-        Self { hash, report: current.map(Report::of) }
+        Self { hash, report: current.map(told) }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The contract between a tenant's agent and the hub's manager; `fairlead/v1/hub.proto` and `identity.proto` explain it.
 
+use prost::Message;
+
 /// Messages and services of `fairlead.v1`.
 pub mod v1 {
     #![allow(missing_docs, clippy::pedantic)]
@@ -18,6 +20,24 @@ pub const REPLACED_CERTIFICATE: &str = "was replaced by a newer one";
 pub const ENVOY_AUDIENCE: &str = "fairlead-manager";
 /// Items in one chunk of an inventory, and keys in one `Want`: well below `MAX_MESSAGE_BYTES`.
 pub const MAX_ITEMS: usize = 1_000;
+
+/// A status without its key and hash, as it is sent: of what there are thousands of, that takes a fifth of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackedStatus(Box<[u8]>);
+
+impl PackedStatus {
+    /// Packs a status; its key and hash are left out.
+    pub fn of(status: v1::Status) -> Self {
+        let bare = v1::Status { key: None, hash: Vec::new(), ..status };
+        Self(bare.encode_to_vec().into())
+    }
+
+    /// The status, without key and hash.
+    pub fn unpack(&self) -> v1::Status {
+        // What was encoded can be decoded.
+        v1::Status::decode(&*self.0).unwrap_or_default()
+    }
+}
 
 impl v1::Key {
     /// The key of a tenant's one `NodeSet`.

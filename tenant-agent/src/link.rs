@@ -33,7 +33,7 @@ pub(crate) struct Link {
     pub(crate) hello: v1::Hello,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) stages: Stages,
-    /// Services that the hub said something about.
+    /// What the hub said something about, or asks for and is to be planned anew.
     pub(crate) news: mpsc::UnboundedSender<Item>,
 }
 

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use fairlead_api::RouteSpec;
 use fairlead_process::locks::lock;
-use fairlead_proto::v1;
 use fairlead_proto::v1::put::Object;
+use fairlead_proto::{PackedStatus, v1};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
@@ -69,60 +69,67 @@ pub(crate) enum Word {
     Refused(v1::Refused),
 }
 
-/// A word as it is kept: of what there are thousands of, a status has a kilobyte, and a tenth of that as it is sent.
+/// A word as it is kept.
 #[derive(Debug)]
 enum Kept {
-    /// A `v1::Status` without its key and hash.
-    Status(Box<[u8]>),
+    Status(PackedStatus),
     Refused(v1::Refused),
 }
 
 impl From<Word> for Kept {
     fn from(word: Word) -> Self {
         match word {
-            Word::Status(status) => {
-                let bare = v1::Status { key: None, hash: Vec::new(), ..status };
-                Self::Status(bare.encode_to_vec().into())
-            }
+            Word::Status(status) => Self::Status(PackedStatus::of(status)),
             Word::Refused(refused) => Self::Refused(refused),
         }
     }
 }
 
 impl Kept {
-    fn word(&self) -> Option<Word> {
+    fn word(&self) -> Word {
         match self {
-            Self::Status(bytes) => v1::Status::decode(&**bytes).ok().map(Word::Status),
-            Self::Refused(refused) => Some(Word::Refused(refused.clone())),
+            Self::Status(status) => Word::Status(status.unpack()),
+            Self::Refused(refused) => Word::Refused(refused.clone()),
         }
     }
 }
 
-/// What the hub shall have of an item.
+/// What the hub shall have of an item that is wanted.
 #[derive(Debug)]
-struct Content {
-    hash: Hash,
-    /// `None`: the hub said what became of it, so it has it. Should it ask all the same, it is planned anew.
-    object: Option<Box<Object>>,
+enum Content {
+    /// Not known yet, or not for now: what the hub has stays.
+    Unplanned,
+    /// More than a message has room for: what the hub has stays.
+    TooLarge,
+    /// This; it is sent when it is new, and when the hub asks.
+    Planned(Hash, Box<Object>),
+    /// The Route that has this hash. The hub said what became of it, so it has it, and thousands of them are a tenth of this
+    /// process. Should the hub ask for it all the same, it is planned anew.
+    Forgotten(Hash),
 }
 
 impl Content {
-    /// Lets go of a Route that the hub has: thousands of them are a fifth of this process. Nodes and Secrets are few, and
-    /// nobody could be asked to plan them anew.
-    fn forget(&mut self) {
-        self.object.take_if(|object| matches!(**object, Object::Route(_)));
+    fn hash(&self) -> &[u8] {
+        match self {
+            Self::Unplanned | Self::TooLarge => &UNPLANNED,
+            Self::Planned(hash, _) | Self::Forgotten(hash) => hash,
+        }
     }
 
-    /// Whether it could be sent if it were planned anew.
-    fn is_forgotten(&self) -> bool {
-        self.object.is_none() && self.hash != UNPLANNED
+    /// Lets go of a Route. Nodes and Secrets are few, and nobody could be asked to plan them anew.
+    fn forget(&mut self) {
+        if let Self::Planned(hash, object) = self
+            && matches!(**object, Object::Route(_))
+        {
+            *self = Self::Forgotten(std::mem::take(hash));
+        }
     }
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// `None`: wanted, but not planned yet.
-    wanted: BTreeMap<Item, Option<Content>>,
+    /// All that the hub shall have.
+    wanted: BTreeMap<Item, Content>,
     /// Those of them that nobody has looked at yet.
     unseen: BTreeSet<Item>,
     /// To be deleted, until the hub says that it is.
@@ -183,7 +190,7 @@ impl Outbox {
         self.with(|state| {
             if !state.wanted.contains_key(&item) {
                 state.unseen.insert(item.clone());
-                state.wanted.insert(item, None);
+                state.wanted.insert(item, Content::Unplanned);
             }
         });
     }
@@ -192,7 +199,7 @@ impl Outbox {
     pub(crate) fn keep(&self, item: Item) {
         self.with(|state| {
             self.see(state, &item);
-            state.wanted.entry(item).or_insert(None);
+            state.wanted.entry(item).or_insert(Content::Unplanned);
         });
     }
 
@@ -209,8 +216,7 @@ impl Outbox {
             return self.with(|state| {
                 self.see(state, &item);
                 state.deleting.remove(&item);
-                let nothing = Content { hash: UNPLANNED.to_vec(), object: None };
-                state.wanted.insert(item.clone(), Some(nothing));
+                state.wanted.insert(item.clone(), Content::TooLarge);
                 state.unsent.remove(&item);
                 state.words.insert(item, (UNPLANNED.to_vec(), Kept::Refused(refused)));
             });
@@ -220,10 +226,8 @@ impl Outbox {
             state.deleting.remove(&item);
             state.awaited.remove(&item);
             state.gone.remove(&item);
-            let same = |old: &Option<Content>| old.as_ref().is_some_and(|old| old.hash == hash);
-            if !state.wanted.get(&item).is_some_and(same) {
-                let content = Content { hash, object: Some(Box::new(object)) };
-                state.wanted.insert(item.clone(), Some(content));
+            if state.wanted.get(&item).is_none_or(|old| old.hash() != hash) {
+                state.wanted.insert(item.clone(), Content::Planned(hash, Box::new(object)));
                 state.unsent.insert(item);
                 self.changed.notify_one();
             }
@@ -282,9 +286,10 @@ impl Outbox {
     /// What the hub said about what is wanted now.
     pub(crate) fn word(&self, item: &Item) -> Option<Word> {
         self.with(|state| {
-            let content = state.wanted.get(item)?.as_ref()?;
+            let content = state.wanted.get(item)?;
             let (about, word) = state.words.get(item)?;
-            (*about == content.hash).then(|| word.word())?
+            let is = !matches!(content, Content::Unplanned) && content.hash() == about;
+            is.then(|| word.word())
         })
     }
 
@@ -304,12 +309,9 @@ impl Outbox {
         self.with(|state| {
             state.unsent = state.deleting.clone();
             state.sent.clear();
-            let hash = |content: &Option<Content>| {
-                content.as_ref().map_or(UNPLANNED.to_vec(), |content| content.hash.clone())
-            };
-            let item = |(item, content)| v1::inventory::Item {
-                key: Some(Item::key(item)),
-                hash: hash(content),
+            let item = |(item, content): (&Item, &Content)| v1::inventory::Item {
+                key: Some(item.key()),
+                hash: content.hash().to_vec(),
             };
             state.wanted.iter().map(item).collect()
         })
@@ -320,9 +322,8 @@ impl Outbox {
         let forgotten = self.with(|state| {
             let mut forgotten = Vec::new();
             for item in keys.iter().filter_map(Item::of) {
-                if let Some(content) = state.wanted.get_mut(&item)
-                    && content.take_if(|content| content.is_forgotten()).is_some()
-                {
+                if let Some(content @ Content::Forgotten(_)) = state.wanted.get_mut(&item) {
+                    *content = Content::Unplanned;
                     forgotten.push(item);
                 } else {
                     state.unsent.insert(item);
@@ -346,10 +347,7 @@ impl Outbox {
                 if state.deleting.contains(&item) {
                     return Some(Letter::Delete(v1::Delete { key: Some(item.key()) }));
                 }
-                // Wanted but not planned: nothing to send yet.
-                if let Some(Content { hash, object: Some(object) }) =
-                    state.wanted.get(&item).and_then(Option::as_ref)
-                {
+                if let Some(Content::Planned(hash, object)) = state.wanted.get(&item) {
                     let (key, hash, object) =
                         (Some(item.key()), hash.clone(), Some((**object).clone()));
                     state.sent.insert(item, Instant::now());
@@ -377,8 +375,8 @@ impl Outbox {
         self.with(|state| {
             let has = matches!(word, Word::Status(_)) && !state.unsent.contains(&item);
             if has
-                && let Some(Some(content)) = state.wanted.get_mut(&item)
-                && content.hash == hash
+                && let Some(content) = state.wanted.get_mut(&item)
+                && content.hash() == hash
             {
                 content.forget();
             }

@@ -33,6 +33,9 @@ const MANAGER: &str = "fairlead-agent";
 /// A hub that says nothing for this long is worth an Event.
 pub(crate) const SILENCE: Duration = Duration::from_secs(15);
 
+/// Events are kept for an hour: what lasts is told again meanwhile.
+const TOLD_AGAIN: Duration = Duration::from_secs(1_800);
+
 /// How long a shadow outlives its need: until then Envoys know what came in its place.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -48,6 +51,8 @@ pub(crate) struct Context {
     pub(crate) default_class: bool,
     /// Shadows that nobody needs, and since when.
     pub(crate) unneeded: Mutex<HashMap<ObjectRef<Service>, Instant>>,
+    /// Services of which the apiserver refuses something, and when that was told.
+    pub(crate) refused: Mutex<HashMap<ServiceKey, Instant>>,
     /// What to look at again.
     pub(crate) again: mpsc::UnboundedSender<Item>,
 }
@@ -66,7 +71,16 @@ pub(crate) async fn reconcile(
     // Ingresses may name any Service.
     let ended = context.attend(&service).await;
     context.wake_users(&service);
+    context.tell_refusal(&service, ended.as_ref().err().and_then(refusal));
     ended
+}
+
+/// What an apiserver said that somebody has to mend: a quota, an admission policy. `None`: it may go by itself.
+fn refusal(error: &kube::Error) -> Option<&str> {
+    match error {
+        kube::Error::Api(status) if [400, 403, 422].contains(&status.code) => Some(&status.message),
+        _ => None,
+    }
 }
 
 impl Context {
@@ -86,6 +100,24 @@ impl Context {
 
     fn users(&self) -> std::sync::MutexGuard<'_, Users> {
         lock(&self.users)
+    }
+
+    /// Says why a Service cannot be published: now, and again while that lasts.
+    fn tell_refusal(&self, service: &Service, why: Option<&str>) {
+        let mut refused = lock(&self.refused);
+        let Some(why) = why else {
+            refused.remove(&key(service));
+            return;
+        };
+        let now = Instant::now();
+        if refused.get(&key(service)).is_some_and(|told| now - *told < TOLD_AGAIN) {
+            return;
+        }
+        refused.insert(key(service), now);
+        let message = format!(
+            "Refused: this cluster's apiserver refuses what it takes to publish the Service, trying again: {why}"
+        );
+        self.tell(service, &Note::warning("SyncLoadBalancerFailed", message));
     }
 
     /// The Ingresses that name a Service look at it again.

@@ -154,6 +154,7 @@ impl Args {
             stages: stages.clone(),
             default_class: self.default_class,
             unneeded: Mutex::default(),
+            refused: Mutex::default(),
             again: again.clone(),
         });
         let controlling = controller.run(reconcile::reconcile, reconcile::retry, context);

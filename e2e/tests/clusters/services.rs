@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use crate::layer4::udp;
 use crate::web::eventually;
 use crate::world::{
-    address, answers, apply, fetch, gone, hub, kubectl, on_host, service, shared, tenant, until,
+    address, answers, apply, event, fetch, gone, hub, kubectl, on_host, service, shared, tenant,
+    until,
 };
 
 const HTTP: &str = "{name: http, port: 80, targetPort: 8080}";
@@ -108,6 +109,25 @@ fn a_service_without_node_ports_gets_a_shadow_that_goes_with_it() {
     kubectl(&b, "-n shadows delete service web --timeout=30s");
     gone(&format!("http://{ip}:7300/"));
     until(&b, shadows, str::is_empty);
+}
+
+#[test]
+fn a_shadow_that_a_quota_refuses_is_told_of_on_its_service() {
+    let world = shared("a_shadow_that_a_quota_refuses_is_told_of_on_its_service");
+    let b = tenant("tenant-b");
+    world.workload(&b, "refused");
+    let quota = r#"{"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": "refused"},
+        "spec": {"hard": {"services.nodeports": "0"}}}"#;
+    apply(&b, quota);
+    // Before it was counted it is not in force.
+    let counted = "-n refused get resourcequota none -o jsonpath={.status.hard}";
+    until(&b, counted, |hard| !hard.is_empty());
+    let port = "{name: http, port: 7310, targetPort: 8080}";
+    apply(&b, &service("refused", "web", port, "  allocateLoadBalancerNodePorts: false"));
+    event(&b, "refused", "web", "exceeded quota: none, requested: services.nodeports=1");
+    kubectl(&b, "-n refused delete resourcequota none");
+    let ip = address(&b, "refused", "web");
+    answers(&format!("http://{ip}:7310/"), "cluster=tenant-b");
 }
 
 #[test]

@@ -37,9 +37,10 @@ pub enum Allocation {
     /// It needs these claims, all or none.
     Claim(Vec<Claim>),
     /// Something that it can have is being claimed, or given back: it looks again after that. `reclaim`:
-    /// ports that its tenant let go, and that are kept for a while.
+    /// all the ports that it is to have there. Those that its tenant let go are given back now, and until then nobody
+    /// else gets any of them.
     Wait {
-        /// To be given back now.
+        /// In the order of its listeners.
         reclaim: Vec<ClaimKey>,
     },
     /// It needs one more address of a pool that gets them from the hub's own load balancer.

@@ -476,7 +476,11 @@ fn no_address_is_opened_for_which_envoy_has_no_port_left() {
     world.provider = (1..9).map(|n| [192, 0, 2, n].into()).collect();
     world.get("blue/two", tcp("blue/two", &[80, 81]));
     world.get("red/one", tcp("red/one", &[80]));
-    assert!(world.refused("red/one").starts_with("PoolExhausted"), "{}", world.refused("red/one"));
+    let refused = world.refused("red/one");
+    assert!(
+        refused.starts_with("PoolExhausted pool \"public\" has no target port left"),
+        "{refused}"
+    );
     assert_eq!((world.balancers.len(), world.provider.len()), (1, 7));
     world.engine.pool("spare", Some(pool("10.9.0.1")));
     world.may_use(&["public", "spare"]);
@@ -514,6 +518,44 @@ fn an_address_that_came_is_kept_until_whoever_waits_for_it_had_its_turn() {
     let opened = AddressRequest { pool: Some("public".into()), ..AddressRequest::default() };
     let held = world.get("blue/web", asking("blue/web", &[80], opened));
     assert_eq!((held, world.provider.len()), (vec!["192.0.2.1:80".to_owned()], 7));
+}
+
+#[test]
+fn an_address_that_is_let_go_is_kept_until_everybody_had_a_look_at_it() {
+    let mut world = World::with(behind_services(1));
+    world.provider = (1..9).map(|n| [192, 0, 2, n].into()).collect();
+    world.engine.pool("spare", Some(pool("10.9.0.1")));
+    world.may_use(&["spare", "public"]);
+    let first = at("10.9.0.1");
+    for number in 0..200 {
+        let name = format!("red/r{number}");
+        world.apply(&name, asking(&name, &[80], first.clone()));
+    }
+    world.settle();
+    let opened = AddressRequest { pool: Some("public".into()), ..alone() };
+    world.get("blue/a", asking("blue/a", &[80], opened.clone()));
+    world.get("blue/b", asking("blue/b", &[80], opened));
+    assert!(world.refused("blue/b").starts_with("PoolExhausted"), "there may be one");
+    world.delete("blue/a");
+    world.settle();
+    assert_eq!((world.held("blue/b"), world.provider.len()), (vec!["192.0.2.1:80".to_owned()], 7));
+}
+
+#[test]
+fn an_address_that_its_provider_took_away_is_asked_for_again_in_its_family() {
+    let mut world = World::with(behind_services(4));
+    let both: Vec<IpAddr> = ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().unwrap()).into();
+    world.provider.clone_from(&both);
+    let six = families(&[IpFamily::V6]);
+    let held = world.get("blue/six", asking("blue/six", &[80], six));
+    assert_eq!(held, ["2001:db8::1:80"]);
+    let name = world.balancers.pop_first().unwrap().0;
+    world.provider = both;
+    world.engine.balancer(&name, None);
+    world.settle();
+    let families: Vec<_> = world.balancers.values().map(|one| one.family).collect();
+    assert_eq!(families, [Some(IpFamily::V6)]);
+    assert!(world.says("blue/six", "Programmed").starts_with("True"));
 }
 
 #[test]

@@ -117,6 +117,19 @@ impl World {
 }
 
 #[test]
+fn who_shares_a_port_by_names_does_not_wait_for_a_second_address() {
+    let mut world = World::new("10.9.0.1 fd00::1", Sharing::Any);
+    let mut spec = ingress("shop.example.com/>web:80");
+    spec.address.families = vec![IpFamily::V4, IpFamily::V6];
+    spec.address.prefer_dual_stack = true;
+    world.apply_at(ing("blue/a"), spec);
+    world.settle();
+    assert!(world.told("blue/a", "Accepted").starts_with("True"));
+    world.engine.retry_waiting();
+    assert!(world.engine.later.is_empty(), "there is nothing that it could get");
+}
+
+#[test]
 fn ingresses_of_two_tenants_share_an_address_by_their_hosts() {
     let mut world = World::new("10.9.0.1 10.9.0.2", Sharing::Any);
     world.ingress("blue/a", "a.example/>web:80");

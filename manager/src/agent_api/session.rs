@@ -273,7 +273,8 @@ impl Session {
         }
         self.reported.insert(name.clone(), record.clone());
         let hash = convert::hash_bytes(&record.hash);
-        Some(Action::Send(To::Status(report.status(convert::key(item), hash))))
+        let key = Some(convert::key(item));
+        Some(Action::Send(To::Status(v1::Status { key, hash, ..report.unpack() })))
     }
 
     /// An upload was stored, or was refused by the apiserver with this reason.

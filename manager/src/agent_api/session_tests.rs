@@ -2,7 +2,7 @@ use fairlead_api::RouteStatus;
 use fairlead_api::route::SourceKind;
 
 use super::*;
-use crate::records::Report;
+use crate::records::told;
 
 fn web() -> Item {
     Item::Route(RouteName::new(SourceKind::Service, "shop", "web").unwrap())
@@ -10,7 +10,7 @@ fn web() -> Item {
 
 fn record(hash: &str, report: bool) -> Arc<Record> {
     let status = RouteStatus { addresses: vec!["10.0.0.1".into()], ..RouteStatus::default() };
-    let report = report.then(|| Report::of(&status));
+    let report = report.then(|| told(&status));
     Arc::new(Record { hash: hash.into(), report })
 }
 

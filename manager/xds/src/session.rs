@@ -379,7 +379,10 @@ impl Session {
     /// stay.
     fn due(&mut self, kind: ResourceType, state: &State) -> (Vec<Arc<Resource>>, Vec<Arc<str>>) {
         let (mut puts, mut removals, mut bytes) = (Vec::new(), Vec::new(), 0);
-        let mut next = self.types[kind as usize].pending.first().cloned();
+        // An Envoy that has none is ready once it has the first: all at once. One that brings some serves meanwhile.
+        let ty = &self.types[kind as usize];
+        let whole = kind == ResourceType::Listener && !ty.greeted && ty.known.is_empty();
+        let mut next = ty.pending.first().cloned();
         while let Some(name) = next {
             let after = (Bound::Excluded(name.clone()), Bound::Unbounded);
             next = self.types[kind as usize].pending.range(after).next().cloned();
@@ -399,7 +402,6 @@ impl Session {
                     puts.push(resource);
                 }
             }
-            let whole = kind == ResourceType::Listener && !self.types[kind as usize].greeted;
             if !whole && (puts.len() >= kind.per_response() || bytes >= MAX_BYTES) {
                 break;
             }

@@ -242,9 +242,15 @@ fn listeners_come_few_at_a_time_to_a_client_that_serves_already() {
     client.wake(&state);
     assert_eq!(client.has, wanted(&state));
     assert_eq!(client.most_listeners, 50);
+    // So does one that connects again, and serves what it has.
+    state.apply((0..120).flat_map(|n| service(&format!("s{n}"), 2)).collect());
+    state.apply((0..120).flat_map(|n| service(&format!("t{n}"), 1)).collect());
+    let client = client.again(&state);
+    assert_eq!(client.has, wanted(&state));
+    assert_eq!(client.most_listeners, 50);
     // One that begins is not ready with a part of them.
     let client = Client::connect(&state, BTreeMap::new(), HashSet::new());
-    assert_eq!(client.most_listeners, 121);
+    assert_eq!(client.most_listeners, 241);
 }
 
 #[test]

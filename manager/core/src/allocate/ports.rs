@@ -205,7 +205,7 @@ impl Ask<'_> {
 }
 
 /// An address on which nobody is: one of those that are kept for documentation (RFC 5737, RFC 3849). `None`: of the
-/// family that the hub gave last time.
+/// family of the pool's first address.
 pub(super) fn nowhere(pool: &Pool, family: Option<IpFamily>) -> IpAddr {
     match family.or(pool.family()) {
         Some(IpFamily::V6) => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xffff]),

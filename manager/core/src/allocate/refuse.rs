@@ -66,6 +66,13 @@ impl Ask<'_> {
             );
             return Verdict::no(Reason::PoolExhausted, message);
         }
+        if open.iter().all(|(_, pool)| !self.has_targets(pool, family)) {
+            let message = format!(
+                "pool {names} has no target port left; ask for another pool, or a platform administrator widens its \
+                 spec.service.targetPorts"
+            );
+            return Verdict::no(Reason::PoolExhausted, message);
+        }
         let fixed = || self.wish.listeners.iter().filter(|listener| listener.port > 0);
         let reserved =
             fixed().find(|l| open.iter().all(|(_, pool)| pool.reserved.contains(&l.port)));

@@ -1,7 +1,7 @@
 //! The hub's Services of type `LoadBalancer`: one for each shared address of a pool whose addresses come
 //! from the hub's own provider.
 //!
-//! A Service is opened when a Route fits on no address, one at a time for each pool; its ports are those
+//! A Service is opened when a Route fits on no address, one at a time for each pool and family; its ports are those
 //! that are claimed on its address; it is deleted when none is, and nobody waits.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -157,7 +157,7 @@ impl Balancers {
         for name in std::mem::take(&mut self.dirty) {
             let template = pools(&name).and_then(|pool| pool.service.clone());
             let wanted = self.wanted(&name, template.as_ref(), claims, more);
-            if more && self.waiting.contains_key(&name) {
+            if more && (self.waiting.contains_key(&name) || !wanted.is_empty()) {
                 self.dirty.insert(name);
             }
             for (service, balancer) in wanted {
@@ -196,11 +196,10 @@ impl Balancers {
             template.map(|template| Balancer { pool: pool.into(), template, family, ports })
         };
         let mut coming: BTreeSet<_> = self.unseen(pool).collect();
-        let mut unused = self.unseen(pool).count();
+        let mut unused: Vec<_> = self.unseen(pool).collect();
         for (name, seen) in self.seen.iter().filter(|(_, seen)| *seen.pool == *pool) {
             let ports = ports(seen, claims);
             let used = !ports.is_empty() || claims.is_promised_at(&seen.addresses);
-            unused += usize::from(!used);
             let sent = self.sent.get(name);
             if seen.going || (!used && sent == Some(&None)) {
                 // Made anew it would have another address.
@@ -214,20 +213,21 @@ impl Balancers {
             if comes || (more && !used) {
                 coming.insert(asked);
             }
-            // A new one is kept until its address came and was looked at. While claimed addresses have
-            // no Service, none is given back: the provider may give them again.
-            let hopes = (comes && lacking.contains(&asked))
-                || (more && waiting.is_some())
-                || beside.iter().any(|family| !has(*family));
-            let kept = used || hopes || orphans > 0;
             let family = asked.or(seen.addresses.first().map(|ip| IpFamily::of(*ip)));
+            unused.extend((!used).then_some(family));
+            // A new one is kept until its address came, and everybody looked at it who may not have yet. While claimed
+            // addresses have no Service, none is given back: the provider may give them again.
+            let hopes = (comes && lacking.contains(&asked))
+                || more
+                || beside.iter().any(|family| !has(*family));
+            let kept = used || hopes || !orphans.is_empty();
             wanted.insert(name.clone(), if kept { balancer(family, ports) } else { None });
         }
         // What comes may be of any family if none was asked for; and who takes any takes what the hub gave before.
         let usual = self.addresses(pool).first().map(|ip| IpFamily::of(*ip));
         lacking.retain(|family| !coming.contains(&None) && !coming.contains(&family.or(usual)));
-        if lacking.is_empty() && orphans > unused {
-            lacking.insert(None);
+        if lacking.is_empty() {
+            lacking.extend(without(orphans, unused).map(Some));
         }
         let most = template.map_or(0, |template| template.max_addresses);
         let free = (1..=most).map(|n| format!("fairlead-{pool}-{n}"));
@@ -244,11 +244,22 @@ impl Balancers {
         sent.filter(move |one| *one.pool == *pool).map(|one| one.family)
     }
 
-    /// How many claimed addresses have no Service any more.
-    fn orphans(&self, pool: &str, claims: &Claims) -> usize {
+    /// Families of the claimed addresses that have no Service any more.
+    fn orphans(&self, pool: &str, claims: &Claims) -> Vec<IpFamily> {
         let there = self.addresses(pool);
-        claims.used(pool).filter(|ip| !there.contains(ip)).count()
+        claims.used(pool).filter(|ip| !there.contains(ip)).map(IpFamily::of).collect()
     }
+}
+
+/// Families of which there are more orphans than Services that nobody uses, one of which may get an orphan's address.
+fn without(
+    orphans: Vec<IpFamily>,
+    mut unused: Vec<Option<IpFamily>>,
+) -> impl Iterator<Item = IpFamily> {
+    orphans.into_iter().filter(move |family| {
+        let place = unused.iter().position(|one| one.is_none_or(|one| one == *family));
+        place.map(|place| unused.swap_remove(place)).is_none()
+    })
 }
 
 fn ports(seen: &SeenBalancer, claims: &Claims) -> Vec<BalancerPort> {

@@ -162,7 +162,9 @@ impl Engine {
 
     /// Why it is served at one family only and would like another: no pool of its tenant's has that, or no room.
     fn lacks_preferred(&self, id: &RouteId, wish: &Wish, at: &[IpAddr]) -> Option<Reason> {
-        let family = wish.families.get(at.len()).filter(|_| wish.prefer_dual_stack)?;
+        // Who shares a port by names is at one address, whatever it prefers.
+        let prefers = wish.prefer_dual_stack && !wish.is_http();
+        let family = wish.families.get(at.len()).filter(|_| prefers)?;
         let mut pools = self.tenants.get(&id.tenant)?.pools.iter().filter(|name| {
             let asked = wish.pool.as_ref().is_none_or(|pool| pool == *name);
             asked && self.pools.get(*name).is_some_and(|pool| pool.has(*family))

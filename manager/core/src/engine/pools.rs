@@ -138,7 +138,9 @@ impl Engine {
     pub fn balancer_not_written(&mut self, name: &str) {
         self.balancers.not_written(name);
         if let Some(pool) = self.balancers.pool_of(name) {
+            // One that was not given back may be had.
             self.read_addresses(&pool);
+            self.retry_for_pools();
         }
     }
 
