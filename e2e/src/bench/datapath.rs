@@ -5,23 +5,25 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::figures::{DataPath, Spread};
-use super::generate::Objects;
+use super::generate::{Layout, Objects};
 use super::measure::{Envoy, Process};
 use super::probe::{Target, Wanted, is_whole, until};
 use super::stage::{NODES, SHARE};
 use crate::install::NAMESPACE;
 use crate::local::{Local, net};
-use crate::{cluster, images, topology};
+use crate::{cluster, images, paths, topology};
 
 /// Connections of the client, each with one request after another.
 const CONNECTIONS: usize = 16;
 
 const NAME: &str = "by-hand";
+/// What it may take to be ready, with thousands of listeners.
+const START: Duration = Duration::from_secs(180);
 
 /// An Envoy of its own on the hub's first node; ended with this.
 struct ByHand {
@@ -36,58 +38,94 @@ impl Drop for ByHand {
     }
 }
 
-/// As short as it can be, for the one and the other layer.
-fn config(target: &Target, http: bool) -> String {
-    let node = NODES[0].1;
-    let filter = if http {
-        format!(
-            r#"name: envoy.filters.network.http_connection_manager
-          typed_config:
-            "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-            stat_prefix: x
-            route_config: {{virtual_hosts: [{{name: x, domains: [{host:?}], routes: [{{match: {{prefix: /}}, route: {{cluster: x}}}}]}}]}}
-            http_filters: [{{name: router, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]"#,
-            host = target.host
-        )
-    } else {
-        r#"name: envoy.filters.network.tcp_proxy
-          typed_config:
-            "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
-            stat_prefix: x
-            cluster: x"#
-            .to_owned()
+/// As short as it can be, with as many listeners, host names and Clusters as the fleet has: what an Envoy has to look
+/// through for a request, and what it does at rest, is a part of what a request costs. Only the listener at `target` is
+/// asked.
+fn config(target: &Target, objects: &Objects) -> Result<Value> {
+    let others = objects.all().skip(1).map(|index| objects.target(index));
+    let others = others.collect::<Result<Vec<_>>>()?;
+    let all: Vec<_> = std::iter::once(target).chain(&others).collect();
+    let listeners = match objects.layout() {
+        Layout::Hosts => vec![listener(target.address, &hosts(&all))],
+        Layout::Layer4 => {
+            // At an address of the node's own: nobody asks there.
+            let aside = |port| SocketAddr::from(([127, 0, 0, 2], port));
+            let first = listener(target.address, &proxy(0));
+            let rest = (1..).zip(&others);
+            let rest = rest.map(|(n, one)| listener(aside(one.address.port()), &proxy(n)));
+            std::iter::once(first).chain(rest).collect()
+        }
     };
-    format!(
-        r"
-static_resources:
-  listeners:
-  - address: {{socket_address: {{address: {ip}, port_value: {port}}}}}
-    filter_chains:
-    - filters:
-        - {filter}
-  clusters:
-  - name: x
-    type: STATIC
-    load_assignment:
-      cluster_name: x
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {node}, port_value: 20000}}}}}}}}]}}]
-",
-        ip = target.address.ip(),
-        port = target.address.port(),
-    )
+    let clusters: Vec<_> = (0..all.len()).map(backend).collect();
+    Ok(json!({"static_resources": {"listeners": listeners, "clusters": clusters}}))
+}
+
+fn listener(address: SocketAddr, filter: &Value) -> Value {
+    json!({
+        "address": {"socket_address": {"address": address.ip(), "port_value": address.port()}},
+        "filter_chains": [{"filters": [filter]}],
+    })
+}
+
+fn backend(number: usize) -> Value {
+    let socket = json!({"address": NODES[0].1, "port_value": 20_000});
+    let endpoint = json!({"endpoint": {"address": {"socket_address": socket}}});
+    let endpoints = json!([{"lb_endpoints": [endpoint]}]);
+    let name = format!("x{number}");
+    json!({
+        "name": name, "type": "STATIC",
+        "load_assignment": {"cluster_name": name, "endpoints": endpoints},
+    })
+}
+
+/// A host name to each Cluster.
+fn hosts(all: &[&Target]) -> Value {
+    let host = |(number, target): (usize, &&Target)| {
+        let name = format!("x{number}");
+        let route = json!({"match": {"prefix": "/"}, "route": {"cluster": name}});
+        json!({"name": name, "domains": [target.host], "routes": [route]})
+    };
+    let hosts: Vec<_> = all.iter().enumerate().map(host).collect();
+    let router = extension("http.router.v3.Router", json!({}));
+    let manager = json!({
+        "stat_prefix": "x",
+        "route_config": {"virtual_hosts": hosts},
+        "http_filters": [{"name": "router", "typed_config": router}],
+    });
+    filter("network.http_connection_manager.v3.HttpConnectionManager", manager)
+}
+
+fn proxy(number: usize) -> Value {
+    let proxy = json!({"stat_prefix": "x", "cluster": format!("x{number}")});
+    filter("network.tcp_proxy.v3.TcpProxy", proxy)
+}
+
+fn filter(kind: &str, content: Value) -> Value {
+    json!({"name": kind, "typed_config": extension(kind, content)})
+}
+
+fn extension(kind: &str, mut content: Value) -> Value {
+    content["@type"] = format!("type.googleapis.com/envoy.extensions.filters.{kind}").into();
+    content
 }
 
 impl ByHand {
     /// A pod beside the fleet's, with the same image and the same bounds on what it may do: what the kernel checks of
     /// each system call is a part of what a request costs.
-    async fn start(ours: &Target, workers: u64, http: bool) -> Result<Self> {
+    async fn start(ours: &Target, workers: u64, objects: &Objects) -> Result<Self> {
         let address: SocketAddr = "172.18.0.11:9080".parse()?;
         let made = Self { target: Target { address, ..ours.clone() } };
         let image = images::all()?.envoy.reference;
-        let arguments = ["--disable-hot-restart", "--log-level", "warning", "--config-yaml"];
-        let mut arguments: Vec<_> = arguments.map(str::to_owned).into();
-        arguments.push(config(&made.target, http));
-        arguments.extend(["--concurrency".to_owned(), workers.to_string()]);
+        // More than a ConfigMap, or an argument, has room for.
+        let file = paths::state().join("by-hand.json");
+        std::fs::write(&file, config(&made.target, objects)?.to_string())?;
+        let workers = workers.to_string();
+        let arguments = [
+            ["--log-level", "warning"],
+            ["--config-path", "/by-hand.json"],
+            ["--concurrency", &workers],
+        ];
+        let arguments = [&["--disable-hot-restart"][..], arguments.as_flattened()].concat();
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": NAME, "namespace": NAMESPACE},
@@ -98,16 +136,20 @@ impl ByHand {
                     "name": "envoy", "image": image, "imagePullPolicy": "IfNotPresent",
                     "command": ["/usr/local/bin/envoy"], "args": arguments,
                     "resources": {"requests": {"cpu": SHARE}},
+                    "volumeMounts": [{"name": "config", "mountPath": "/by-hand.json", "readOnly": true}],
                     "securityContext": {
                         "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
                         "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]},
                     },
                 }],
+                "volumes": [{"name": "config", "hostPath": {"path": file, "type": "File"}}],
             },
         });
         let pod = pod.to_string();
         net::outside(|| cluster::apply(&Local, &topology::hub(), &pod))?;
-        until(&made.target, &Wanted::Good("port=")).await.context("Envoy by hand")?;
+        // It listens once it has read all of it.
+        let listens = async { while until(&made.target, &Wanted::Good("port=")).await.is_err() {} };
+        tokio::time::timeout(START, listens).await.context("Envoy by hand")?;
         Ok(made)
     }
 }
@@ -173,7 +215,7 @@ fn median(rounds: &[Round], of: impl Fn(&Round) -> f64) -> f64 {
 /// Measures both, in turns.
 pub(super) async fn measure(objects: &Objects, workers: u64, quick: bool) -> Result<DataPath> {
     let ours = objects.target(0)?;
-    let by_hand = ByHand::start(&ours, workers, ours.address.port() == 80).await?;
+    let by_hand = ByHand::start(&ours, workers, objects).await?;
     let fleet: Vec<_> = Envoy::fleet().into_iter().map(|envoy| envoy.0).collect();
     let other = Envoy::others();
     let (count, seconds) = if quick { (3, 2) } else { (7, 3) };

@@ -7,7 +7,9 @@ use crate::web::{
     answer, answers_to, apply_ingress, base64, both, certificate, curl, eventually, ingress,
     ingress_address, is, is_unserved, json, names, namespace, path, rule, secret, tls,
 };
-use crate::world::{alone, apply, event, hub, kubectl, on_host, shared, tenant, until};
+use crate::world::{
+    address, alone, apply, event, hub, kubectl, on_host, service, shared, tenant, until,
+};
 
 #[test]
 fn hosts_paths_and_ports_lead_to_their_backends() {
@@ -57,6 +59,29 @@ fn hosts_paths_and_ports_lead_to_their_backends() {
         assert!(is(&answer(&ip, &name, "/"), 404), "the parent of a wildcard is not under it");
         assert!(is(&answer(&ip, &format!("nobody.{name}.example"), "/"), 404));
         assert!(at("a", "/foo").contains(&format!("cluster={}", cluster.name)));
+    }
+}
+
+#[test]
+fn a_route_that_somebody_deletes_on_the_hub_is_there_again() {
+    let world = shared("a_route_that_somebody_deletes_on_the_hub_is_there_again");
+    let b = tenant("tenant-b");
+    let (ns, name) = namespace(&world, &b, "again");
+    apply_ingress(&b, &ns, "web", "", "", &rule(&name, &[path("/", "Prefix", "web", "80")]));
+    apply(&b, &service(&ns, "direct", "{name: http, port: 7320, targetPort: 8080}", ""));
+    let (named, own) = (ingress_address(&b, &ns, "web"), address(&b, &ns, "direct"));
+    let by_name = || answer(&named, &name, "/").contains("port=8080");
+    let by_port = || answer(&format!("{own}:7320"), &name, "/").contains("port=8080");
+    eventually("both are served", || by_name() && by_port());
+    // The agent does not keep what the hub has: it plans it anew, and once more.
+    for route in ["ing.web", "svc.direct"].repeat(2) {
+        let (kind, object) = route.split_once('.').unwrap();
+        let route =
+            format!("-n tenant-b get route {kind}.{ns}.{object} -o jsonpath={{.metadata.uid}}");
+        let before = kubectl(&hub(), &route);
+        kubectl(&hub(), &format!("-n tenant-b delete route {kind}.{ns}.{object} --wait=false"));
+        until(&hub(), &route, |uid| !uid.is_empty() && uid != before);
+        eventually("both are served again", || by_name() && by_port());
     }
 }
 
