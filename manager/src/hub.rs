@@ -108,7 +108,7 @@ impl Hub {
             Writing::Spec(value) => {
                 let path = format!("{all}/{}", id.name);
                 let spec = Operation { op: "replace", path: "/spec", value };
-                let body = serde_json::to_vec(&(spec, Operation::UNMANAGED));
+                let body = serde_json::to_vec(&(spec, UNMANAGED));
                 ("patch", Method::PATCH, path, "application/json-patch+json", AGENT_API, body)
             }
             Writing::Status(status) => {
@@ -375,16 +375,10 @@ struct Operation<T> {
     value: T,
 }
 
-impl Operation<[Nothing; 1]> {
-    /// From now on the apiserver keeps no `managedFields` of the object (Kubernetes, "Clearing managedFields"): nobody
-    /// else writes a Route, and who wrote which of its fields is a third of an object.
-    const UNMANAGED: Self =
-        Self { op: "add", path: "/metadata/managedFields", value: [Nothing {}] };
-}
-
-/// `{}`
-#[derive(Serialize)]
-struct Nothing {}
+/// From now on the apiserver keeps no `managedFields` of the object (Kubernetes, "Clearing managedFields": a list of one
+/// that is empty): nobody else writes a Route, and who wrote which of its fields is a third of an object.
+const UNMANAGED: Operation<[BTreeMap<&str, &str>; 1]> =
+    Operation { op: "add", path: "/metadata/managedFields", value: [BTreeMap::new()] };
 
 /// A merge patch (RFC 7386) of a status.
 #[derive(Serialize)]

@@ -177,27 +177,27 @@ impl Engine {
     /// What a Route gets within its tenant's quotas. Where the tenant may be on no more addresses: rather on those that it
     /// is on, and of a second family only where that is required.
     pub(super) fn allocate(&self, ask: Ask<'_>) -> Result<Allocation, Verdict> {
-        let over = match self.allocate_within_quotas(ask)? {
+        let refusal = match self.allocate_within_quotas(ask) {
             Ok(found) => return Ok(found),
-            Err(over) => over,
+            Err(refusal) => refusal,
         };
-        if over.what == ADDRESSES {
+        if matches!(refusal, Refusal::Over(Over { quota: Quota::Addresses, .. })) {
             let own_first = self.claims.usage_of(&ask.route.tenant);
             let frugal = Ask { own_first, ..ask };
-            if let Ok(Ok(found)) = self.allocate_within_quotas(frugal) {
+            if let Ok(found) = self.allocate_within_quotas(frugal) {
                 return Ok(found);
             }
             if let Some(wish) = ask.wish.of_one_family()
-                && let Ok(Ok(found)) = self.allocate_within_quotas(Ask { wish: &wish, ..frugal })
+                && let Ok(found) = self.allocate_within_quotas(Ask { wish: &wish, ..frugal })
             {
                 return Ok(found);
             }
         }
-        Err(over.verdict())
+        Err(refusal.verdict())
     }
 
     /// What the allocator found, if the tenant may have that as well.
-    fn allocate_within_quotas(&self, ask: Ask<'_>) -> Result<Result<Allocation, Over>, Verdict> {
+    fn allocate_within_quotas(&self, ask: Ask<'_>) -> Result<Allocation, Refusal> {
         let Ask { route, wish, .. } = ask;
         let found = allocate(ask)?;
         let foreseen = foresee(ask, &found)?;
@@ -214,7 +214,7 @@ impl Engine {
             }
             Allocation::Wait { .. } | Allocation::Open { .. } => None,
         };
-        Ok(over.map_or(Ok(found), Err))
+        over.map_or(Ok(found), |over| Err(Refusal::Over(over)))
     }
 
     fn over_quota(&self, id: &RouteId, claims: &[Claim]) -> Option<Over> {
@@ -226,7 +226,7 @@ impl Engine {
         let held = usage.map_or(0, |usage| usage.ports) as usize;
         let most = tenant.quotas.ports;
         if ports > 0 && held + ports > most as usize {
-            return Some(Over { what: "ports", most });
+            return Some(Over { quota: Quota::Ports, most });
         }
         let addresses = new().map(|claim| claim.key.address).collect();
         self.too_many_addresses(&id.tenant, &addresses)
@@ -239,14 +239,14 @@ impl Engine {
         let new =
             addresses.iter().filter(|ip| usage.is_none_or(|usage| !usage.is_on(**ip))).count();
         let held = usage.map_or(0, Usage::addresses);
-        (new > 0 && held + new > most as usize).then_some(Over { what: ADDRESSES, most })
+        (new > 0 && held + new > most as usize).then_some(Over { quota: Quota::Addresses, most })
     }
 
     /// Whether a Route may not have so many endpoints.
     pub(super) fn too_many_endpoints(&self, id: &RouteId, wish: &Wish) -> Option<Over> {
         let most = self.tenants.get(&id.tenant)?.quotas.endpoints;
         let after = self.endpoints.after(id, self.count_endpoints(id, wish))?;
-        (after > most as usize).then_some(Over { what: "endpoints", most })
+        (after > most as usize).then_some(Over { quota: Quota::Endpoints, most })
     }
 
     /// A Route has so many endpoints now.
@@ -284,26 +284,65 @@ impl Engine {
         let claims = self.hosts.get(key).is_none_or(|claim| claim.tenant != *tenant);
         let full = claims && self.hosts.held_by(tenant) >= quotas.hostnames as usize;
         full.then(|| {
-            let over = Over { what: "hostnames", most: quotas.hostnames };
+            let over = Over { quota: Quota::Hostnames, most: quotas.hostnames };
             let Verdict { reason, message, .. } = over.verdict();
             (reason, format!("host {:?}: {message}", key.hostname))
         })
     }
 }
 
+/// Of what a tenant may have so much.
+#[derive(Debug, Clone, Copy)]
+enum Quota {
+    Addresses,
+    Endpoints,
+    Hostnames,
+    Ports,
+}
+
+impl Quota {
+    /// The field of `Tenant.spec.quotas`.
+    fn field(self) -> &'static str {
+        match self {
+            Self::Addresses => "addresses",
+            Self::Endpoints => "endpoints",
+            Self::Hostnames => "hostnames",
+            Self::Ports => "ports",
+        }
+    }
+}
+
 /// A quota that would be exceeded.
 #[derive(Debug)]
 pub(super) struct Over {
-    /// The field of `Tenant.spec.quotas`.
-    what: &'static str,
+    quota: Quota,
     most: u32,
 }
 
-const ADDRESSES: &str = "addresses";
+/// Why a Route gets nothing.
+enum Refusal {
+    Over(Over),
+    Other(Verdict),
+}
+
+impl From<Verdict> for Refusal {
+    fn from(verdict: Verdict) -> Self {
+        Self::Other(verdict)
+    }
+}
+
+impl Refusal {
+    fn verdict(self) -> Verdict {
+        match self {
+            Self::Over(over) => over.verdict(),
+            Self::Other(verdict) => verdict,
+        }
+    }
+}
 
 impl Over {
     fn verdict(&self) -> Verdict {
-        let Self { what, most } = self;
+        let (what, most) = (self.quota.field(), self.most);
         let message = format!(
             "the tenant has its {most} {what} already (Tenant.spec.quotas.{what}); remove some, or ask the platform team"
         );
