@@ -155,25 +155,21 @@ impl Verdict {
         Self { holds: false, reason, message: message.into() }
     }
 
-    /// The verdict as a condition; `lastTransitionTime` moves only when the status does
+    /// The verdict as a condition. `since`: `lastTransitionTime`, which moves only when the status does
     /// (Kubernetes API conventions, "Typical status properties").
     pub fn condition(
         self,
         kind: &str,
         generation: impl Into<Option<i64>>,
-        old: &[Condition],
-        now: &Time,
+        since: Time,
     ) -> Condition {
-        let status = if self.holds { "True" } else { "False" };
-        let same = old.iter().find(|c| c.type_ == kind && c.status == status);
         Condition {
             type_: kind.to_owned(),
-            status: status.to_owned(),
+            status: if self.holds { "True" } else { "False" }.to_owned(),
             reason: self.reason.as_str().to_owned(),
             message: self.message,
             observed_generation: generation.into(),
-            last_transition_time: same
-                .map_or_else(|| now.clone(), |c| c.last_transition_time.clone()),
+            last_transition_time: since,
         }
     }
 }

@@ -415,7 +415,7 @@ pub struct RouteStatus {
 }
 
 /// The port of a listener that takes any.
-#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase")]
 pub struct GivenPort {
     /// The listener's name.
@@ -426,7 +426,7 @@ pub struct GivenPort {
 }
 
 /// Text for kubectl's columns.
-#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase")]
 pub struct Display {
     /// `Service/shop/web`.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fairlead_api::condition::{CLOCK_SKEWED, CONNECTED, Reason, Verdict};
 use fairlead_api::{TenantId, TenantStatus};
 use fairlead_process::lease::Leadership;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::Client;
 use tracing::{info, warn};
 
@@ -122,7 +122,7 @@ impl Tenants {
             Some(_) => Verdict::yes(Reason::Connected),
             None => Verdict::no(Reason::NotConnected, "no agent is connected"),
         };
-        let mut conditions = vec![connected.condition(CONNECTED, None, before, &now)];
+        let mut conditions = vec![condition(connected, CONNECTED, before, &now)];
         let skew = agent.as_ref().map(|agent| agent.skew).filter(|skew| skew.abs() > MAX_SKEW);
         if let Some(skew) = skew {
             let side = if skew > 0 { "ahead of" } else { "behind" };
@@ -132,7 +132,7 @@ impl Tenants {
                 skew.abs()
             );
             let verdict = Verdict { message, ..Verdict::yes(Reason::ClockSkewed) };
-            conditions.push(verdict.condition(CLOCK_SKEWED, None, before, &now));
+            conditions.push(condition(verdict, CLOCK_SKEWED, before, &now));
         }
         let seen = old.and_then(|old| old.last_seen.clone());
         let stale =
@@ -149,4 +149,11 @@ impl Tenants {
             routes: u32::try_from(routes).unwrap_or(u32::MAX),
         }
     }
+}
+
+/// A verdict as a condition, whose time is that of before while its status is.
+fn condition(verdict: Verdict, kind: &str, before: &[Condition], now: &Time) -> Condition {
+    let same = |old: &&Condition| old.type_ == kind && (old.status == "True") == verdict.holds;
+    let since = before.iter().find(same).map_or(now, |old| &old.last_transition_time).clone();
+    verdict.condition(kind, None, since)
 }

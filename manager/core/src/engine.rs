@@ -28,6 +28,7 @@ use crate::nodes::Nodes;
 use crate::owners::Owners;
 use crate::pool::Pool;
 use crate::publish::{Owner, Published, Publisher};
+use crate::told::Told;
 use crate::translate::Binding;
 use crate::usage::Endpoints;
 
@@ -203,15 +204,15 @@ struct Entry {
     /// The last generation that all Envoys had.
     programmed: Option<i64>,
     /// As the hub's object has it.
-    seen: Option<Box<RouteStatus>>,
+    seen: Option<Box<Told>>,
     /// As it was last sent to be written.
-    sent: Option<Box<RouteStatus>>,
+    sent: Option<Box<Told>>,
 }
 
 impl Entry {
     /// The status as the hub's object has it. What was sent and is there need not be kept twice. (A status that is sent,
     /// replaced and sent again before the hub's word of the first is written once more.)
-    fn see(&mut self, seen: Option<RouteStatus>) {
+    fn see(&mut self, seen: Option<Told>) {
         let seen = seen.map(Box::new);
         if self.sent == seen {
             self.sent = None;
@@ -283,6 +284,7 @@ impl Engine {
 
     /// A Route as it is now.
     pub fn route(&mut self, id: RouteId, meta: Meta, spec: RouteSpec, seen: Option<RouteStatus>) {
+        let seen = seen.as_ref().map(Told::of);
         if let Some(entry) = self.routes.get_mut(&id)
             && entry.meta == meta
         {

@@ -23,6 +23,7 @@ pub mod pool;
 mod publish;
 pub mod runs;
 pub mod status;
+pub mod told;
 pub mod translate;
 pub mod usage;
 pub mod versions;

@@ -8,9 +8,10 @@ use fairlead_api::condition::{
     Verdict,
 };
 use fairlead_api::route::{Display, GivenPort, Protocol, RouteStatus, Source};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::model::Wish;
+use crate::told::Told;
 
 /// What is known of one Route.
 #[derive(Debug)]
@@ -44,7 +45,7 @@ pub struct Findings<'a> {
 }
 
 /// The status that says so. `old` is the one before, for the times in it.
-pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> RouteStatus {
+pub fn status(findings: Findings<'_>, old: Option<&Told>, now: &Time) -> RouteStatus {
     let Findings {
         generation,
         source,
@@ -73,7 +74,10 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
     // These hold when something is wrong.
     let faults =
         [(CONFLICTED, why, conflicts), (PARTIALLY_INVALID, Reason::UnsupportedValue, partly)];
-    let old = old.map_or(&[][..], |status| status.conditions.as_slice());
+    let condition = |kind: &str, verdict: Verdict| {
+        let since = old.and_then(|old| old.since(kind, verdict.holds)).unwrap_or(now).clone();
+        verdict.condition(kind, generation, since)
+    };
     let mut reason = String::new();
     let mut conditions = Vec::with_capacity(verdicts.len());
     for (kind, verdict) in verdicts {
@@ -81,7 +85,7 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
         if !verdict.holds && reason.is_empty() {
             verdict.reason.as_str().clone_into(&mut reason);
         }
-        conditions.push(verdict.condition(kind, generation, old, now));
+        conditions.push(condition(kind, verdict));
     }
     for (kind, why, what) in faults {
         if what.is_empty() {
@@ -91,7 +95,7 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
             why.as_str().clone_into(&mut reason);
         }
         let verdict = Verdict { message: some(&what), ..Verdict::yes(why) };
-        conditions.push(verdict.condition(kind, generation, old, now));
+        conditions.push(condition(kind, verdict));
     }
     if let Some(pool) = draining {
         let message = format!(
@@ -102,7 +106,7 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
             Reason::PoolDraining.as_str().clone_into(&mut reason);
         }
         let verdict = Verdict { message, ..Verdict::yes(Reason::PoolDraining) };
-        conditions.push(verdict.condition(DRAINING, generation, old, now));
+        conditions.push(condition(DRAINING, verdict));
     }
     let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     RouteStatus {
@@ -119,27 +123,6 @@ pub fn status(findings: Findings<'_>, old: Option<&RouteStatus>, now: &Time) -> 
         },
         addresses,
     }
-}
-
-/// Whether a status says anything that the one before did not, but for a later generation.
-pub fn is_news(old: &RouteStatus, new: &RouteStatus) -> bool {
-    let RouteStatus { observed_generation: _, addresses, ports, unhealthy, conditions, display } =
-        old;
-    let text = |one| {
-        // Its time changes with its status.
-        let Condition {
-            type_,
-            status,
-            reason,
-            message,
-            last_transition_time: _,
-            observed_generation: _,
-        }: &Condition = one;
-        (type_, status, reason, message)
-    };
-    (addresses, ports, unhealthy, display)
-        != (&new.addresses, &new.ports, &new.unhealthy, &new.display)
-        || !conditions.iter().map(text).eq(new.conditions.iter().map(text))
 }
 
 /// The ports of the listeners that take any.

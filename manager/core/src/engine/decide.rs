@@ -279,7 +279,7 @@ impl Engine {
         let before = match &entry.serving {
             // Only a process that has just begun believes what is written.
             None => entry.seen.as_ref().map(|seen| seen.unhealthy.clone()).unwrap_or_default(),
-            Some(_) => Vec::new(),
+            Some(_) => Box::default(),
         };
         for (cluster, one) in wanted {
             self.health.set(&cluster, Some(one), &before);
@@ -400,7 +400,7 @@ impl Engine {
 impl Entry {
     /// The address at which a Route of layer 7 is served, or was before this process began.
     fn seat(&self) -> Option<IpAddr> {
-        let told = || self.seen.as_ref()?.addresses.first()?.parse().ok();
+        let told = || self.seen.as_ref()?.addresses.first().copied();
         let serving = self.serving.as_ref().and_then(|serving| serving.addresses.first().copied());
         serving.or_else(told)
     }
@@ -417,7 +417,7 @@ fn conflict(key: &HostKey, by: &HostKey) -> String {
 /// What a Route's status says that it was served at, for a Route of which this process knows no more.
 fn served_before(entry: &Entry, wish: &Arc<Wish>) -> Option<Serving> {
     let seen = entry.seen.as_ref()?;
-    let addresses: Vec<_> = seen.addresses.iter().filter_map(|text| text.parse().ok()).collect();
+    let addresses = seen.addresses.to_vec();
     let given = |name: &str| seen.ports.iter().find(|one| one.listener == name).map(|one| one.port);
     let port = |listener: &Listener| match listener.port {
         0 => given(&listener.name).unwrap_or(0),

@@ -2,16 +2,17 @@
 
 use std::net::IpAddr;
 
-use fairlead_api::condition::{HEALTHY, PROGRAMMED, Reason, Verdict};
+use fairlead_api::condition::{Reason, Verdict};
 use fairlead_api::few::Few;
-use fairlead_api::{AddressPoolStatus, RouteId, RouteStatus};
+use fairlead_api::{AddressPoolStatus, RouteId};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Effects, Engine, Entry};
 use crate::health::Health;
 use crate::http::web::Web;
 use crate::pool::Pool;
-use crate::status::{Findings, is_news, status};
+use crate::status::{Findings, status};
+use crate::told::Told;
 
 impl Engine {
     pub(super) fn report(&mut self, id: &RouteId, now: &Time, effects: &mut Effects) {
@@ -69,12 +70,13 @@ impl Engine {
             shadowed: self.web.shadowed(id),
         };
         let new = status(findings, old, now);
-        if old == Some(&new) {
+        let told = Told::of(&new);
+        if old == Some(&told) {
             return;
         }
-        let is_news = old.is_none_or(|old| is_news(old, &new));
+        let is_news = old.is_none_or(|old| told.is_news(old));
         if is_news || self.pace.allows(id, now.0.as_millisecond()) {
-            entry.sent = Some(Box::new(new.clone()));
+            entry.sent = Some(Box::new(told));
             effects.statuses.push((id.clone(), new));
         }
     }
@@ -115,18 +117,12 @@ impl Engine {
 }
 
 /// Verdict on `Healthy`. Until somebody asked, what was known before is said.
-fn healthy(health: &Health, checked: &Few<String>, old: Option<&RouteStatus>) -> Option<Verdict> {
+fn healthy(health: &Health, checked: &Few<String>, old: Option<&Told>) -> Option<Verdict> {
     let verdict = health.verdict(checked.iter())?;
     if verdict.reason != Reason::Pending {
         return Some(verdict);
     }
-    let before = old?.conditions.iter().find(|condition| condition.type_ == HEALTHY);
-    let known = before.filter(|condition| condition.reason != Reason::Pending.as_str());
-    Some(known.map_or(verdict, |condition| Verdict {
-        holds: condition.status == "True",
-        reason: if condition.status == "True" { Reason::Healthy } else { Reason::Unhealthy },
-        message: condition.message.clone(),
-    }))
+    Some(old?.healthy().cloned().unwrap_or(verdict))
 }
 
 /// What an administrator should know of a pool.
@@ -163,12 +159,7 @@ fn certified(verdict: Verdict, web: &Web, id: &RouteId) -> Verdict {
 
 /// Verdict on `Programmed`. It is about a generation: once all ready Envoys have acknowledged it, an
 /// Envoy that joins or reconnects does not take that back (it is not ready before it has it).
-fn programmed(
-    entry: &Entry,
-    accepted: &Verdict,
-    verdict: Verdict,
-    old: Option<&RouteStatus>,
-) -> Verdict {
+fn programmed(entry: &Entry, accepted: &Verdict, verdict: Verdict, old: Option<&Told>) -> Verdict {
     if !accepted.holds {
         let message = match entry.serving {
             Some(_) => "the last generation that was accepted is still served",
@@ -176,12 +167,9 @@ fn programmed(
         };
         return Verdict::no(Reason::NotAccepted, message);
     }
-    let was = old.and_then(|status| status.conditions.iter().find(|c| c.type_ == PROGRAMMED));
-    let generation = Some(entry.meta.generation);
-    let told = was.is_some_and(|condition| {
-        condition.status == "True" && condition.observed_generation == generation
-    });
-    let once = told || entry.programmed == generation;
+    let generation = entry.meta.generation;
+    let once = old.is_some_and(|old| old.is_programmed(generation))
+        || entry.programmed == Some(generation);
     if verdict.reason == Reason::Pending && once {
         Verdict::yes(Reason::Programmed)
     } else {
