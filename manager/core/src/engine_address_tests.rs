@@ -502,9 +502,10 @@ fn two_families_are_opened_one_after_the_other_and_both_stay() {
     assert!(world.balancers.is_empty());
 }
 
-#[test]
-fn an_address_that_came_is_kept_until_whoever_waits_for_it_had_its_turn() {
-    let mut world = World::with(behind_services(4));
+/// A pool behind Services, and more Routes than are looked at in a step that wait for the one address of another, and come
+/// before those that are made later.
+fn crowded(max_addresses: u32) -> World {
+    let mut world = World::with(behind_services(max_addresses));
     world.provider = (1..9).map(|n| [192, 0, 2, n].into()).collect();
     world.engine.pool("spare", Some(pool("10.9.0.1")));
     world.may_use(&["spare", "public"]);
@@ -514,7 +515,12 @@ fn an_address_that_came_is_kept_until_whoever_waits_for_it_had_its_turn() {
         world.apply(&name, asking(&name, &[80], first.clone()));
     }
     world.settle();
-    // More than are looked at in a step wait for something, and before it.
+    world
+}
+
+#[test]
+fn an_address_that_came_is_kept_until_whoever_waits_for_it_had_its_turn() {
+    let mut world = crowded(4);
     let opened = AddressRequest { pool: Some("public".into()), ..AddressRequest::default() };
     let held = world.get("blue/web", asking("blue/web", &[80], opened));
     assert_eq!((held, world.provider.len()), (vec!["192.0.2.1:80".to_owned()], 7));
@@ -522,16 +528,7 @@ fn an_address_that_came_is_kept_until_whoever_waits_for_it_had_its_turn() {
 
 #[test]
 fn an_address_that_is_let_go_is_kept_until_everybody_had_a_look_at_it() {
-    let mut world = World::with(behind_services(1));
-    world.provider = (1..9).map(|n| [192, 0, 2, n].into()).collect();
-    world.engine.pool("spare", Some(pool("10.9.0.1")));
-    world.may_use(&["spare", "public"]);
-    let first = at("10.9.0.1");
-    for number in 0..200 {
-        let name = format!("red/r{number}");
-        world.apply(&name, asking(&name, &[80], first.clone()));
-    }
-    world.settle();
+    let mut world = crowded(1);
     let opened = AddressRequest { pool: Some("public".into()), ..alone() };
     world.get("blue/a", asking("blue/a", &[80], opened.clone()));
     world.get("blue/b", asking("blue/b", &[80], opened));

@@ -51,9 +51,10 @@ impl Told {
                 generation: condition.observed_generation,
             })
         };
+        let (whole, news) = digests(status);
         Self {
-            whole: digest(status, true),
-            news: digest(status, false),
+            whole,
+            news,
             addresses: status.addresses.iter().filter_map(|text| text.parse().ok()).collect(),
             ports: status.ports.as_slice().into(),
             unhealthy: status.unhealthy.as_slice().into(),
@@ -97,23 +98,22 @@ fn healthy(condition: &Condition) -> Option<Verdict> {
     })
 }
 
-fn digest(status: &RouteStatus, whole: bool) -> u64 {
+/// Hashes of a status: of all of it, and of what is news.
+fn digests(status: &RouteStatus) -> (u64, u64) {
     let RouteStatus { observed_generation, addresses, ports, unhealthy, conditions, display } =
         status;
-    let mut hasher = DefaultHasher::new();
-    (addresses, ports, unhealthy, display, conditions.len()).hash(&mut hasher);
+    let (mut news, mut rest) = (DefaultHasher::new(), DefaultHasher::new());
+    (addresses, ports, unhealthy, display, conditions.len()).hash(&mut news);
+    observed_generation.hash(&mut rest);
     for Condition { type_, status, reason, message, last_transition_time, observed_generation } in
         conditions
     {
-        (type_, status, reason, message).hash(&mut hasher);
-        if whole {
-            (last_transition_time.0, observed_generation).hash(&mut hasher);
-        }
+        (type_, status, reason, message).hash(&mut news);
+        (last_transition_time.0, observed_generation).hash(&mut rest);
     }
-    if whole {
-        observed_generation.hash(&mut hasher);
-    }
-    hasher.finish()
+    let news = news.finish();
+    news.hash(&mut rest);
+    (rest.finish(), news)
 }
 
 #[cfg(test)]
