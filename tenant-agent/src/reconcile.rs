@@ -12,7 +12,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -23,6 +23,7 @@ use crate::events::Events;
 use crate::ingress::users::Users;
 use crate::mirror;
 use crate::outbox::{Item, Outbox, pushed};
+use crate::packed::{Objects, Packed};
 use crate::plan::{self, CLEANUP, Duty, FINALIZER, Ports, Ways};
 use crate::report::{Note, given_ports, report};
 use crate::settings::{GIVEN_PORTS, Settings};
@@ -42,7 +43,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// What a reconciliation needs.
 pub(crate) struct Context {
     pub(crate) client: Client,
-    pub(crate) services: Store<Service>,
+    pub(crate) services: Objects<Service>,
     pub(crate) endpoints: Arc<Mutex<Endpoints>>,
     pub(crate) users: Arc<Mutex<Users>>,
     pub(crate) outbox: Arc<Outbox>,
@@ -50,7 +51,7 @@ pub(crate) struct Context {
     pub(crate) stages: Stages,
     pub(crate) default_class: bool,
     /// Shadows that nobody needs, and since when.
-    pub(crate) unneeded: Mutex<HashMap<ObjectRef<Service>, Instant>>,
+    pub(crate) unneeded: Mutex<HashMap<ServiceKey, Instant>>,
     /// Services of which the apiserver refuses something, and when that was told.
     pub(crate) refused: Mutex<HashMap<ServiceKey, Instant>>,
     /// What to look at again.
@@ -59,9 +60,10 @@ pub(crate) struct Context {
 
 /// Brings one Service to what it shall be.
 pub(crate) async fn reconcile(
-    service: Arc<Service>,
+    service: Arc<Packed<Service>>,
     context: Arc<Context>,
 ) -> kube::Result<Action> {
+    let service = service.unpack().map_err(kube::Error::SerdeError)?;
     if let Some(owner) = shadow::shadow_of(&service) {
         // A shadow that was changed or deleted is its Service's concern.
         let owner = (service.namespace().unwrap_or_default(), owner.clone());
@@ -84,7 +86,7 @@ fn refusal(error: &kube::Error) -> Option<&str> {
 }
 
 impl Context {
-    async fn attend(&self, service: &Arc<Service>) -> kube::Result<Action> {
+    async fn attend(&self, service: &Service) -> kube::Result<Action> {
         match plan::duty(service, self.default_class) {
             Duty::Ignore => {
                 // Never ours, or somebody took our finalizer away.
@@ -129,7 +131,7 @@ impl Context {
 }
 
 /// What failed is tried again after a pause.
-pub(crate) fn retry(service: Arc<Service>, error: &kube::Error, _: Arc<Context>) -> Action {
+pub(crate) fn retry(service: Arc<Packed<Service>>, error: &kube::Error, _: Arc<Context>) -> Action {
     let service = ObjectRef::from_obj(&*service);
     match error {
         // As it is now it is on its way here.
@@ -151,10 +153,10 @@ fn key(service: &Service) -> ServiceKey {
 
 /// Retracts what is wanted for Services that are gone without having been withdrawn: somebody took
 /// the finalizer away, and a deletion is no reconciliation.
-pub(crate) fn sweep(services: &Store<Service>, outbox: &Outbox) {
+pub(crate) fn sweep(services: &Objects<Service>, outbox: &Outbox) {
     for item in outbox.items() {
-        if let Item::Service((namespace, name)) = &item
-            && services.get(&ObjectRef::new(name).within(namespace)).is_none()
+        if let Item::Service(key) = &item
+            && !services.has(key)
         {
             outbox.retract(&item);
         }
@@ -298,12 +300,11 @@ impl Context {
 
     /// Makes a shadow as it shall be.
     async fn apply(&self, service: &Service, wanted: Service) -> kube::Result<Service> {
-        let there =
-            ObjectRef::new(&wanted.name_any()).within(&service.namespace().unwrap_or_default());
+        let there = (service.namespace().unwrap_or_default(), wanted.name_any());
         let start = Instant::now();
         lock(&self.unneeded).remove(&there);
         let made = match self.services.get(&there) {
-            Some(there) if shadow::is_as_wanted(&there, &wanted) => Ok((*there).clone()),
+            Some(there) if shadow::is_as_wanted(&there, &wanted) => Ok(there),
             _ => {
                 let params = PatchParams::apply(MANAGER).force();
                 self.api(service).patch(&wanted.name_any(), &params, &Patch::Apply(&wanted)).await
@@ -421,8 +422,8 @@ impl Context {
     /// Deletes a shadow that nobody needs any more. Where its Service lives on, what came in its place
     /// reaches the Envoys first.
     async fn retire(&self, service: &Service, name: &str) -> kube::Result<()> {
-        let reference = ObjectRef::new(name).within(&service.namespace().unwrap_or_default());
-        let Some(found) = self.services.get(&reference) else { return Ok(()) };
+        let shadow = (service.namespace().unwrap_or_default(), name.to_owned());
+        let Some(found) = self.services.get(&shadow) else { return Ok(()) };
         if shadow::shadow_of(&found) != Some(&service.name_any()) {
             return Ok(());
         }
@@ -430,7 +431,7 @@ impl Context {
             && plan::duty(service, self.default_class) != Duty::Withdraw
         {
             let now = Instant::now();
-            let since = *lock(&self.unneeded).entry(reference.clone()).or_insert(now);
+            let since = *lock(&self.unneeded).entry(shadow.clone()).or_insert(now);
             if now - since < GRACE || self.outbox.down().is_some() {
                 if since == now || now - since >= GRACE {
                     self.look_again(key(service));
@@ -438,7 +439,7 @@ impl Context {
                 return Ok(());
             }
         }
-        lock(&self.unneeded).remove(&reference);
+        lock(&self.unneeded).remove(&shadow);
         absent_is_fine(self.api(service).delete(name, &DeleteParams::default()).await.map(drop))
     }
 

@@ -13,9 +13,9 @@ use fairlead_proto::v1;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher::Event;
-use kube::{Client, Resource, ResourceExt};
+use kube::{Client, ResourceExt};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -30,6 +30,7 @@ use crate::ingress::users::Users;
 use crate::ingress::{self};
 use crate::link::Link;
 use crate::outbox::{Item, Outbox};
+use crate::packed::{Kind, Objects, Packed};
 use crate::plan::{self, Duty};
 use crate::reconcile::{self, Context};
 use crate::secrets::Secrets;
@@ -123,7 +124,7 @@ impl Args {
         let read = tokio::time::timeout(READ_WITHIN, read).await;
         read.context("this cluster cannot be read; see the warnings before")??;
         let users = Arc::new(Mutex::new(Users::default()));
-        let all = (&services.store, &classes.store, &ingresses.store);
+        let all = (&services.objects, &classes.objects, &ingresses.objects);
         expect_all(all, &outbox, &users, self.default_class);
         let (services_again, services_due) = mpsc::unbounded_channel();
         let (ingresses_again, ingresses_due) = mpsc::unbounded_channel();
@@ -133,7 +134,7 @@ impl Args {
 
         let (class_changed, class_changes) = mpsc::unbounded_channel();
         let (named, told, all) = (users.clone(), again.clone(), class_changed.clone());
-        let (forgetful, store) = (endpoints.clone(), services.store.clone());
+        let (forgetful, objects) = (endpoints.clone(), services.objects.clone());
         let controller = services
             .controlled(move |event| match event {
                 Event::Delete(service) => gone(service, &forgetful, &named, &told),
@@ -143,7 +144,7 @@ impl Args {
             })
             .reconcile_on(references::<Service>(services_due))
             .graceful_shutdown_on(stop.clone().cancelled_owned());
-        let services = store;
+        let services = objects;
         let context = Arc::new(Context {
             client: client.clone(),
             services: services.clone(),
@@ -163,7 +164,7 @@ impl Args {
             Ok(())
         });
 
-        let Observed { events: class_events, store: classes } = classes;
+        let Observed { events: class_events, objects: classes } = classes;
         tasks.spawn(tell_changes(class_events, class_changed));
         let context = Arc::new(ingress::reconcile::Context {
             client: client.clone(),
@@ -236,7 +237,7 @@ impl Args {
 
 /// A Service is gone. It has no finalizer for the Ingresses that name it, and no reconciliation either.
 fn gone(
-    service: &Service,
+    service: &Packed<Service>,
     endpoints: &Mutex<Endpoints>,
     users: &Mutex<Users>,
     again: &mpsc::UnboundedSender<Item>,
@@ -246,7 +247,8 @@ fn gone(
     let mut users = lock(users);
     users.set_shadow_failure(&key, None);
     // A shadow that somebody deletes is made anew.
-    let owner = shadow::shadow_of(service).map(|owner| (key.0.clone(), owner.clone()));
+    let service = service.unpack().unwrap_or_default();
+    let owner = shadow::shadow_of(&service).map(|owner| (key.0.clone(), owner.clone()));
     let ingresses = users.of_service(&key).into_iter().map(Item::Ingress);
     for item in ingresses.chain(owner.map(Item::Service)) {
         // Its receiver lives as long as the process.
@@ -257,18 +259,18 @@ fn gone(
 /// Notes everything that is ours as wanted, so that the first inventory names it all: what it does not
 /// name, the hub deletes.
 fn expect_all(
-    (services, classes, ingresses): (&Store<Service>, &Store<IngressClass>, &Store<Ingress>),
+    (services, classes, ingresses): (&Objects<Service>, &Objects<IngressClass>, &Objects<Ingress>),
     outbox: &Outbox,
     users: &Mutex<Users>,
     default_class: bool,
 ) {
-    for service in services.state() {
+    for service in services.iter() {
         if plan::duty(&service, default_class) != Duty::Ignore {
             outbox.expect(reconcile::item(&service));
         }
     }
-    let class = |name: &str| classes.get(&ObjectRef::new(name));
-    for ingress in ingresses.state() {
+    let class = |name: &str| classes.of_cluster(name);
+    for ingress in ingresses.iter() {
         if !ingress::is_ours(&ingress, &class) {
             continue;
         }
@@ -284,11 +286,11 @@ fn expect_all(
     info!(services = services.len(), ingresses = ingresses.len(), "this cluster was read");
 }
 
-fn references<K: Resource<DynamicType = ()>>(
+fn references<K: Kind>(
     due: mpsc::UnboundedReceiver<ServiceKey>,
-) -> impl Stream<Item = ObjectRef<K>> {
+) -> impl Stream<Item = ObjectRef<Packed<K>>> {
     UnboundedReceiverStream::new(due)
-        .map(|(namespace, name)| ObjectRef::<K>::new(&name).within(&namespace))
+        .map(|(namespace, name)| ObjectRef::new(&name).within(&namespace))
 }
 
 /// Runs what reconciles Ingresses. They have no finalizer of ours: one that is deleted is noticed here, and one that
@@ -299,7 +301,7 @@ async fn keep_ingresses(
     (due, class_changes): (mpsc::UnboundedReceiver<ServiceKey>, mpsc::UnboundedReceiver<()>),
     stop: CancellationToken,
 ) -> Result<()> {
-    let (gone, store) = (context.clone(), ingresses.store.clone());
+    let (gone, objects) = (context.clone(), ingresses.objects.clone());
     let controlling = ingresses
         .controlled(move |event| {
             if let Event::Delete(ingress) = event {
@@ -314,7 +316,7 @@ async fn keep_ingresses(
     let sweeping = async {
         loop {
             tokio::time::sleep(SWEEP).await;
-            ingress::reconcile::sweep(&store, &context);
+            ingress::reconcile::sweep(&objects, &context);
         }
     };
     tokio::select! {
@@ -323,7 +325,7 @@ async fn keep_ingresses(
     }
 }
 
-async fn sweep(services: Store<Service>, outbox: Arc<Outbox>) -> Result<()> {
+async fn sweep(services: Objects<Service>, outbox: Arc<Outbox>) -> Result<()> {
     loop {
         tokio::time::sleep(SWEEP).await;
         reconcile::sweep(&services, &outbox);

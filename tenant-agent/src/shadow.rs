@@ -2,13 +2,12 @@
 //! for each slot, where a client keeps to one pod.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use fairlead_process::token::sha256;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::runtime::reflector::{ObjectRef, Store};
 
+use crate::packed::Objects;
 use crate::slots;
 
 /// The label of a shadow: the name of its Service.
@@ -66,13 +65,13 @@ pub(crate) fn slot(service: &Service, slot: usize) -> Service {
 
 /// The slots of a Service that there are, in order.
 pub(crate) fn slots<'a>(
-    services: &'a Store<Service>,
+    services: &'a Objects<Service>,
     namespace: &'a str,
     name: &'a str,
-) -> impl Iterator<Item = Arc<Service>> + 'a {
+) -> impl Iterator<Item = Service> + 'a {
     let slot = move |number| {
-        let reference = ObjectRef::new(&slot_name(name, number)).within(namespace);
-        services.get(&reference).filter(|found| shadow_of(found).is_some_and(|of| of == name))
+        let key = (namespace.to_owned(), slot_name(name, number));
+        services.get(&key).filter(|found| shadow_of(found).is_some_and(|of| of == name))
     };
     // One may be missing: somebody deleted it, or its own deletion was the last thing done.
     (0..slots::MAX).filter_map(slot)

@@ -1,7 +1,5 @@
 //! The backends that a plan's rules name: Services of the Ingress's namespace, reached by node ports.
 
-use std::sync::Arc;
-
 use fairlead_api::http::{Upstream, UpstreamProtocol, UpstreamTls};
 use fairlead_api::route::{Backend, IpFamily, NodePolicy, Nodes, Slot};
 use k8s_openapi::api::core::v1::{Service, ServicePort};
@@ -126,7 +124,7 @@ impl Planner<'_> {
         port: &ServicePort,
     ) -> Option<String> {
         let made = self.around.slots(key);
-        let slot = |(shadow, ready): &(Arc<Service>, Ready)| {
+        let slot = |(shadow, ready): &(Service, Ready)| {
             let node_port = shadow::node_port(shadow, port.port, "TCP")?;
             let node_port = u16::try_from(node_port).ok()?;
             Some(Slot { node_port, nodes: ready.nodes.iter().cloned().collect() })

@@ -10,10 +10,7 @@ const OLD_NAME: &str = "fairlead";
 
 /// Whether we publish an Ingress. One without a class is nobody's: where there is a default class, the
 /// apiserver gives it to new ones.
-pub(crate) fn is_ours(
-    ingress: &Ingress,
-    class: &dyn Fn(&str) -> Option<std::sync::Arc<IngressClass>>,
-) -> bool {
+pub(crate) fn is_ours(ingress: &Ingress, class: &dyn Fn(&str) -> Option<IngressClass>) -> bool {
     let annotations = ingress.metadata.annotations.as_ref();
     let old = annotations.and_then(|all| all.get(OLD_CLASS));
     let new = ingress.spec.as_ref().and_then(|spec| spec.ingress_class_name.as_ref());

@@ -4,7 +4,6 @@
 //! told by its field; all other rules work.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use fairlead_api::RouteSpec;
 use fairlead_api::http::{
@@ -28,13 +27,13 @@ const MAX_PATH: usize = 1_024;
 /// What is known around an Ingress.
 pub(crate) trait Around {
     /// A Service of its namespace.
-    fn service(&self, key: &ServiceKey) -> Option<Arc<Service>>;
+    fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// The shadow of a Service.
-    fn shadow(&self, key: &ServiceKey) -> Option<Arc<Service>>;
+    fn shadow(&self, key: &ServiceKey) -> Option<Service>;
     /// Why a Service has no shadow though one was asked for.
     fn shadow_failure(&self, key: &ServiceKey) -> Option<String>;
     /// The slots of a Service, and where each has a ready endpoint.
-    fn slots(&self, key: &ServiceKey) -> Vec<(Arc<Service>, Ready)>;
+    fn slots(&self, key: &ServiceKey) -> Vec<(Service, Ready)>;
     /// Where a Service has ready endpoints.
     fn ready(&self, key: &ServiceKey) -> Ready;
     /// A part of a Secret.

@@ -18,7 +18,7 @@ fn service(spec: &Value) -> Service {
 }
 
 impl Around for World {
-    fn service(&self, key: &ServiceKey) -> Option<Arc<Service>> {
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
         let port = |name: &str, port: u16, more: Value| {
             let mut all = json!({"name": name, "port": port, "protocol": "TCP"});
             all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -43,19 +43,19 @@ impl Around for World {
             "dns" => json!({"ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]}),
             _ => return None,
         };
-        Some(Arc::new(service(&spec)))
+        Some(service(&spec))
     }
 
-    fn shadow(&self, key: &ServiceKey) -> Option<Arc<Service>> {
+    fn shadow(&self, key: &ServiceKey) -> Option<Service> {
         let original = self.service(key)?;
         let mut shadow = crate::shadow::shadow(&original);
         for (index, port) in shadow.spec.as_mut()?.ports.iter_mut().flatten().enumerate() {
             port.node_port = Some(30_080 + i32::try_from(index).unwrap());
         }
-        (key.1 != "slow").then(|| Arc::new(shadow))
+        (key.1 != "slow").then_some(shadow)
     }
 
-    fn slots(&self, key: &ServiceKey) -> Vec<(Arc<Service>, Ready)> {
+    fn slots(&self, key: &ServiceKey) -> Vec<(Service, Ready)> {
         let Some(original) = self.service(key) else { return Vec::new() };
         let slot = |number: usize| {
             let mut shadow = crate::shadow::slot(&original, number);
@@ -65,7 +65,7 @@ impl Around for World {
             }
             let nodes =
                 ["n1", "n2"].iter().take(2 - number).map(|node| (*node).to_owned()).collect();
-            (Arc::new(shadow), Ready { any: true, nodes, content: 0 })
+            (shadow, Ready { any: true, nodes, content: 0 })
         };
         (0..2).map(slot).collect()
     }
@@ -354,13 +354,13 @@ fn goldens() {
 fn nothing_is_pushed_before_all_that_is_named_was_read() {
     struct Unread;
     impl Around for Unread {
-        fn service(&self, key: &ServiceKey) -> Option<Arc<Service>> {
+        fn service(&self, key: &ServiceKey) -> Option<Service> {
             World.service(key)
         }
-        fn shadow(&self, _: &ServiceKey) -> Option<Arc<Service>> {
+        fn shadow(&self, _: &ServiceKey) -> Option<Service> {
             None
         }
-        fn slots(&self, _: &ServiceKey) -> Vec<(Arc<Service>, Ready)> {
+        fn slots(&self, _: &ServiceKey) -> Vec<(Service, Ready)> {
             Vec::new()
         }
 

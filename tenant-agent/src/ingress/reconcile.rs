@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -26,6 +26,7 @@ use super::users::{Key, Users};
 use crate::endpoints::{Endpoints, Ready, ServiceKey};
 use crate::events::Events;
 use crate::outbox::{Item, Outbox, pushed};
+use crate::packed::{Objects, Packed};
 use crate::reconcile::SILENCE;
 use crate::report::Note;
 use crate::secrets::Secrets;
@@ -34,8 +35,8 @@ use crate::shadow;
 /// What a reconciliation needs.
 pub(crate) struct Context {
     pub(crate) client: Client,
-    pub(crate) classes: Store<IngressClass>,
-    pub(crate) services: Store<Service>,
+    pub(crate) classes: Objects<IngressClass>,
+    pub(crate) services: Objects<Service>,
     pub(crate) endpoints: Arc<Mutex<Endpoints>>,
     pub(crate) users: Arc<Mutex<Users>>,
     pub(crate) secrets: Arc<Secrets>,
@@ -59,10 +60,11 @@ pub(crate) struct Told {
 
 /// Brings one Ingress to what it shall be.
 pub(crate) async fn reconcile(
-    ingress: Arc<Ingress>,
+    ingress: Arc<Packed<Ingress>>,
     context: Arc<Context>,
 ) -> kube::Result<Action> {
-    let class = |name: &str| context.classes.get(&ObjectRef::new(name));
+    let ingress = ingress.unpack().map_err(kube::Error::SerdeError)?;
+    let class = |name: &str| context.classes.of_cluster(name);
     if is_ours(&ingress, &class) && ingress.metadata.deletion_timestamp.is_none() {
         context.publish(&ingress).await
     } else {
@@ -71,16 +73,16 @@ pub(crate) async fn reconcile(
 }
 
 /// What failed is tried again after a pause.
-pub(crate) fn retry(ingress: Arc<Ingress>, error: &kube::Error, _: Arc<Context>) -> Action {
+pub(crate) fn retry(ingress: Arc<Packed<Ingress>>, error: &kube::Error, _: Arc<Context>) -> Action {
     warn!(ingress = %ObjectRef::from_obj(&*ingress), %error, "not reconciled, trying again");
     Action::requeue(between(Duration::from_secs(1), Duration::from_secs(5)))
 }
 
 /// Forgets Ingresses that went without a word.
-pub(crate) fn sweep(ingresses: &Store<Ingress>, context: &Context) {
+pub(crate) fn sweep(ingresses: &Objects<Ingress>, context: &Context) {
     for item in context.outbox.items() {
         if let Item::Ingress(key) = item
-            && ingresses.get(&ObjectRef::new(&key.1).within(&key.0)).is_none()
+            && !ingresses.has(&key)
         {
             context.forget(&key);
         }
@@ -92,19 +94,18 @@ fn key(ingress: &Ingress) -> Key {
 }
 
 impl Around for Context {
-    fn service(&self, key: &ServiceKey) -> Option<Arc<Service>> {
-        self.services.get(&ObjectRef::new(&key.1).within(&key.0))
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        self.services.get(key)
     }
 
-    fn shadow(&self, key: &ServiceKey) -> Option<Arc<Service>> {
-        let name = shadow::name(&key.1);
-        let found = self.services.get(&ObjectRef::new(&name).within(&key.0))?;
+    fn shadow(&self, key: &ServiceKey) -> Option<Service> {
+        let found = self.services.get(&(key.0.clone(), shadow::name(&key.1)))?;
         (shadow::shadow_of(&found) == Some(&key.1)).then_some(found)
     }
 
-    fn slots(&self, key: &ServiceKey) -> Vec<(Arc<Service>, Ready)> {
+    fn slots(&self, key: &ServiceKey) -> Vec<(Service, Ready)> {
         let slots = shadow::slots(&self.services, &key.0, &key.1);
-        let with = |slot: Arc<Service>| {
+        let with = |slot: Service| {
             let ready = self.ready(&(key.0.clone(), slot.name_any()));
             (slot, ready)
         };
