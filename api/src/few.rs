@@ -1,5 +1,6 @@
 //! A set that has one element, or a few, most of the time.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeSet, btree_set};
 use std::iter::Chain;
 use std::{slice, vec};
@@ -60,8 +61,12 @@ impl<T: Ord> Few<T> {
     }
 
     /// Whether it is there.
-    pub fn contains(&self, element: &T) -> bool {
-        self.few.binary_search(element).is_ok() || self.many.contains(element)
+    pub fn contains<Q: Ord + ?Sized>(&self, element: &Q) -> bool
+    where
+        T: Borrow<Q>,
+    {
+        self.few.binary_search_by(|one| one.borrow().cmp(element)).is_ok()
+            || self.many.contains(element)
     }
 
     /// The last that is not greater.

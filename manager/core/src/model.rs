@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::{Reason, Verdict};
+use fairlead_api::few::Few;
 use fairlead_api::http::{Host, Unresolved, Upstream};
 use fairlead_api::route::{
     AddressRequest, IpFamily, NodePolicy, Protocol, RouteRule, Slot, Source,
@@ -85,8 +87,8 @@ pub struct Wish {
     pub prefer_dual_stack: bool,
     /// Listeners with the backend that each leads to.
     pub listeners: Vec<Listener>,
-    /// Backends by name.
-    pub backends: Vec<Backend>,
+    /// Backends by name. Of layer 7 each is shared with the Cluster that is made of it.
+    pub backends: Vec<Arc<Backend>>,
     /// Layer 7: what can be served of the hosts.
     pub hosts: Vec<Host>,
     /// Layer 7: what cannot, naming the field.
@@ -136,9 +138,9 @@ pub struct Backend {
     /// The port on the nodes.
     pub node_port: u16,
     /// Node names; `None` for all.
-    pub nodes: Option<BTreeSet<Box<str>>>,
+    pub nodes: Option<Few<Box<str>>>,
     /// Further ports, each with its nodes.
-    pub slots: Vec<(u16, BTreeSet<Box<str>>)>,
+    pub slots: Vec<(u16, Few<Box<str>>)>,
     /// The family of the nodes' addresses; `None`: whichever a node has first.
     pub family: Option<IpFamily>,
     /// How it is spoken to.
@@ -266,7 +268,7 @@ fn read(spec: RouteSpec) -> Result<Wish, String> {
         families,
         prefer_dual_stack,
         listeners,
-        backends,
+        backends: backends.into_iter().map(Arc::new).collect(),
         hosts,
         invalid,
         clients,

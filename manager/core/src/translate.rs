@@ -25,6 +25,7 @@ use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use envoy_types::pb::envoy::r#type::v3::Percent;
+use fairlead_api::few::Few;
 use fairlead_api::RouteId;
 use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::{Reason, Verdict};
@@ -159,7 +160,7 @@ pub(crate) fn members<'a>(
     let wanted = move |name: &str| backend.nodes.as_ref().is_none_or(|names| names.contains(name));
     let first = nodes.addresses.iter().filter(move |(name, _)| wanted(name));
     let first = first.map(|(_, addresses)| (addresses, backend.node_port));
-    let slot = |(port, names): &'a (u16, BTreeSet<Box<str>>)| {
+    let slot = |(port, names): &'a (u16, Few<Box<str>>)| {
         let there = nodes.addresses.iter().filter(move |(name, _)| names.contains(*name));
         there.map(move |(_, addresses)| (addresses, *port))
     };

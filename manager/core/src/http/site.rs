@@ -161,7 +161,8 @@ fn clusters<'a>(
 /// The backends that the rules of a member's host use.
 fn used<'a>(member: &Member<'a>) -> impl Iterator<Item = &'a Backend> + use<'a> {
     let names: BTreeSet<&str> = member.host.rules.iter().flat_map(backends).collect();
-    member.wish.backends.iter().filter(move |one| names.contains(&*one.name))
+    let all = member.wish.backends.iter().map(AsRef::as_ref);
+    all.filter(move |one: &&Backend| names.contains(&*one.name))
 }
 
 /// The backends that a rule leads to, or asks.

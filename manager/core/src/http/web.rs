@@ -45,8 +45,8 @@ pub(crate) struct Surroundings<'a> {
 pub(crate) struct Web {
     served: BTreeMap<RouteId, Served>,
     seats: BTreeMap<IpAddr, Seats>,
-    sites: BTreeMap<SiteKey, Site>,
-    upstreams: BTreeMap<String, Shared>,
+    sites: BTreeMap<SiteKey, Box<Site>>,
+    upstreams: BTreeMap<String, Box<Shared>>,
     fronts: BTreeMap<IpAddr, Published>,
     secrets: BTreeMap<SecretId, Stored>,
     /// Addresses that have, or had, a host that is found only where no other is: to take the filters
@@ -97,7 +97,7 @@ struct Site {
 struct Shared {
     tenant: TenantId,
     namespace: Box<str>,
-    backend: Backend,
+    backend: Arc<Backend>,
     users: Few<RouteId>,
     published: Published,
 }
@@ -210,12 +210,14 @@ impl Web {
         }
         for backend in &new.wish.backends {
             let name = upstream::name(id, &new.namespace, backend);
-            let shared = self.upstreams.entry(name.clone()).or_insert_with(|| Shared {
-                tenant: id.tenant.clone(),
-                namespace: new.namespace.clone(),
-                backend: backend.clone(),
-                users: Few::default(),
-                published: Vec::new(),
+            let shared = self.upstreams.entry(name.clone()).or_insert_with(|| {
+                Box::new(Shared {
+                    tenant: id.tenant.clone(),
+                    namespace: new.namespace.clone(),
+                    backend: backend.clone(),
+                    users: Few::default(),
+                    published: Vec::new(),
+                })
             });
             // Where Routes differ for a moment, the one that was told last knows best.
             shared.backend = backend.clone();
@@ -234,7 +236,7 @@ impl Web {
 
     fn enter_site(&mut self, id: &RouteId, new: &Served, hostname: &str) {
         let key = SiteKey { address: new.address, hostname: hostname.into() };
-        let site = self.sites.entry(key.clone()).or_insert_with(|| Site::new(&id.tenant));
+        let site = self.sites.entry(key.clone()).or_insert_with(|| Box::new(Site::new(&id.tenant)));
         // The name may have been another tenant's until now.
         site.tenant = id.tenant.clone();
         site.members.insert((new.created, id.clone()));
@@ -449,7 +451,7 @@ impl Web {
     fn sites_of<'a>(&'a self, served: &'a Served) -> impl Iterator<Item = (&'a SiteKey, &'a Site)> {
         served.hosts.iter().filter_map(|hostname| {
             let key = SiteKey { address: served.address, hostname: hostname.clone() };
-            self.sites.get_key_value(&key)
+            self.sites.get_key_value(&key).map(|(key, site)| (key, &**site))
         })
     }
 
@@ -477,7 +479,7 @@ impl Web {
     pub(crate) fn published(&self, id: &RouteId) -> Published {
         let Some(served) = self.served.get(id) else { return Vec::new() };
         let sites = self.sites_of(served).flat_map(|(_, site)| &site.published);
-        let shared = |backend| self.upstreams.get(&upstream::name(id, &served.namespace, backend));
+        let shared = |backend: &Arc<_>| self.upstreams.get(&upstream::name(id, &served.namespace, backend));
         let upstreams =
             served.wish.backends.iter().filter_map(shared).flat_map(|shared| &shared.published);
         let front = self.fronts.get(&served.address).into_iter().flatten();
