@@ -69,6 +69,8 @@ pub struct Largest {
     pub routes: usize,
     /// The manager's restart.
     pub restart: Restart,
+    /// The agent's stream ended, and it opened another.
+    pub resync: Resync,
     /// Seconds from the agent's start until a change of the tenant is served.
     pub agent_restart_seconds: f64,
     /// A node that goes and comes back.
@@ -77,6 +79,17 @@ pub struct Largest {
     pub neighbour: Neighbour,
     /// Requests a second against a configuration written by hand.
     pub data_path: DataPath,
+}
+
+/// A stream that follows another one of the same agent.
+#[derive(Debug, Serialize)]
+pub struct Resync {
+    /// From the agent's Hello until the hub has compared what it has, and has told what became of it.
+    pub seconds: f64,
+    /// What the agent named by its hash.
+    pub items: usize,
+    /// What of it the hub asked for.
+    pub asked: usize,
 }
 
 /// The manager's restart.
@@ -267,6 +280,11 @@ impl Largest {
             "  manager restarted: a change is served after {seconds_to_serving:.1} s; {resources_changed} Clusters or \
              Listeners changed by it, {bytes:.0} bytes for each Envoy ({bytes_before:.0} before); {} of {} requests lost",
             requests.1, requests.0
+        );
+        let Resync { seconds, items, asked } = &self.resync;
+        let _ = writeln!(
+            text,
+            "  agent connects again: {items} hashes are compared after {seconds:.2} s, {asked} Routes are asked for"
         );
         let seconds = self.agent_restart_seconds;
         let _ = writeln!(text, "  agent restarted: a change is served after {seconds:.1} s");

@@ -22,10 +22,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use fairlead_api::Tenant;
 use futures::{StreamExt, TryStreamExt, stream};
-use kube::Client;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::json;
 
-use self::figures::{AtSize, Largest, NodeChange, Report, Restart, Spread};
+use self::figures::{AtSize, Largest, NodeChange, Report, Restart, Resync, Spread};
 use self::generate::{Change, Layout, Objects, Seeded};
 use self::measure::{Cost, Envoy, Machine, Process, Spent};
 use self::probe::Background;
@@ -164,11 +167,13 @@ async fn measure_layout(
     quiet().await?;
     let data_path = datapath::measure(&objects, stage.workers, options.quick).await?;
     quiet().await?;
+    let resync = resync(&hub).await?;
     let agent_restart_seconds = agent_restart(stage, &mut objects, &mut seeded).await?;
     report.largest.push(Largest {
         layout,
         routes,
         restart,
+        resync,
         agent_restart_seconds,
         node_change,
         neighbour,
@@ -393,6 +398,21 @@ async fn agent_restart(
     stage.start_agent()?;
     one_change(objects, seeded, Change::Endpoints).await?;
     Ok(start.elapsed().as_secs_f64())
+}
+
+/// Has the agent's stream end, and finds out how long it takes the next one to tell what the agent has.
+async fn resync(hub: &Client) -> Result<Resync> {
+    let before = stage::resyncs()?.len();
+    // A quota that changes ends the stream.
+    let quotas = json!({"spec": {"quotas": {"routes": stage::ROUTES + 1}}});
+    let tenants: Api<Tenant> = Api::all(hub.clone());
+    tenants.patch(stage::TENANT, &PatchParams::default(), &Patch::Merge(quotas)).await?;
+    let found = tokio::task::spawn_blocking(move || {
+        run::wait_for("another inventory", Duration::from_secs(60), || {
+            stage::resyncs()?.into_iter().nth(before).context("none yet")
+        })
+    });
+    found.await?
 }
 
 async fn node_change(objects: &Objects) -> Result<NodeChange> {

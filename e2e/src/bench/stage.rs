@@ -9,10 +9,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use k8s_openapi::jiff::{Timestamp, Unit};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use nix::sys::resource::{Resource, getrlimit};
+use serde_json::json;
 
+use super::figures::Resync;
 use crate::driver::Driver;
 use crate::install::{self, NAMESPACE};
 use crate::local::{Local, net};
@@ -26,6 +29,8 @@ pub const NODES: [(&str, &str); 2] = [("n1", "172.18.0.41"), ("n2", "172.18.0.42
 pub const BACKENDS: [&str; 2] = ["port=8081", "port=8082"];
 /// The tenant.
 pub const TENANT: &str = "bench";
+/// How many Routes it may have.
+pub const ROUTES: usize = 30_000;
 /// What each program on the hub requests of a processor.
 pub const SHARE: &str = "500m";
 /// Where the agent reaches the hub.
@@ -61,9 +66,11 @@ impl Stage {
             &Local,
             &[&add[..], &["--hub-address", HUB, "--token-only"]].concat(),
         )?;
-        let spec = r#"{"spec":{"nodePorts":{"first":10000,"last":32767},"quotas":{"routes":30000,
-            "hostnames":30000,"ports":60000,"endpoints":200000,"changesPerSecond":10000}}}"#;
-        let patch = ["patch", "tenant", TENANT, "--type=merge", "-p", spec];
+        let spec = json!({"spec": {"nodePorts": {"first": 10000, "last": 32767}, "quotas": {
+            "routes": ROUTES, "hostnames": 30000, "ports": 60000, "endpoints": 200_000, "changesPerSecond": 10000,
+        }}});
+        let spec = spec.to_string();
+        let patch = ["patch", "tenant", TENANT, "--type=merge", "-p", &spec];
         cluster::kubectl(&Local, &hub, &patch)?;
         // The chart, for its Secret and its class. Nothing here makes pods: the agent itself is a process.
         let chart = paths::repository().join("deploy/fairlead-agent").display().to_string();
@@ -167,6 +174,27 @@ pub fn restart_manager() -> Result<()> {
 pub fn manager_log() -> Result<String> {
     let logs = ["-n", NAMESPACE, "logs", "-l", "app.kubernetes.io/component=manager", "--tail=-1"];
     net::outside(|| cluster::kubectl(&Local, &topology::hub(), &logs))
+}
+
+/// Each time that the tenant's agent told what it has, as the manager's pod said.
+pub fn resyncs() -> Result<Vec<Resync>> {
+    let (mut all, mut connected) = (Vec::new(), None);
+    for line in manager_log()?.lines().filter(|line| line.contains(&format!("tenant={TENANT} "))) {
+        let at: Option<Timestamp> = line.split(' ').next().and_then(|at| at.parse().ok());
+        let number = |name: &str| -> Option<usize> {
+            line.split(' ').find_map(|word| word.strip_prefix(name)?.parse().ok())
+        };
+        if line.contains("agent connected") {
+            connected = at;
+        } else if line.contains("inventory compared")
+            && let (Some(from), Some(to)) = (connected.take(), at)
+            && let (Some(items), Some(asked)) = (number("items="), number("asked="))
+        {
+            let seconds = (to - from).total(Unit::Second)?;
+            all.push(Resync { seconds, items, asked });
+        }
+    }
+    Ok(all)
 }
 
 /// What the machine is, for a report.

@@ -314,6 +314,7 @@ impl Stream {
         let old = tokio::time::sleep(between(life * 3 / 5, life * 2 / 3));
         let mut old = std::pin::pin!(old);
         let mut under_way = FuturesUnordered::new();
+        let mut inventoried = false;
         self.send(To::Welcome(welcome(max_routes))).await?;
         loop {
             let turn = self.begin(&mut under_way);
@@ -350,11 +351,16 @@ impl Stream {
                     return Err(Status::aborted("the manager ends, or a newer agent took over"));
                 }
             };
+            let asked = actions.iter().map(asked).sum::<usize>();
             for action in actions {
                 match action {
                     Action::Send(message) => self.send(message).await?,
                     Action::Store(item, upload) => self.uploads.push(item, upload),
                 }
+            }
+            if let Some(items) = self.session.inventoried().filter(|_| !inventoried) {
+                inventoried = true;
+                info!(tenant = %self.tenant, items, asked, "inventory compared");
             }
         }
     }
@@ -464,6 +470,14 @@ impl Stream {
             };
             (item, upload, outcome)
         }
+    }
+}
+
+/// How many items an agent is asked for.
+fn asked(action: &Action) -> usize {
+    match action {
+        Action::Send(To::Want(want)) => want.keys.len(),
+        _ => 0,
     }
 }
 

@@ -97,6 +97,11 @@ impl Session {
         }
     }
 
+    /// How many items the agent wants, once it has named all of them.
+    pub(super) fn inventoried(&self) -> Option<usize> {
+        self.complete.then_some(self.wanted.all.len())
+    }
+
     /// Takes a message in. `record` looks up what the hub has.
     #[allow(clippy::result_large_err)] // tonic's own error type
     pub(super) fn on_message(

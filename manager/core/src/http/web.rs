@@ -479,7 +479,8 @@ impl Web {
     pub(crate) fn published(&self, id: &RouteId) -> Published {
         let Some(served) = self.served.get(id) else { return Vec::new() };
         let sites = self.sites_of(served).flat_map(|(_, site)| &site.published);
-        let shared = |backend: &Arc<_>| self.upstreams.get(&upstream::name(id, &served.namespace, backend));
+        let shared =
+            |backend: &Arc<_>| self.upstreams.get(&upstream::name(id, &served.namespace, backend));
         let upstreams =
             served.wish.backends.iter().filter_map(shared).flat_map(|shared| &shared.published);
         let front = self.fronts.get(&served.address).into_iter().flatten();
