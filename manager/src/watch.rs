@@ -175,8 +175,8 @@ fn tell<K>(
     });
 }
 
-/// An object's namespace and name.
-type Id = (Option<String>, String);
+/// An object's namespace and name, with a slash between.
+type Id = Box<str>;
 
 /// Turns a list into single changes: what a list no longer has was deleted meanwhile. Nothing is
 /// withdrawn while a list is under way.
@@ -227,7 +227,11 @@ impl Relist {
 }
 
 fn id<K: Resource<DynamicType = ()>>(object: &K) -> Id {
-    (object.namespace(), object.name_any())
+    let name = object.meta().name.as_deref().unwrap_or_default();
+    match &object.meta().namespace {
+        Some(namespace) => format!("{namespace}/{name}").into(),
+        None => name.into(),
+    }
 }
 
 fn tenant(object: Tenant) -> Option<Observed> {

@@ -6,9 +6,10 @@
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use fairlead_process::lean;
+use futures::{Stream, StreamExt, stream};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -17,6 +18,8 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use lz4_flex::block::{compress_prepend_size_with_dict, decompress_size_prepended_with_dict};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tracing::error;
 
 use crate::endpoints::ServiceKey;
@@ -40,24 +43,48 @@ impl Kind for IngressClass {
 }
 
 /// An object that is packed.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Packed<K> {
-    /// Its name and namespace only, by which a [`Store`] knows it.
-    meta: Box<ObjectMeta>,
+    namespace: Option<Box<str>>,
+    name: Box<str>,
     text: Box<[u8]>,
+    /// Its name and namespace as `kube` wants to see them, once it asked. That is as much as all the rest, so a copy, which is
+    /// what a [`Store`] keeps, begins without.
+    meta: OnceLock<Box<ObjectMeta>>,
     kind: PhantomData<fn() -> K>,
+}
+
+impl<K> Clone for Packed<K> {
+    fn clone(&self) -> Self {
+        let Self { namespace, name, text, meta: _, kind } = self;
+        let (namespace, name, text) = (namespace.clone(), name.clone(), text.clone());
+        Self { namespace, name, text, meta: OnceLock::new(), kind: *kind }
+    }
+}
+
+impl<K> Packed<K> {
+    fn named(&self) -> Box<ObjectMeta> {
+        let (name, namespace) = (Some(self.name.to_string()), self.namespace.as_deref());
+        let namespace = namespace.map(str::to_owned);
+        Box::new(ObjectMeta { name, namespace, ..ObjectMeta::default() })
+    }
 }
 
 impl<K: Kind> Packed<K> {
     /// Packs an object.
     pub(crate) fn of(object: &K) -> Self {
         let ObjectMeta { name, namespace, .. } = object.meta();
-        let (name, namespace) = (name.clone(), namespace.clone());
+        let (name, namespace) = (name.as_deref().unwrap_or_default(), namespace.as_deref());
         // Every key of its maps is text: it can be written.
         let text = serde_json::to_vec(object).unwrap_or_default();
         let text = compress_prepend_size_with_dict(&text, K::EXAMPLE.as_bytes());
-        let meta = Box::new(ObjectMeta { name, namespace, ..ObjectMeta::default() });
-        Self { meta, text: text.into(), kind: PhantomData }
+        Self {
+            namespace: namespace.map(Into::into),
+            name: name.into(),
+            text: text.into(),
+            meta: OnceLock::new(),
+            kind: PhantomData,
+        }
     }
 
     /// The object as it was packed.
@@ -98,11 +125,12 @@ impl<K: Kind> Resource for Packed<K> {
     }
 
     fn meta(&self) -> &ObjectMeta {
-        &self.meta
+        self.meta.get_or_init(|| self.named())
     }
 
     fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.meta
+        self.meta();
+        self.meta.get_mut().unwrap_or_else(|| unreachable!("it was made"))
     }
 }
 
@@ -140,6 +168,21 @@ impl<K: Kind> Objects<K> {
         self.0.state().into_iter().filter_map(|one: Arc<_>| unpacked(&*one))
     }
 
+    /// Names all of them, each time that it is told to. (`Controller::reconcile_all_on` would have each made as `kube` wants to
+    /// see it.)
+    pub(crate) fn each_time(
+        &self,
+        trigger: mpsc::UnboundedReceiver<()>,
+    ) -> impl Stream<Item = ObjectRef<Packed<K>>> + Send + use<K> {
+        let store = self.0.clone();
+        let reference = |one: Arc<Packed<K>>| match &one.namespace {
+            Some(namespace) => ObjectRef::new(&one.name).within(namespace),
+            None => ObjectRef::new(&one.name),
+        };
+        UnboundedReceiverStream::new(trigger)
+            .flat_map(move |()| stream::iter(store.state().into_iter().map(reference)))
+    }
+
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
@@ -169,7 +212,8 @@ mod tests {
         let object: K = serde_json::from_value(object).unwrap();
         let packed = Packed::of(&object);
         assert_eq!(packed.unpack().unwrap(), object);
-        assert_eq!(packed.meta().name, object.meta().name);
+        assert_eq!(packed.meta().name, object.meta().name.clone().or(Some(String::new())));
+        assert!(packed.clone().meta.get().is_none(), "what is kept has no more than it needs");
         (packed.text.len(), serde_json::to_vec(&object).unwrap().len())
     }
 

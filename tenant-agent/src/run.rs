@@ -310,7 +310,7 @@ async fn keep_ingresses(
         })
         .reconcile_on(references::<Ingress>(due))
         // A class that changed may change whose any Ingress is.
-        .reconcile_all_on(UnboundedReceiverStream::new(class_changes))
+        .reconcile_on(objects.each_time(class_changes))
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(ingress::reconcile::reconcile, ingress::reconcile::retry, context.clone());
     let sweeping = async {

@@ -16,7 +16,6 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{Controller, WatchStreamExt, controller};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::UnboundedReceiverStream;
 use tracing::warn;
 
 use crate::endpoints::{Changed, Endpoints, SERVICE};
@@ -70,7 +69,7 @@ impl<K: Kind> Observed<K> {
             }
         });
         Controller::for_stream(events.applied_objects(), self.objects.store())
-            .reconcile_all_on(UnboundedReceiverStream::new(read))
+            .reconcile_on(self.objects.each_time(read))
             .with_config(controller::Config::default().concurrency(RECONCILIATIONS))
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use fairlead_api::RouteId;
 use fairlead_xds::{Change, Key, Resource};
@@ -28,12 +29,19 @@ pub(crate) enum Owner {
 /// Keys with the versions that the fleet shall have.
 pub(crate) type Published = Vec<(Key, u64)>;
 
+/// Of a resource that is published.
+#[derive(Debug)]
+struct Owned {
+    /// One for all resources of an owner.
+    owner: Arc<Owner>,
+    /// A hash of what it needs, which may change alone; 0 where that is nothing.
+    needs: u64,
+}
+
 /// All that is published.
 #[derive(Debug, Default)]
 pub(crate) struct Publisher {
-    owners: HashMap<Key, Owner>,
-    /// A hash of what each resource needs, where it needs something: that may change alone.
-    needs: HashMap<Key, u64>,
+    owned: HashMap<Key, Owned>,
     /// Resources whose owner is gone, or needs them no more.
     withdrawn: BTreeSet<Key>,
     changes: Vec<Change>,
@@ -42,7 +50,7 @@ pub(crate) struct Publisher {
 impl Publisher {
     /// What a resource was made of.
     pub(crate) fn owner(&self, key: &Key) -> Option<&Owner> {
-        self.owners.get(key)
+        self.owned.get(key).map(|owned| &*owned.owner)
     }
 
     /// `owner` has these resources now, and had `published` before.
@@ -54,41 +62,45 @@ impl Publisher {
     ) {
         let new: Published = resources.iter().map(|r| (r.key.clone(), r.version)).collect();
         let old = std::mem::replace(published, new);
+        let mut shared = old.iter().find_map(|(key, _)| self.of(key, owner)).cloned();
         for resource in resources {
-            if self.owners.get(&resource.key) != Some(owner) {
-                self.owners.insert(resource.key.clone(), owner.clone());
+            let needs = digest(&resource.needs);
+            let before = self.owned.get(&resource.key).map_or(0, |owned| owned.needs);
+            if before != needs || self.of(&resource.key, owner).is_none() {
+                let owner = shared.get_or_insert_with(|| Arc::new(owner.clone())).clone();
+                self.owned.insert(resource.key.clone(), Owned { owner, needs });
             }
-            let same = self.same_needs(&resource);
-            if !same || !old.contains(&(resource.key.clone(), resource.version)) {
+            if before != needs || !old.contains(&(resource.key.clone(), resource.version)) {
                 self.changes.push(Change::Put(resource));
             }
         }
         for (key, _) in old {
-            if !published.iter().any(|(now, _)| *now == key) && self.owners.get(&key) == Some(owner)
-            {
-                self.owners.remove(&key);
-                self.needs.remove(&key);
+            if !published.iter().any(|(now, _)| *now == key) && self.of(&key, owner).is_some() {
+                self.owned.remove(&key);
                 self.withdrawn.insert(key);
             }
         }
     }
 
-    /// Whether a resource needs what it needed before.
-    fn same_needs(&mut self, resource: &Resource) -> bool {
-        if resource.needs.is_empty() {
-            return self.needs.remove(&resource.key).is_none();
-        }
-        let mut hasher = std::hash::DefaultHasher::new();
-        resource.needs.hash(&mut hasher);
-        let now = hasher.finish();
-        self.needs.insert(resource.key.clone(), now) == Some(now)
+    /// The owner of a resource, if it is this one.
+    fn of(&self, key: &Key, owner: &Owner) -> Option<&Arc<Owner>> {
+        self.owned.get(key).map(|owned| &owned.owner).filter(|there| ***there == *owner)
     }
 
     /// What is to be published, removals last: what needed them goes before.
     pub(crate) fn take(&mut self) -> Vec<Change> {
         let mut changes = std::mem::take(&mut self.changes);
         let gone = std::mem::take(&mut self.withdrawn).into_iter();
-        changes.extend(gone.filter(|key| !self.owners.contains_key(key)).map(Change::Remove));
+        changes.extend(gone.filter(|key| !self.owned.contains_key(key)).map(Change::Remove));
         changes
     }
+}
+
+fn digest(needs: &[Key]) -> u64 {
+    if needs.is_empty() {
+        return 0;
+    }
+    let mut hasher = std::hash::DefaultHasher::new();
+    needs.hash(&mut hasher);
+    hasher.finish().max(1)
 }

@@ -34,10 +34,18 @@ pub struct Told {
 /// What is known of a condition.
 #[derive(Debug, Clone, PartialEq)]
 struct Known {
-    kind: &'static str,
+    /// Its place in [`KINDS`].
+    kind: u8,
     holds: bool,
     since: Time,
-    generation: Option<i64>,
+    /// 0, which no object has: none.
+    generation: i64,
+}
+
+impl Known {
+    fn is(&self, kind: &str) -> bool {
+        KINDS.get(usize::from(self.kind)).is_some_and(|known| *known == kind)
+    }
 }
 
 impl Told {
@@ -45,10 +53,10 @@ impl Told {
     pub fn of(status: &RouteStatus) -> Self {
         let known = |condition: &Condition| {
             Some(Known {
-                kind: KINDS.into_iter().find(|kind| *kind == condition.type_)?,
+                kind: u8::try_from(KINDS.iter().position(|kind| *kind == condition.type_)?).ok()?,
                 holds: condition.status == "True",
                 since: condition.last_transition_time.clone(),
-                generation: condition.observed_generation,
+                generation: condition.observed_generation.unwrap_or(0),
             })
         };
         let (whole, news) = digests(status);
@@ -70,15 +78,14 @@ impl Told {
 
     /// Since when a condition holds, or does not.
     pub fn since(&self, kind: &str, holds: bool) -> Option<&Time> {
-        let same = |known: &&Known| known.kind == kind && known.holds == holds;
+        let same = |known: &&Known| known.is(kind) && known.holds == holds;
         self.conditions.iter().find(same).map(|known| &known.since)
     }
 
     /// Whether it was told that a generation is programmed.
     pub fn is_programmed(&self, generation: i64) -> bool {
-        let is = |known: &Known| {
-            known.kind == PROGRAMMED && known.holds && known.generation == Some(generation)
-        };
+        let is =
+            |known: &Known| known.is(PROGRAMMED) && known.holds && known.generation == generation;
         self.conditions.iter().any(is)
     }
 

@@ -71,7 +71,7 @@ struct Type {
 #[derive(Debug, Default)]
 struct Known {
     acked: Option<Held>,
-    rejected: Option<u64>,
+    rejected: Option<NonZeroU64>,
     /// Send it even if the client has this version.
     renew: bool,
     /// The version of what it is to be sent again with, as the client was sent that last.
@@ -220,7 +220,8 @@ impl Session {
                 ty.alone.insert(name.clone());
                 ty.pending.insert(name);
             } else if let Some(held) = &sent {
-                ty.known.entry(name.clone()).or_default().rejected = Some(held.version.own);
+                ty.known.entry(name.clone()).or_default().rejected =
+                    NonZeroU64::new(held.version.own);
                 let outcome = Outcome::Rejected(held.version.own, error.into());
                 events.push(Event { key: Key { kind, name }, outcome });
             }
@@ -422,7 +423,9 @@ impl Session {
                 let with = known.and_then(|known| known.with);
                 let version = Version { own: now.version, with };
                 let has = acked.is_some_and(|held| held.version == version) && !is_unsure;
-                let refused = known.is_some_and(|known| known.rejected == Some(now.version));
+                let refused = known
+                    .and_then(|known| known.rejected)
+                    .is_some_and(|version| version.get() == now.version);
                 if (has || refused) && !renew {
                     Step::Done
                 } else if now.needs.iter().all(|key| self.has(key)) {
