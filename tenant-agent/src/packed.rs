@@ -4,11 +4,10 @@
 //! them, each is 2 to 3 KB, most of it empty fields and maps with room for eleven entries; packed it is a few hundred bytes,
 //! since what they have in common is in the example. Nothing is left out: to unpack gives the object back.
 
-use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 
-use fairlead_process::lean;
+use fairlead_process::{lean, same_kind_as};
 use futures::{Stream, StreamExt, stream};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
@@ -105,24 +104,7 @@ impl<'de, K: Kind> Deserialize<'de> for Packed<K> {
 }
 
 impl<K: Kind> Resource for Packed<K> {
-    type DynamicType = ();
-    type Scope = K::Scope;
-
-    fn kind(kind: &()) -> Cow<'_, str> {
-        K::kind(kind)
-    }
-
-    fn group(kind: &()) -> Cow<'_, str> {
-        K::group(kind)
-    }
-
-    fn version(kind: &()) -> Cow<'_, str> {
-        K::version(kind)
-    }
-
-    fn plural(kind: &()) -> Cow<'_, str> {
-        K::plural(kind)
-    }
+    same_kind_as!(K);
 
     fn meta(&self) -> &ObjectMeta {
         self.meta.get_or_init(|| self.named())
@@ -194,7 +176,8 @@ impl<K: Kind> Objects<K> {
     }
 }
 
-fn unpacked<K: Kind>(packed: &Packed<K>) -> Option<K> {
+/// An object as it was packed. That it cannot be unpacked is told, should it ever be.
+pub(crate) fn unpacked<K: Kind>(packed: &Packed<K>) -> Option<K> {
     let object = packed.unpack();
     object.inspect_err(|error| error!(kind = %K::kind(&()), %error, "not unpacked")).ok()
 }

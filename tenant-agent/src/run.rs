@@ -30,7 +30,7 @@ use crate::ingress::users::Users;
 use crate::ingress::{self};
 use crate::link::Link;
 use crate::outbox::{Item, Outbox};
-use crate::packed::{Kind, Objects, Packed};
+use crate::packed::{Kind, Objects, Packed, unpacked};
 use crate::plan::{self, Duty};
 use crate::reconcile::{self, Context};
 use crate::secrets::Secrets;
@@ -247,8 +247,8 @@ fn gone(
     let mut users = lock(users);
     users.set_shadow_failure(&key, None);
     // A shadow that somebody deletes is made anew.
-    let service = service.unpack().unwrap_or_default();
-    let owner = shadow::shadow_of(&service).map(|owner| (key.0.clone(), owner.clone()));
+    let owner = unpacked(service).and_then(|service| shadow::shadow_of(&service).cloned());
+    let owner = owner.map(|owner| (key.0.clone(), owner));
     let ingresses = users.of_service(&key).into_iter().map(Item::Ingress);
     for item in ingresses.chain(owner.map(Item::Service)) {
         // Its receiver lives as long as the process.

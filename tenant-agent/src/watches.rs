@@ -78,23 +78,14 @@ impl<K: Kind> Observed<K> {
 pub(crate) fn observe<K: Kind>(client: &Client) -> Observed<K> {
     let (store, writer) = reflector::store();
     let events = lean::watch::<K>(client.clone(), watcher::Config::default());
-    let events = events.default_backoff().modify(slim).map_ok(packed);
+    let events = events.default_backoff().modify(slim);
+    let events = events.map_ok(|event| lean::map(event, |object| Packed::of(&object)));
     let events = reflector::reflector(writer, events).inspect(|event| {
         if let Err(error) = event {
             warn!(kind = %K::kind(&()), %error, "watch interrupted");
         }
     });
     Observed { events: events.boxed(), objects: Objects::new(store) }
-}
-
-fn packed<K: Kind>(event: Event<K>) -> Event<Packed<K>> {
-    match event {
-        Event::Apply(object) => Event::Apply(Packed::of(&object)),
-        Event::Delete(object) => Event::Delete(Packed::of(&object)),
-        Event::Init => Event::Init,
-        Event::InitApply(object) => Event::InitApply(Packed::of(&object)),
-        Event::InitDone => Event::InitDone,
-    }
 }
 
 /// Tells when objects of a kind changed: once a list was read anew as well, for one may have gone.

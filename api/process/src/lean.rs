@@ -3,7 +3,6 @@
 //! Who manages each field is half of an object's text or more, and as a tree in memory several times that. Nothing here
 //! reads it, an apiserver cannot be asked to leave it out, and `kube` would parse all of it for each event.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
@@ -38,13 +37,44 @@ pub fn watch<K: Kind>(
     client: Client,
     config: watcher::Config,
 ) -> impl Stream<Item = watcher::Result<Event<K>>> + Send {
-    watcher::watcher(Api::<Lean<K>>::all(client), config).map_ok(|event| match event {
-        Event::Apply(Lean(object)) => Event::Apply(object),
-        Event::Delete(Lean(object)) => Event::Delete(object),
+    let bare = |Lean(object)| object;
+    watcher::watcher(Api::<Lean<K>>::all(client), config).map_ok(move |event| map(event, bare))
+}
+
+/// An event of what is made of its object.
+pub fn map<A, B>(event: Event<A>, make: impl FnOnce(A) -> B) -> Event<B> {
+    match event {
+        Event::Apply(object) => Event::Apply(make(object)),
+        Event::Delete(object) => Event::Delete(make(object)),
         Event::Init => Event::Init,
-        Event::InitApply(Lean(object)) => Event::InitApply(object),
+        Event::InitApply(object) => Event::InitApply(make(object)),
         Event::InitDone => Event::InitDone,
-    })
+    }
+}
+
+/// In an `impl Resource`: the same kind as another one, whose objects this is another form of.
+#[macro_export]
+macro_rules! same_kind_as {
+    ($kind:ty) => {
+        type DynamicType = ();
+        type Scope = <$kind as ::kube::Resource>::Scope;
+
+        fn kind(kind: &()) -> ::std::borrow::Cow<'_, str> {
+            <$kind as ::kube::Resource>::kind(kind)
+        }
+
+        fn group(kind: &()) -> ::std::borrow::Cow<'_, str> {
+            <$kind as ::kube::Resource>::group(kind)
+        }
+
+        fn version(kind: &()) -> ::std::borrow::Cow<'_, str> {
+            <$kind as ::kube::Resource>::version(kind)
+        }
+
+        fn plural(kind: &()) -> ::std::borrow::Cow<'_, str> {
+            <$kind as ::kube::Resource>::plural(kind)
+        }
+    };
 }
 
 /// An object that was read without its managed fields.
@@ -58,24 +88,7 @@ impl<'de, K: Kind> Deserialize<'de> for Lean<K> {
 }
 
 impl<K: Kind> Resource for Lean<K> {
-    type DynamicType = ();
-    type Scope = K::Scope;
-
-    fn kind(kind: &()) -> Cow<'_, str> {
-        K::kind(kind)
-    }
-
-    fn group(kind: &()) -> Cow<'_, str> {
-        K::group(kind)
-    }
-
-    fn version(kind: &()) -> Cow<'_, str> {
-        K::version(kind)
-    }
-
-    fn plural(kind: &()) -> Cow<'_, str> {
-        K::plural(kind)
-    }
+    crate::same_kind_as!(K);
 
     fn meta(&self) -> &ObjectMeta {
         self.0.meta()

@@ -62,15 +62,20 @@ impl Publisher {
     ) {
         let new: Published = resources.iter().map(|r| (r.key.clone(), r.version)).collect();
         let old = std::mem::replace(published, new);
-        let mut shared = old.iter().find_map(|(key, _)| self.of(key, owner)).cloned();
+        let mut shared = None;
         for resource in resources {
             let needs = digest(&resource.needs);
-            let before = self.owned.get(&resource.key).map_or(0, |owned| owned.needs);
-            if before != needs || self.of(&resource.key, owner).is_none() {
-                let owner = shared.get_or_insert_with(|| Arc::new(owner.clone())).clone();
-                self.owned.insert(resource.key.clone(), Owned { owner, needs });
+            let there = self.owned.get(&resource.key);
+            let same_needs = there.map_or(0, |owned| owned.needs) == needs;
+            if !same_needs || there.is_none_or(|owned| *owned.owner != *owner) {
+                let shared = shared.get_or_insert_with(|| {
+                    let there = old.iter().find_map(|(key, _)| self.of(key, owner));
+                    there.cloned().unwrap_or_else(|| Arc::new(owner.clone()))
+                });
+                let owned = Owned { owner: shared.clone(), needs };
+                self.owned.insert(resource.key.clone(), owned);
             }
-            if before != needs || !old.contains(&(resource.key.clone(), resource.version)) {
+            if !same_needs || !old.contains(&(resource.key.clone(), resource.version)) {
                 self.changes.push(Change::Put(resource));
             }
         }
