@@ -186,18 +186,18 @@ fn affinity_reaches_one_pod_and_moves_when_it_dies() {
         let fullest = fullest.max().unwrap();
         let slots = "-n sticky get services -l fairlead.dev/slot -o name";
         until(&cluster, slots, |names| names.lines().count() >= fullest);
-        let one_pod = |count| pods(&url, count).is_ok_and(|pods| pods.len() == 1);
-        eventually("one pod answers", || one_pod(30));
-        let before = pods(&url, 100).unwrap();
-        assert_eq!(before.len(), 1, "100 requests reach one pod");
-        let pod = before.first().unwrap();
-        // Clients are spread, and each keeps its pod.
         let clients =
             || -> Vec<Option<String>> { (120..160).map(|client| pod_of(client, &url)).collect() };
         // A slot is there before Envoys and kube-proxies know of it: a pod less, and clients move when it comes.
         eventually("clients reach all pods", || {
             clients().iter().flatten().collect::<BTreeSet<_>>().len() == replicas
         });
+        let one_pod = |count| pods(&url, count).is_ok_and(|pods| pods.len() == 1);
+        eventually("one pod answers", || one_pod(30));
+        let before = pods(&url, 100).unwrap();
+        assert_eq!(before.len(), 1, "100 requests reach one pod");
+        let pod = before.first().unwrap();
+        // Clients are spread, and each keeps its pod.
         let first = clients();
         assert_eq!(first, clients(), "each of 40 clients keeps its pod");
         kubectl(&cluster, &format!("-n sticky delete pod {pod} --wait=false"));
