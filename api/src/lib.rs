@@ -18,6 +18,7 @@ pub mod pool;
 pub mod rare;
 pub mod route;
 pub mod tenant;
+mod uid;
 
 pub use agent::{Agent, AgentSpec, AgentStatus, JoinToken, JoinTokenSpec, JoinTokenStatus};
 pub use claim::{AddressClaim, AddressClaimSpec, HostnameClaim, HostnameClaimSpec};
@@ -28,6 +29,7 @@ pub use pool::{
 };
 pub use route::{Route, RouteSpec, RouteStatus};
 pub use tenant::{Tenant, TenantSpec, TenantStatus};
+pub use uid::Uid;
 
 /// The API group of every custom resource here.
 pub const GROUP: &str = "fairlead.dev";

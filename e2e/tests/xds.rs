@@ -245,7 +245,7 @@ impl World {
         } else {
             self.good.entry(key).or_default().insert(text);
         }
-        self.envoy.cache.publish(all.into_iter().map(Change::Put).collect());
+        self.envoy.cache.publish(all.into_iter().map(Change::from).collect());
     }
 
     fn gone(&mut self, service: u8) {

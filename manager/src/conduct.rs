@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fairlead_api::claim::{ClaimKey, HostKey};
 use fairlead_api::{
-    AddressPoolStatus, NodeSetStatus, Route, RouteId, RouteStatus, SecretName, TenantId,
+    AddressPoolStatus, NodeSetStatus, Route, RouteId, RouteStatus, SecretName, TenantId, Uid,
 };
 use fairlead_core::claims::Claim;
 use fairlead_core::engine::Balancer;
@@ -117,9 +117,9 @@ impl Laned for Object {
 enum Write {
     Status(RouteStatus),
     Claim(Vec<Claim>),
-    Release(Box<str>),
+    Release(Uid),
     ClaimHost(HostClaim),
-    ReleaseHost(Box<str>),
+    ReleaseHost(Uid),
     Nodes(NodeSetStatus),
     Pool(AddressPoolStatus),
     Guard(bool),
@@ -130,7 +130,7 @@ enum Write {
 enum Done {
     Written,
     /// The claim with this object is gone.
-    Released(Box<str>),
+    Released(Uid),
     Claimed(Vec<Claim>),
     /// The host name's claim that is there now.
     HostClaimed(HostClaim),

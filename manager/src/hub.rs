@@ -10,7 +10,7 @@ use fairlead_api::pool::FINALIZER;
 use fairlead_api::{
     AddressClaim, AddressPool, AddressPoolStatus, HostnameClaim, NodeSet, NodeSetSpec,
     NodeSetStatus, Route, RouteId, RouteSpec, RouteStatus, SecretName, Tenant, TenantId,
-    TenantStatus,
+    TenantStatus, Uid,
 };
 use fairlead_core::claims::Claim;
 use fairlead_core::engine::Balancer;
@@ -22,13 +22,13 @@ use k8s_openapi::api::core::v1::{Namespace, Secret, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::{ByteString, ClusterResourceScope, NamespaceResourceScope};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::balancers;
 use crate::seen::Seen;
-use crate::watch::version;
+use crate::watch::{uid, version};
 
 /// The field manager of what agents push.
 const AGENT_API: &str = "fairlead-agent-api";
@@ -188,7 +188,7 @@ impl Hub {
     /// Creates claims, all or none. What stands in the way comes back as an error, or as the claim
     /// that is there already.
     pub(crate) async fn claim(&self, mut claims: Vec<Claim>) -> Result<Vec<Claim>, Obstacle> {
-        let mut created: Vec<(ClaimKey, Box<str>)> = Vec::new();
+        let mut created: Vec<(ClaimKey, Uid)> = Vec::new();
         for claim in &mut claims {
             match self.claim_one(claim).await {
                 Ok(new) => created.extend(new.then(|| (claim.key, claim.object.clone()))),
@@ -212,14 +212,14 @@ impl Hub {
         match api.create(&PostParams::default(), &object).await {
             Ok(made) => {
                 self.claims.note(&claim.key, version(&made));
-                claim.object = made.uid().unwrap_or_default().into();
+                claim.object = uid(&made);
                 Ok(true)
             }
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 let there = api.get(&name).await.map_err(Obstacle::Failed)?;
                 self.claims.note(&claim.key, version(&there));
-                let uid = there.uid().unwrap_or_default();
-                match Claim::parse(there.spec, &uid) {
+                let uid = uid(&there);
+                match Claim::parse(there.spec, uid) {
                     // The same in all that it says: another one of the same Route is an older wish's.
                     Some(held)
                         if (Claim { object: claim.object.clone(), ..held.clone() }) == *claim =>
@@ -235,7 +235,7 @@ impl Hub {
     }
 
     /// Deletes a claim, if it is still the object that is meant.
-    pub(crate) async fn release(&self, key: &ClaimKey, object: &str) -> kube::Result<()> {
+    pub(crate) async fn release(&self, key: &ClaimKey, object: &Uid) -> kube::Result<()> {
         let api: Api<AddressClaim> = Api::all(self.client.clone());
         delete_exactly(&api, &key.object_name(), object).await?;
         self.claims.deleted(key);
@@ -253,12 +253,11 @@ impl Hub {
         };
         let there = there.map_err(Obstacle::Failed)?;
         self.hosts.note(&claim.key, version(&there));
-        let uid = there.uid().unwrap_or_default();
-        HostClaim::parse(&there.spec, &uid).ok_or(Obstacle::Held(None))
+        HostClaim::parse(&there.spec, uid(&there)).ok_or(Obstacle::Held(None))
     }
 
     /// Deletes a host name's claim, if it is still the object that is meant.
-    pub(crate) async fn release_host(&self, key: &HostKey, object: &str) -> kube::Result<()> {
+    pub(crate) async fn release_host(&self, key: &HostKey, object: &Uid) -> kube::Result<()> {
         let api: Api<HostnameClaim> = Api::all(self.client.clone());
         delete_exactly(&api, &key.object_name(), object).await?;
         self.hosts.deleted(key);
@@ -411,11 +410,11 @@ where
 }
 
 /// Deletes the object with this uid; another one of that name, or none, is fine: then it is gone.
-async fn delete_exactly<K>(api: &Api<K>, name: &str, uid: &str) -> kube::Result<()>
+async fn delete_exactly<K>(api: &Api<K>, name: &str, uid: &Uid) -> kube::Result<()>
 where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
-    let exactly = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+    let exactly = Preconditions { uid: Some(uid.to_string()), resource_version: None };
     let params = DeleteParams::default().preconditions(exactly);
     match api.delete(name, &params).await {
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),

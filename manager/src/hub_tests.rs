@@ -131,7 +131,7 @@ fn claim(route: &str, port: u16) -> Claim {
         listener: Box::default(),
         alone: false,
         target: None,
-        object: Box::default(),
+        object: Uid::default(),
     }
 }
 
@@ -139,7 +139,7 @@ fn claim(route: &str, port: u16) -> Claim {
 async fn claims_are_made_and_carry_their_objects() {
     let (hub, shared) = hub();
     let made = hub.claim(vec![claim("web", 80), claim("web", 443)]).await.unwrap();
-    assert!(made.iter().all(|claim| claim.object.starts_with("object-10.0.0.1-tcp-")));
+    assert!(made.iter().all(|claim| claim.object.to_string().starts_with("object-10.0.0.1-tcp-")));
     assert_eq!(shared.lock().unwrap().claims.len(), 2);
 }
 
@@ -169,7 +169,7 @@ async fn what_was_made_before_a_crash_is_taken_up() {
 async fn a_release_is_of_exactly_the_object_that_is_meant() {
     let (hub, shared) = hub();
     let made = hub.claim(vec![claim("web", 80)]).await.unwrap();
-    hub.release(&made[0].key, "an older object").await.unwrap();
+    hub.release(&made[0].key, &"an older object".into()).await.unwrap();
     assert_eq!(shared.lock().unwrap().claims.len(), 1, "another one's claim stays");
     hub.release(&made[0].key, &made[0].object).await.unwrap();
     hub.release(&made[0].key, &made[0].object).await.unwrap();

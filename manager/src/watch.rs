@@ -10,7 +10,7 @@ use fairlead_api::pool::FINALIZER;
 use fairlead_api::{
     AddressClaim, AddressPool, AddressPoolSpec, Agent, AgentId, AgentSpec, AgentStatus,
     HostnameClaim, NodeSet, NodeSetSpec, NodeSetStatus, Route, RouteId, RouteName, SecretName,
-    Tenant, TenantId, TenantSpec,
+    Tenant, TenantId, TenantSpec, Uid,
 };
 use fairlead_core::claims::Claim;
 use fairlead_core::engine::{Guard, SeenBalancer};
@@ -47,11 +47,11 @@ pub(crate) enum Observed {
     /// An `AddressClaim`, with its version.
     Claim(Box<Claim>, u64),
     /// The `AddressClaim` with this uid is gone, and the version in which it was seen last.
-    ClaimGone(ClaimKey, Box<str>, u64),
+    ClaimGone(ClaimKey, Uid, u64),
     /// A `HostnameClaim`, with its version.
     Host(Box<HostClaim>, u64),
     /// The `HostnameClaim` with this uid is gone, and the version in which it was seen last.
-    HostGone(HostKey, Box<str>, u64),
+    HostGone(HostKey, Uid, u64),
     /// What is stored of a tenant's Secret, with the agent's hash of it.
     Secret(TenantId, SecretName, Option<Box<(Box<str>, Secret)>>),
     /// A hub's Service of a pool.
@@ -266,13 +266,13 @@ fn route(object: Route) -> Option<Observed> {
 }
 
 fn claim(object: AddressClaim) -> Option<Observed> {
-    let (uid, version) = (object.uid().unwrap_or_default(), version(&object));
-    let claim = Claim::parse(object.spec, &uid)?;
+    let (uid, version) = (uid(&object), version(&object));
+    let claim = Claim::parse(object.spec, uid)?;
     Some(Observed::Claim(Box::new(claim), version))
 }
 
 fn host(object: HostnameClaim) -> Option<Observed> {
-    let claim = HostClaim::parse(&object.spec, &object.uid().unwrap_or_default())?;
+    let claim = HostClaim::parse(&object.spec, uid(&object))?;
     Some(Observed::Host(Box::new(claim), version(&object)))
 }
 
@@ -318,6 +318,11 @@ fn node(object: Node) -> Option<Observed> {
     let pods = object.spec.and_then(|spec| spec.pod_cidrs).unwrap_or_default();
     let ranges = addresses.chain(pods.iter().filter_map(|range| range.parse().ok())).collect();
     Some(Observed::Node(name, ranges))
+}
+
+/// `metadata.uid`.
+pub(crate) fn uid<K: Resource<DynamicType = ()>>(object: &K) -> Uid {
+    object.meta().uid.as_deref().unwrap_or_default().into()
 }
 
 /// `metadata.resourceVersion`; 0 where it is no number.

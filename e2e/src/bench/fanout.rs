@@ -33,7 +33,7 @@ fn cluster(index: usize, version: usize) -> Change {
     let name = format!("c{index}");
     let alt_stat_name = format!("v{version}");
     let cluster = Cluster { name: name.clone(), alt_stat_name, ..Cluster::default() };
-    Change::Put(Resource::new(Key::new(ResourceType::Cluster, name), &cluster, []))
+    Resource::new(Key::new(ResourceType::Cluster, name), &cluster, []).into()
 }
 
 /// The server, on a thread of its own, whose CPU time is its own then.

@@ -76,7 +76,7 @@ fn one_more(hub: &mut Hub, route: &RouteId, wish: &Wish) {
 fn give(hub: &mut Hub, route: &RouteId, wish: &Wish) {
     let asked = allocate(Ask {
         route,
-        uid: "uid",
+        uid: &"uid".into(),
         wish,
         seat: None,
         group: &[],

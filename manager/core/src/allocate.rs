@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::{Reason, Verdict};
 use fairlead_api::route::{IpFamily, Protocol};
-use fairlead_api::{RouteId, Sharing};
+use fairlead_api::{RouteId, Sharing, Uid};
 
 use crate::claims::{Claim, Claims, Holder, Leaving};
 use crate::model::{Listener, Tenant, Wish};
@@ -67,7 +67,7 @@ pub struct Ask<'a> {
     /// Who.
     pub route: &'a RouteId,
     /// Its `metadata.uid`.
-    pub uid: &'a str,
+    pub uid: &'a Uid,
     /// What it wants.
     pub wish: &'a Wish,
     /// Layer 7: the address at which it is served already. It holds no claim of its own, since its
@@ -360,7 +360,7 @@ impl<'a> Ask<'a> {
     }
 
     fn as_holder(self) -> Holder {
-        Holder::Route { route: self.route.clone(), uid: self.uid.into() }
+        Holder::Route { route: self.route.clone(), uid: self.uid.clone() }
     }
 
     /// With whom the Route may share an address: by the pool, or by its own wish.
@@ -411,15 +411,15 @@ fn key(address: IpAddr, listener: &Listener, port: u16) -> ClaimKey {
     ClaimKey { address, protocol: listener.protocol.transport(), port }
 }
 
-fn is_held_by(holder: &Holder, route: &RouteId, uid: &str) -> bool {
-    matches!(holder, Holder::Route { route: r, uid: u } if r == route && **u == *uid)
+fn is_held_by(holder: &Holder, route: &RouteId, uid: &Uid) -> bool {
+    matches!(holder, Holder::Route { route: r, uid: u } if r == route && u == uid)
 }
 
 /// Whether a Route may use a listener of an address: it holds the port, or shares it.
 pub fn usable(
     claims: &Claims,
     route: &RouteId,
-    uid: &str,
+    uid: &Uid,
     address: IpAddr,
     listener: &Listener,
 ) -> bool {
@@ -431,7 +431,7 @@ pub fn usable(
 }
 
 /// Whether a claimed port is the Route's own, or shared with it.
-fn may_use(holder: &Holder, route: &RouteId, uid: &str, wanted: Protocol) -> bool {
+fn may_use(holder: &Holder, route: &RouteId, uid: &Uid, wanted: Protocol) -> bool {
     match holder {
         Holder::Route { .. } => is_held_by(holder, route, uid),
         Holder::Shared { protocol, tenant } => {

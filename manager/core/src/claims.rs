@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use fairlead_api::claim::ClaimKey;
 use fairlead_api::few::Few;
 use fairlead_api::route::Protocol;
-use fairlead_api::{AddressClaimSpec, RouteId, RouteName, TenantId};
+use fairlead_api::{AddressClaimSpec, RouteId, RouteName, TenantId, Uid};
 
 use crate::pool::Capacity;
 use crate::runs::{Runs, number};
@@ -35,7 +35,7 @@ pub struct Claim {
     /// unspecified address.
     pub target: Option<u16>,
     /// `metadata.uid` of the claim's own object; empty while it is not persisted.
-    pub object: Box<str>,
+    pub object: Uid,
 }
 
 /// Who holds a claim.
@@ -46,7 +46,7 @@ pub enum Holder {
         /// Which.
         route: RouteId,
         /// Its `metadata.uid`.
-        uid: Box<str>,
+        uid: Uid,
     },
     /// All Routes that have a seat there: they share the port by host names.
     Shared {
@@ -59,7 +59,7 @@ pub enum Holder {
 
 impl Claim {
     /// Reads a claim from its object; `None` for one that makes no sense.
-    pub fn parse(spec: AddressClaimSpec, object: &str) -> Option<Self> {
+    pub fn parse(spec: AddressClaimSpec, object: Uid) -> Option<Self> {
         let key = spec.key();
         let AddressClaimSpec {
             address: _,
@@ -92,7 +92,7 @@ impl Claim {
             listener: listener.into(),
             alone,
             target: target_port,
-            object: object.into(),
+            object,
         })
     }
 

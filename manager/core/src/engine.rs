@@ -12,9 +12,9 @@ use fairlead_api::few::Few;
 use fairlead_api::route::{Source, SourceKind};
 use fairlead_api::{
     AddressPoolStatus, NodeSetSpec, NodeSetStatus, RouteId, RouteName, RouteSpec, RouteStatus,
-    TenantId,
+    TenantId, Uid,
 };
-use fairlead_xds::Change;
+use fairlead_xds::{Change, Resource};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::claims::{Claim, Claims, Holder};
@@ -63,11 +63,11 @@ pub struct Effects {
     /// Claims to create, all or none of each Route's; [`Engine::claimed`] takes the outcome.
     pub claim: Vec<(RouteId, Vec<Claim>)>,
     /// Claims to delete, with the uid of the object that is meant.
-    pub release: Vec<(ClaimKey, Box<str>)>,
+    pub release: Vec<(ClaimKey, Uid)>,
     /// Host names to claim; [`Engine::host_claimed`] takes the outcome.
     pub claim_hosts: Vec<HostClaim>,
     /// Host names to let go, with the uid of the object that is meant.
-    pub release_hosts: Vec<(HostKey, Box<str>)>,
+    pub release_hosts: Vec<(HostKey, Uid)>,
     /// Statuses to write.
     pub statuses: Vec<(RouteId, RouteStatus)>,
     /// Statuses of tenants' nodes to write.
@@ -294,7 +294,7 @@ impl Engine {
         if self.routes.get(&id).is_some_and(|old| old.meta.uid != meta.uid) {
             self.route_gone(&id);
         }
-        let (source, wish) = match Wish::parse(spec) {
+        let (source, wish) = match Wish::parse(&id, spec) {
             Ok((source, wish)) => (source, Ok(Arc::new(wish))),
             Err((source, verdict)) => (source, Err(verdict)),
         };
@@ -357,7 +357,11 @@ impl Engine {
         }
         self.stale_hosts.extend(entry.wanted);
         self.web.serve(id, None);
-        self.publisher.replace(&Owner::Route(id.clone()), &mut entry.published, Vec::new());
+        self.publisher.replace(
+            &Owner::Route(id.clone()),
+            &mut entry.published,
+            Vec::<Resource>::new(),
+        );
     }
 
     /// A Secret as it is now; `None`: it is gone.

@@ -9,14 +9,14 @@ use crate::versions::Versions;
 #[derive(Debug)]
 enum Asked {
     Claim(RouteId, Vec<Claim>),
-    Release(ClaimKey, Box<str>),
+    Release(ClaimKey, Uid),
 }
 
 /// What a manager is yet to see; claims with their versions.
 #[derive(Debug, Clone)]
 enum Watched {
     Claim(Claim, u64),
-    Gone(ClaimKey, Box<str>, u64),
+    Gone(ClaimKey, Uid, u64),
     Route(RouteId, Meta, Box<RouteSpec>),
     RouteGone(RouteId),
 }
@@ -40,8 +40,8 @@ struct Race {
 const POOL: &str = "10.9.0.1-10.9.0.2";
 
 /// Objects are numbered as they are made.
-fn version(object: &str) -> u64 {
-    object[1..].parse().unwrap()
+fn version(object: &Uid) -> u64 {
+    object.to_string()[1..].parse().unwrap()
 }
 
 impl Race {

@@ -190,7 +190,7 @@ impl World {
         for change in changes {
             let (key, outcome) = match change {
                 Change::Put(resource) => {
-                    let (key, version) = (resource.key, resource.version);
+                    let (key, version) = (resource.key.clone(), resource.version);
                     let old = self.served.insert(key.clone(), version);
                     let refused = self.refuse_new && key.kind == ResourceType::Routes;
                     match old.filter(|old| *old != version) {

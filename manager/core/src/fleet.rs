@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use fairlead_api::condition::{Reason, Verdict};
-use fairlead_xds::{Event, Key, Outcome};
+use fairlead_xds::{Event, Key, KeyMap, Outcome};
 
 /// An Envoy's node id: the name of its pod.
 pub type EnvoyId = Arc<str>;
@@ -21,7 +21,7 @@ struct Client {
     stream: u64,
     connected: bool,
     /// The version that it has of each resource: it keeps what it took when it refuses what came after.
-    acked: HashMap<Key, u64>,
+    acked: KeyMap<u64>,
     /// The version that it refused last, and why.
     rejected: HashMap<Key, (u64, Arc<str>)>,
 }
@@ -40,7 +40,7 @@ impl Fleet {
 
     /// An Envoy opened a stream: what it has it will tell anew.
     pub fn connected(&mut self, envoy: &EnvoyId, stream: u64) {
-        let (acked, rejected) = (HashMap::new(), HashMap::new());
+        let (acked, rejected) = (KeyMap::default(), HashMap::new());
         self.clients.insert(envoy.clone(), Client { stream, connected: true, acked, rejected });
     }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use fairlead_api::claim::HostKey;
 use fairlead_api::few::Few;
-use fairlead_api::{HostnameClaimSpec, RouteId, TenantId};
+use fairlead_api::{HostnameClaimSpec, RouteId, TenantId, Uid};
 
 /// One claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,14 +17,14 @@ pub struct HostClaim {
     /// Who holds it.
     pub tenant: TenantId,
     /// `metadata.uid` of the claim's own object; empty while it is not persisted.
-    pub object: Box<str>,
+    pub object: Uid,
 }
 
 impl HostClaim {
     /// Reads a claim from its object; `None` for one of no tenant.
-    pub fn parse(spec: &HostnameClaimSpec, object: &str) -> Option<Self> {
+    pub fn parse(spec: &HostnameClaimSpec, object: Uid) -> Option<Self> {
         let tenant = spec.tenant.parse().ok()?;
-        Some(Self { key: spec.key(), tenant, object: object.into() })
+        Some(Self { key: spec.key(), tenant, object })
     }
 
     /// The claim as the object's spec.
@@ -121,8 +121,8 @@ impl Hosts {
     }
 
     /// Forgets a claim, if it is this object's.
-    pub fn remove(&mut self, key: &HostKey, object: &str) -> bool {
-        if self.claims.get(key).is_none_or(|claim| *claim.object != *object) {
+    pub fn remove(&mut self, key: &HostKey, object: &Uid) -> bool {
+        if self.claims.get(key).is_none_or(|claim| claim.object != *object) {
             return false;
         }
         if let Some(claim) = self.claims.remove(key) {
@@ -174,7 +174,7 @@ impl Hosts {
     }
 
     /// Marks a claim that nobody needs as being given back; its object's uid comes back once.
-    pub fn release(&mut self, key: &HostKey) -> Option<Box<str>> {
+    pub fn release(&mut self, key: &HostKey) -> Option<Uid> {
         let claim = self.claims.get(key)?;
         if claim.object.is_empty() || self.is_wanted_by(key, &claim.tenant) {
             return None;
@@ -239,8 +239,8 @@ mod tests {
         hosts.unwant(&key("a.example"), 1, &route);
         assert_eq!(hosts.release(&key("a.example")), Some("o".into()));
         assert_eq!(hosts.release(&key("a.example")), None);
-        assert!(!hosts.remove(&key("a.example"), "another"));
-        assert!(hosts.remove(&key("a.example"), "o"));
+        assert!(!hosts.remove(&key("a.example"), &"another".into()));
+        assert!(hosts.remove(&key("a.example"), &"o".into()));
         assert_eq!(hosts.standing(&key("*.example"), &"red".parse().unwrap()), Standing::Free);
     }
 }

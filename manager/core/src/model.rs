@@ -12,10 +12,11 @@ use fairlead_api::route::{
     AddressRequest, IpFamily, NodePolicy, Protocol, RouteRule, Slot, Source,
 };
 use fairlead_api::tenant::Quotas;
-use fairlead_api::{PortRange, RouteSpec, TenantSpec};
+use fairlead_api::{PortRange, RouteId, RouteSpec, TenantSpec, Uid};
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::http::check;
+use crate::http::{check, upstream};
+use crate::translate::backend_name;
 
 /// Where plain HTTP is served.
 pub const HTTP_PORT: u16 = 80;
@@ -63,7 +64,7 @@ impl From<TenantSpec> for Tenant {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meta {
     /// `metadata.uid`.
-    pub uid: Box<str>,
+    pub uid: Uid,
     /// `metadata.generation`.
     pub generation: i64,
     /// `metadata.creationTimestamp` in seconds: the older Route wins.
@@ -135,6 +136,8 @@ impl Listener {
 pub struct Backend {
     /// Unique in the Route.
     pub name: Box<str>,
+    /// The name of its Cluster, which all resources that name it share.
+    pub cluster: Arc<str>,
     /// The port on the nodes.
     pub node_port: u16,
     /// Node names; `None` for all.
@@ -185,19 +188,19 @@ impl Wish {
         }
     }
 
-    /// Reads a spec. What cannot be served comes back as a verdict on `Accepted` that names the field.
-    pub fn parse(spec: RouteSpec) -> Result<(Source, Self), (Source, Verdict)> {
+    /// Reads a Route's spec. What cannot be served comes back as a verdict on `Accepted` that names the field.
+    pub fn parse(id: &RouteId, spec: RouteSpec) -> Result<(Source, Self), (Source, Verdict)> {
         let source = spec.source.clone();
-        match read(spec) {
+        match read(id, spec) {
             Ok(wish) => Ok((source, wish)),
             Err(message) => Err((source, Verdict::no(Reason::Invalid, message))),
         }
     }
 }
 
-fn read(spec: RouteSpec) -> Result<Wish, String> {
+fn read(id: &RouteId, spec: RouteSpec) -> Result<Wish, String> {
     let RouteSpec {
-        source: _,
+        source,
         content_hash: _,
         address,
         listeners,
@@ -260,6 +263,14 @@ fn read(spec: RouteSpec) -> Result<Wish, String> {
     let (asked, unresolved): (Vec<_>, Vec<_>) =
         unresolved.into_iter().partition(|one| one.reason == "InvalidAnnotation");
     invalid.extend(asked.into_iter().map(|one| one.message));
+    for backend in &mut backends {
+        let name = if http {
+            upstream::name(&id.tenant, &source.namespace, backend)
+        } else {
+            backend_name(id, backend)
+        };
+        backend.cluster = name.into();
+    }
     let mut wish = Wish {
         pool,
         ips,
@@ -375,5 +386,7 @@ fn backend(backend: fairlead_api::route::Backend) -> Backend {
     };
     let slot = |slot: Slot| (slot.node_port, slot.nodes.into_iter().map(Into::into).collect());
     let slots = slots.into_iter().map(slot).collect();
-    Backend { name: name.into(), node_port, nodes, slots, family, upstream }
+    // Named once it is known how it is spoken to.
+    let cluster = Arc::default();
+    Backend { name: name.into(), cluster, node_port, nodes, slots, family, upstream }
 }

@@ -1,13 +1,13 @@
 //! Which resource belongs to what, so that what differs is published and what Envoy says finds the
 //! Routes that it is about.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use fairlead_api::RouteId;
-use fairlead_xds::{Change, Key, Resource};
+use fairlead_xds::{Change, Key, KeyMap, Resource};
 
 use crate::http::{SecretId, SiteKey};
 
@@ -19,7 +19,7 @@ pub(crate) enum Owner {
     /// A host name at an address.
     Site(SiteKey),
     /// A backend of layer 7, by its Cluster's name.
-    Upstream(String),
+    Upstream(Arc<str>),
     /// The listeners of an address.
     Front(IpAddr),
     /// A Secret.
@@ -41,7 +41,7 @@ struct Owned {
 /// All that is published.
 #[derive(Debug, Default)]
 pub(crate) struct Publisher {
-    owned: HashMap<Key, Owned>,
+    owned: KeyMap<Owned>,
     /// Resources whose owner is gone, or needs them no more.
     withdrawn: BTreeSet<Key>,
     changes: Vec<Change>,
@@ -58,8 +58,9 @@ impl Publisher {
         &mut self,
         owner: &Owner,
         published: &mut Published,
-        resources: Vec<Resource>,
+        resources: Vec<impl Into<Arc<Resource>>>,
     ) {
+        let resources: Vec<Arc<Resource>> = resources.into_iter().map(Into::into).collect();
         let new: Published = resources.iter().map(|r| (r.key.clone(), r.version)).collect();
         let old = std::mem::replace(published, new);
         let mut shared = None;

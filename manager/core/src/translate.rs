@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
@@ -71,7 +72,6 @@ pub struct Binding {
 /// Translates one Route of layer 4. `bind`: where Envoy listens for a claimed port; `unhealthy`: endpoints of
 /// a Cluster to which nothing shall be sent.
 pub fn translate(
-    route: &RouteId,
     wish: &Wish,
     addresses: &[IpAddr],
     nodes: Option<&Nodes>,
@@ -82,24 +82,24 @@ pub fn translate(
     let nodes_known = nodes.unwrap_or(&none);
     let mut resources = Vec::with_capacity(wish.backends.len() * 2 + wish.listeners.len());
     for backend in &wish.backends {
-        let name = backend_name(route, backend);
-        resources.push(transport_cluster(&name, &backend.upstream, wish.clients.source_affinity));
-        resources.push(endpoints(&name, backend, nodes_known, &unhealthy(&name)));
+        resources.push(transport_cluster(backend, wish.clients.source_affinity));
+        resources.push(endpoints(backend, nodes_known, &unhealthy(&backend.cluster)));
     }
     for (listener, ip) in
         wish.listeners.iter().flat_map(|one| addresses.iter().map(move |ip| (one, *ip)))
     {
         let Some(backend) = listener.backend else { continue };
-        let cluster = backend_name(route, &wish.backends[backend]);
+        let cluster = &wish.backends[backend].cluster;
         let binding = bind(listener.key(ip));
         resources.push(match listener.protocol.transport() {
-            Protocol::Udp => listener::udp(ip, listener.port, &binding, &cluster, &wish.clients),
-            _ => listener::tcp(ip, listener.port, &binding, &cluster, &wish.clients),
+            Protocol::Udp => listener::udp(ip, listener.port, &binding, cluster, &wish.clients),
+            _ => listener::tcp(ip, listener.port, &binding, cluster, &wish.clients),
         });
     }
     Translation { resources, resolved: resolve(wish, nodes) }
 }
 
+/// The name of the Cluster of a backend of layer 4.
 pub(crate) fn backend_name(route: &RouteId, backend: &Backend) -> String {
     format!("{route}/{}", backend.name)
 }
@@ -232,7 +232,8 @@ pub(crate) fn cluster(name: &str, upstream: &Upstream) -> Cluster {
 }
 
 /// The Cluster of a backend of layer 4.
-fn transport_cluster(name: &str, upstream: &Upstream, source_affinity: bool) -> Resource {
+fn transport_cluster(backend: &Backend, source_affinity: bool) -> Resource {
+    let Backend { cluster: name, upstream, .. } = backend;
     let Upstream { protocol: _, tls: _, balancing, .. } = upstream;
     let balancing = if source_affinity { Balancing::Maglev } else { *balancing };
     let cluster = Cluster {
@@ -246,8 +247,8 @@ fn transport_cluster(name: &str, upstream: &Upstream, source_affinity: bool) -> 
         }),
         ..cluster(name, upstream)
     };
-    let endpoints = Key::new(ResourceType::Endpoints, name);
-    Resource::new(Key::new(ResourceType::Cluster, name), &cluster, []).renewing(endpoints)
+    let [key, endpoints] = cluster_keys(name);
+    Resource::new(key, &cluster, []).renewing(endpoints)
 }
 
 /// A node that does not answer is left out for a while.
@@ -269,11 +270,11 @@ pub(crate) fn ejection() -> OutlierDetection {
 
 /// Where a backend is.
 pub(crate) fn endpoints(
-    name: &str,
     backend: &Backend,
     nodes: &Nodes,
     unhealthy: &BTreeSet<(IpAddr, u16)>,
 ) -> Resource {
+    let name = &backend.cluster;
     let status = |endpoint: (IpAddr, u16)| {
         if unhealthy.contains(&endpoint) { HealthStatus::Unhealthy } else { HealthStatus::Unknown }
     };
@@ -288,11 +289,11 @@ pub(crate) fn endpoints(
     let all: Vec<_> = members(backend, nodes).map(endpoint).collect();
     let locality = LocalityLbEndpoints { lb_endpoints: all, ..LocalityLbEndpoints::default() };
     let assignment = ClusterLoadAssignment {
-        cluster_name: name.to_owned(),
+        cluster_name: name.to_string(),
         endpoints: vec![locality],
         ..ClusterLoadAssignment::default()
     };
-    Resource::new(Key::new(ResourceType::Endpoints, name), &assignment, [])
+    Resource::new(Key::new(ResourceType::Endpoints, name.clone()), &assignment, [])
 }
 
 /// What all listeners have.
@@ -308,6 +309,6 @@ pub(crate) fn listener(name: &str, address: Address) -> Listener {
 }
 
 /// What must be there for a Cluster to be of use.
-pub(crate) fn cluster_keys(name: &str) -> [Key; 2] {
-    [Key::new(ResourceType::Cluster, name), Key::new(ResourceType::Endpoints, name)]
+pub(crate) fn cluster_keys(name: &Arc<str>) -> [Key; 2] {
+    [ResourceType::Cluster, ResourceType::Endpoints].map(|kind| Key::new(kind, name.clone()))
 }

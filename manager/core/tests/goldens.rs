@@ -73,10 +73,10 @@ fn at(
 ) -> Translation {
     let name = RouteName::of(&spec.source).unwrap();
     let route = RouteId { tenant: "blue".parse().unwrap(), name };
-    let (_, wish) = Wish::parse(spec).unwrap();
+    let (_, wish) = Wish::parse(&route, spec).unwrap();
     let addresses: Vec<_> = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
     let unhealthy = |_: &str| std::iter::once(("10.0.0.1".parse().unwrap(), 31_000)).collect();
-    translate(&route, &wish, &addresses, nodes, bind, &unhealthy)
+    translate(&wish, &addresses, nodes, bind, &unhealthy)
 }
 
 /// Behind a balancer that speaks the PROXY protocol, at a target port.

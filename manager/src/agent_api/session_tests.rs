@@ -1,5 +1,5 @@
-use fairlead_api::RouteStatus;
 use fairlead_api::route::SourceKind;
+use fairlead_api::{RouteId, RouteStatus};
 
 use super::*;
 use crate::records::told;
@@ -200,7 +200,10 @@ proptest::proptest! {
         });
         let name = RouteName::new(SourceKind::Service, "shop", "web").unwrap();
         match convert::route(&name, "00", &v1::Route { spec: serde_json::to_vec(&spec).unwrap() }) {
-            Ok(spec) => drop(fairlead_core::model::Wish::parse(spec)),
+            Ok(spec) => {
+                let id = RouteId { tenant: "blue".parse().unwrap(), name };
+                drop(fairlead_core::model::Wish::parse(&id, spec));
+            }
             Err(error) => {
                 proptest::prop_assert!(error.contains("listeners") || error.contains("backends"), "{error}");
             }

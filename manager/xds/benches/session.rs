@@ -6,7 +6,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
-use fairlead_xds::{Change, Key, Resource, ResourceType, Session, State};
+use fairlead_xds::{Key, Resource, ResourceType, Session, State};
 
 fn cluster(index: usize, version: u64) -> Resource {
     let name = format!("c{index}");
@@ -17,7 +17,7 @@ fn cluster(index: usize, version: u64) -> Resource {
 
 fn state(count: usize) -> State {
     let mut state = State::default();
-    state.apply((0..count).map(|index| Change::Put(cluster(index, 0))).collect());
+    state.apply((0..count).map(|index| cluster(index, 0).into()).collect());
     state.complete();
     state
 }
@@ -45,7 +45,7 @@ fn one_change(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
             bencher.iter(|| {
                 version += 1;
-                state.apply(vec![Change::Put(cluster(count / 2, version))]);
+                state.apply(vec![cluster(count / 2, version).into()]);
                 for response in session.pump(&state) {
                     let ack = DeltaDiscoveryRequest { response_nonce: response.nonce, ..request() };
                     black_box(session.on_request(ack, &state, &mut Vec::new()));

@@ -32,7 +32,7 @@ fn cluster(number: u32) -> Change {
     let alt_stat_name = format!("number-{number}");
     let message = Cluster { name: "web".into(), alt_stat_name, ..Cluster::default() };
     // Encoded here, once, for however many clients.
-    Change::Put(Resource::new(Key::new(ResourceType::Cluster, "web"), &message, []))
+    Resource::new(Key::new(ResourceType::Cluster, "web"), &message, []).into()
 }
 
 #[tokio::main(flavor = "current_thread")]

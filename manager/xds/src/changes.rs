@@ -74,6 +74,15 @@ impl<K: Hash + Eq + Ord + Clone, V> ChangeLog<K, V> {
         Some(&self.entries.get(key)?.value)
     }
 
+    /// A key as it is in the map: where it is shared text, whoever keeps it shares it.
+    pub fn key<Q>(&self, key: &Q) -> Option<&K>
+    where
+        K: std::borrow::Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.entries.get_key_value(key).map(|(key, _)| key)
+    }
+
     /// All keys and values.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.entries.iter().map(|(key, entry)| (key, &entry.value))

@@ -19,6 +19,7 @@ mod cache;
 mod changes;
 #[cfg(feature = "server")]
 mod codec;
+mod key_map;
 mod resource;
 #[cfg(feature = "server")]
 mod server;
@@ -29,6 +30,7 @@ mod wire;
 #[cfg(feature = "server")]
 pub use cache::Cache;
 pub use changes::ChangeLog;
+pub use key_map::KeyMap;
 pub use resource::{Key, Resource, ResourceType, hash};
 #[cfg(feature = "server")]
 pub use server::{Observer, Server};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::BufMut;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
@@ -112,22 +112,23 @@ pub struct Resource {
     /// What is sent again whenever this is: a Cluster that is replaced warms with a new answer
     /// for its endpoints, even where these did not change.
     pub renews: Option<Key>,
-    /// `envoy.service.discovery.v3.Resource`, encoded, but for its version.
-    pub(crate) body: Bytes,
+    /// The message, encoded.
+    value: Box<[u8]>,
 }
 
 impl Resource {
     /// Encodes `message` as resource `key`. Maps with more than one entry encode in random order:
     /// the caller has to avoid them, or versions flap.
     pub fn new(key: Key, message: &impl Message, needs: impl Into<Arc<[Key]>>) -> Self {
-        Self::of_bytes(key, &message.encode_to_vec(), needs)
+        Self::of_bytes(key, message.encode_to_vec(), needs)
     }
 
     /// Takes a message that is encoded already as resource `key`.
-    pub fn of_bytes(key: Key, value: &[u8], needs: impl Into<Arc<[Key]>>) -> Self {
-        let version = hash(value);
-        let body = encode(&key, value);
-        Self { key, version, needs: needs.into(), renews: None, body }
+    pub fn of_bytes(key: Key, value: Vec<u8>, needs: impl Into<Arc<[Key]>>) -> Self {
+        let needs: Arc<[Key]> = needs.into();
+        // Of nothing there is one for all.
+        let needs = if needs.is_empty() { Arc::default() } else { needs };
+        Self { version: hash(&value), key, needs, renews: None, value: value.into() }
     }
 
     /// Names what is to be sent again with it.
@@ -138,30 +139,27 @@ impl Resource {
 
     /// Size on the wire, in bytes, but for its version.
     pub fn size(&self) -> usize {
-        self.body.len()
+        field_len(2, self.any_len()) + field_len(3, self.key.name.len())
     }
 
     /// The message's own bytes, for tests and dumps.
     pub fn decode<M: Message + Default>(&self) -> Result<M, prost::DecodeError> {
-        use envoy_types::pb::envoy::service::discovery::v3::Resource as Proto;
-        let wire = Proto::decode(self.body.clone())?;
-        M::decode(wire.resource.unwrap_or_default().value.as_slice())
+        M::decode(&*self.value)
     }
-}
 
-/// `Resource { name = 3, resource = 2: Any { type_url = 1, value = 2 } }`, written by hand so that `value` is copied
-/// once.
-fn encode(key: &Key, value: &[u8]) -> Bytes {
-    let url = key.kind.url();
-    let any_len = field_len(1, url.len()) + field_len(2, value.len());
-    let capacity = field_len(2, any_len) + field_len(3, key.name.len());
-    let mut out = BytesMut::with_capacity(capacity);
-    encode_key(2, WireType::LengthDelimited, &mut out);
-    encode_varint(any_len as u64, &mut out);
-    put_field(&mut out, 1, url.as_bytes());
-    put_field(&mut out, 2, value);
-    put_field(&mut out, 3, key.name.as_bytes());
-    out.freeze()
+    /// `Resource { name = 3, resource = 2: Any { type_url = 1, value = 2 } }`. What says which resource it is, is
+    /// written for each client anew: kept with each resource it would be a third of it.
+    pub(crate) fn encode(&self, out: &mut impl BufMut) {
+        encode_key(2, WireType::LengthDelimited, out);
+        encode_varint(self.any_len() as u64, out);
+        put_field(out, 1, self.key.kind.url().as_bytes());
+        put_field(out, 2, &self.value);
+        put_field(out, 3, self.key.name.as_bytes());
+    }
+
+    fn any_len(&self) -> usize {
+        field_len(1, self.key.kind.url().len()) + field_len(2, self.value.len())
+    }
 }
 
 pub(crate) fn field_len(tag: u32, len: usize) -> usize {
@@ -219,10 +217,12 @@ mod tests {
             Cluster { name: "blue".into(), alt_stat_name: "x".repeat(300), ..Default::default() };
         let key = Key::new(ResourceType::Cluster, "blue");
         let resource = Resource::new(key, &cluster, []);
-        let wire = Proto::decode(resource.body.clone()).unwrap();
+        let mut body = Vec::new();
+        resource.encode(&mut body);
+        let wire = Proto::decode(&*body).unwrap();
         assert_eq!(wire.name, "blue");
         assert_eq!(wire.resource.as_ref().unwrap().type_url, ResourceType::Cluster.url());
-        assert_eq!(wire.encode_to_vec().len(), resource.size());
+        assert_eq!((wire.encode_to_vec(), body.len()), (body.clone(), resource.size()));
         assert_eq!(resource.decode::<Cluster>().unwrap(), cluster);
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 
 use crate::resource::Version;
-use crate::{Key, Resource, ResourceType, Response, State, Wire};
+use crate::{Key, KeyMap, Resource, ResourceType, Response, State, Wire};
 
 /// Bounds one response, as [`ResourceType::per_response`] does, so that a bulk load does not stall a
 /// client's main thread.
@@ -45,7 +45,7 @@ pub struct Event {
 pub struct Session {
     types: [Type; ResourceType::ALL.len()],
     /// How many resources that the client has, or is being sent, need this one.
-    uses: HashMap<Key, u32>,
+    uses: KeyMap<u32>,
     nonce: u64,
 }
 
@@ -242,7 +242,7 @@ impl Session {
 
     fn retain(&mut self, held: &Held) {
         for key in held.needs.iter() {
-            *self.uses.entry(key.clone()).or_default() += 1;
+            *self.uses.or_default(key) += 1;
         }
     }
 
@@ -267,7 +267,7 @@ impl Session {
                 ty.pending.extend(state.of(kind).iter().map(|(name, _)| name.clone()));
                 continue;
             }
-            let name: Arc<str> = name.into();
+            let name = state.shared(kind, &name);
             // A name that is asked for again is sent again, whatever the client had, unless it
             // told its version with this very request.
             if !first && let Some(known) = ty.known.get_mut(&name) {
@@ -290,7 +290,7 @@ impl Session {
         self.types[kind as usize].wildcard = request.resource_names_subscribe.is_empty();
         for (name, version) in &request.initial_resource_versions {
             let Some(version) = Version::parse(version) else { continue };
-            let name: Arc<str> = name.as_str().into();
+            let name = state.shared(kind, name);
             let now = state.of(kind).get(&*name).filter(|now| now.version == version.own);
             let needs = now.map_or_else(|| Arc::from([]), |now| now.needs.clone());
             if let Some(Key { kind, name }) = now.and_then(|now| now.renews.as_ref()) {
@@ -486,15 +486,15 @@ impl Session {
         let nonce = self.nonce.to_string();
         let mut items = Vec::with_capacity(puts.len() + removed.len());
         let mut resources = Vec::with_capacity(puts.len());
-        for resource in &puts {
+        for resource in puts {
             let known = self.types[kind as usize].known.get(&resource.key.name);
             let with = known.and_then(|known| known.with);
             let version = Version { own: resource.version, with };
             let held = Held { version, needs: resource.needs.clone() };
             self.retain(&held);
-            self.renew(resource);
+            self.renew(&resource);
             items.push(Item { name: resource.key.name.clone(), sent: Some(held) });
-            resources.push(Wire { version: version.to_string(), body: resource.body.clone() });
+            resources.push(Wire { version: version.to_string(), resource });
         }
         items.extend(removed.iter().map(|name| Item { name: name.clone(), sent: None }));
         for item in &items {

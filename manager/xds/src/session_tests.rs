@@ -93,7 +93,9 @@ impl Client {
         }
         let (mut bad, mut noted) = (Vec::new(), Vec::new());
         for sent in &response.resources {
-            let wire = Proto::decode(sent.body.clone()).unwrap();
+            let mut bytes = Vec::new();
+            sent.resource.encode(&mut bytes);
+            let wire = Proto::decode(&*bytes).unwrap();
             let version = Version::parse(&sent.version).unwrap();
             let key = Key::new(kind, wire.name.as_str());
             noted.push((key.clone(), version));
@@ -175,6 +177,10 @@ fn resource(kind: Ty, name: &str, content: u32, needs: &[Key]) -> Resource {
     Resource::new(key(kind, name), &message, needs)
 }
 
+fn put(resource: Resource) -> Change {
+    resource.into()
+}
+
 /// A service as the translator publishes it: cluster, endpoints, and a listener that needs both.
 fn service(name: &str, content: u32) -> Vec<Change> {
     service_at(name, content, content)
@@ -184,9 +190,9 @@ fn service(name: &str, content: u32) -> Vec<Change> {
 fn service_at(name: &str, content: u32, endpoints: u32) -> Vec<Change> {
     let needs = [key(Ty::Cluster, name), key(Ty::Endpoints, name)];
     vec![
-        Change::Put(resource(Ty::Cluster, name, content, &[]).renewing(key(Ty::Endpoints, name))),
-        Change::Put(resource(Ty::Endpoints, name, endpoints, &[])),
-        Change::Put(resource(Ty::Listener, name, content, &needs)),
+        put(resource(Ty::Cluster, name, content, &[]).renewing(key(Ty::Endpoints, name))),
+        put(resource(Ty::Endpoints, name, endpoints, &[])),
+        put(resource(Ty::Listener, name, content, &needs)),
     ]
 }
 
@@ -228,7 +234,7 @@ fn a_client_is_brought_to_the_state_and_kept_there() {
 fn one_change_sends_one_response_with_one_resource() {
     let mut state = state((0..100).flat_map(|n| service(&format!("s{n}"), 1)).collect());
     let mut client = Client::connect(&state, BTreeMap::new(), HashSet::new());
-    state.apply(vec![Change::Put(resource(Ty::Endpoints, "s7", 2, &[]))]);
+    state.apply(vec![put(resource(Ty::Endpoints, "s7", 2, &[]))]);
     let due = client.session.pump(&state);
     assert_eq!(due.len(), 1);
     assert_eq!((due[0].kind, due[0].resources.len()), (Ty::Endpoints, 1));
@@ -304,13 +310,13 @@ fn what_a_client_took_of_a_response_that_it_refused_is_put_right_even_by_what_it
     let listener = |name, content| resource(Ty::Listener, name, content, &[]);
     let bad = listener("red", 2);
     let mut client = Client::connect(&state, BTreeMap::new(), HashSet::from([bad.version]));
-    state.apply(vec![Change::Put(listener("blue", 2)), Change::Put(bad)]);
+    state.apply(vec![put(listener("blue", 2)), put(bad)]);
     let due = client.session.pump(&state);
     assert_eq!(due[0].resources.len(), 2);
     let answer = client.apply(&due[0], &state);
     assert!(answer.error_detail.is_some(), "and it has taken the good one");
     // Until that is heard the good one is again what it was.
-    state.apply(vec![Change::Put(listener("blue", 1)), Change::Put(listener("red", 1))]);
+    state.apply(vec![put(listener("blue", 1)), put(listener("red", 1))]);
     client.talk(answer, &state);
     client.wake(&state);
     assert_eq!(client.has, wanted(&state));
@@ -330,7 +336,7 @@ fn a_replaced_cluster_is_followed_by_its_endpoints_though_they_are_unchanged() {
     let mut state = state(service("blue", 1));
     let mut client = Client::connect(&state, BTreeMap::new(), HashSet::new());
     let cluster = resource(Ty::Cluster, "blue", 2, &[]).renewing(key(Ty::Endpoints, "blue"));
-    state.apply(vec![Change::Put(cluster)]);
+    state.apply(vec![put(cluster)]);
     let due = client.session.pump(&state);
     let kinds: Vec<_> = due.iter().map(|response| response.kind).collect();
     assert_eq!(kinds, [Ty::Cluster, Ty::Endpoints]);
@@ -359,9 +365,9 @@ fn a_cluster_that_a_held_back_listener_still_uses_is_not_taken_away() {
     client.refuses.insert(new.version);
     let needs = [key(Ty::Cluster, "new"), key(Ty::Endpoints, "new")];
     state.apply(vec![
-        Change::Put(new),
-        Change::Put(resource(Ty::Endpoints, "new", 1, &[])),
-        Change::Put(resource(Ty::Listener, "old", 2, &needs)),
+        put(new),
+        put(resource(Ty::Endpoints, "new", 1, &[])),
+        put(resource(Ty::Listener, "old", 2, &needs)),
         Change::Remove(key(Ty::Cluster, "old")),
         Change::Remove(key(Ty::Endpoints, "old")),
     ]);
@@ -379,10 +385,10 @@ fn what_a_resource_needed_before_goes_though_its_content_is_the_same() {
     let mut client = Client::connect(&state, BTreeMap::new(), HashSet::new());
     let needs = [key(Ty::Cluster, "new"), key(Ty::Endpoints, "new")];
     state.apply(vec![
-        Change::Put(resource(Ty::Cluster, "new", 1, &[])),
-        Change::Put(resource(Ty::Endpoints, "new", 1, &[])),
+        put(resource(Ty::Cluster, "new", 1, &[])),
+        put(resource(Ty::Endpoints, "new", 1, &[])),
         // The same version as before.
-        Change::Put(resource(Ty::Listener, "old", 1, &needs)),
+        put(resource(Ty::Listener, "old", 1, &needs)),
         Change::Remove(key(Ty::Cluster, "old")),
         Change::Remove(key(Ty::Endpoints, "old")),
     ]);

@@ -8,9 +8,15 @@ use crate::{ChangeLog, Key, Resource, ResourceType};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// The resource shall be this.
-    Put(Resource),
+    Put(Arc<Resource>),
     /// The resource shall be gone.
     Remove(Key),
+}
+
+impl From<Resource> for Change {
+    fn from(resource: Resource) -> Self {
+        Self::Put(resource.into())
+    }
 }
 
 /// The resources by type, with the log of their changes.
@@ -24,6 +30,11 @@ impl State {
     /// The resources of a type.
     pub fn of(&self, kind: ResourceType) -> &ChangeLog<Arc<str>, Arc<Resource>> {
         &self.logs[kind as usize]
+    }
+
+    /// A name that a client says, as the resource has it: names are kept for each client, and of these there are many.
+    pub(crate) fn shared(&self, kind: ResourceType, name: &str) -> Arc<str> {
+        self.of(kind).key(name).cloned().unwrap_or_else(|| name.into())
     }
 
     /// Whether everything was put once: before that nobody is answered, since an empty answer
@@ -42,10 +53,10 @@ impl State {
         }
     }
 
-    fn put(&mut self, resource: Resource) {
+    fn put(&mut self, resource: Arc<Resource>) {
         let log = &mut self.logs[resource.key.kind as usize];
-        if log.get(&*resource.key.name).is_none_or(|old| **old != resource) {
-            log.put(resource.key.name.clone(), Arc::new(resource));
+        if log.get(&*resource.key.name).is_none_or(|old| *old != resource) {
+            log.put(resource.key.name.clone(), resource);
         }
     }
 

@@ -2,28 +2,33 @@
 
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes};
+use bytes::BufMut;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
-use crate::ResourceType;
 use crate::resource::{field_len, put_field};
+use crate::{Resource, ResourceType};
 
 /// A `Resource`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wire {
     /// As this client is told.
     pub version: String,
-    /// All else, encoded once for all clients.
-    pub body: Bytes,
+    /// All else: encoded once, and shared by all clients.
+    pub resource: Arc<Resource>,
 }
 
 impl Wire {
     /// As field `tag`: `Resource { version = 1, … }`.
     fn encode(&self, tag: u32, out: &mut impl BufMut) {
         encode_key(tag, WireType::LengthDelimited, out);
-        encode_varint((field_len(1, self.version.len()) + self.body.len()) as u64, out);
+        encode_varint(self.size() as u64, out);
         put_field(out, 1, self.version.as_bytes());
-        out.put_slice(&self.body);
+        self.resource.encode(out);
+    }
+
+    /// Size on the wire, in bytes.
+    pub fn size(&self) -> usize {
+        field_len(1, self.version.len()) + self.resource.size()
     }
 }
 
@@ -62,7 +67,7 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::{Key, Resource};
+    use crate::Key;
 
     #[test]
     fn a_response_decodes_as_the_generated_type() {
@@ -71,7 +76,7 @@ mod tests {
         let response = Response {
             kind: ResourceType::Cluster,
             nonce: "7".into(),
-            resources: vec![Wire { version: "v".into(), body: resource.body }],
+            resources: vec![Wire { version: "v".into(), resource: resource.into() }],
             removed: vec!["red".into()],
         };
         let mut bytes = Vec::new();

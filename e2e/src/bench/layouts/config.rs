@@ -135,7 +135,7 @@ pub fn certificate(host: &str, pair: &Pair) -> Change {
     };
     let secret =
         Secret { name: host.to_owned(), r#type: Some(secret::Type::TlsCertificate(certificate)) };
-    Change::Put(Resource::new(Key::new(ResourceType::Secret, host), &secret, []))
+    Resource::new(Key::new(ResourceType::Secret, host), &secret, []).into()
 }
 
 /// The listener for the first `count` hosts, at a socket in the file system.
@@ -161,7 +161,7 @@ pub fn listener(layout: Layout, count: usize, at: &Path) -> Change {
         filter_chains,
         ..Listener::default()
     };
-    Change::Put(Resource::new(Key::new(ResourceType::Listener, "bench"), &listener, []))
+    Resource::new(Key::new(ResourceType::Listener, "bench"), &listener, []).into()
 }
 
 /// `host`: the only one; empty: all.
@@ -249,7 +249,7 @@ pub fn with_listener_at(change: Change, at: &Path) -> Result<Change> {
     match change {
         Change::Put(resource) if resource.key.kind == ResourceType::Listener => {
             let listener = moved(resource.decode()?, at);
-            Ok(Change::Put(Resource::new(resource.key, &listener, [])))
+            Ok(Resource::new(resource.key.clone(), &listener, []).into())
         }
         other => Ok(other),
     }
@@ -269,7 +269,7 @@ pub fn one_configuration(change: Change, at: &Path) -> Option<Result<Change>> {
                 *config = any(&manager);
             }
         }
-        Ok(Change::Put(Resource::new(resource.key, &listener, [])))
+        Ok(Resource::new(resource.key.clone(), &listener, []).into())
     })
 }
 
@@ -300,7 +300,7 @@ pub fn whole_table(layout: wildcards::Layout, hosts: &[usize]) -> Change {
         virtual_hosts: hosts.iter().map(host).collect(),
         ..RouteConfiguration::default()
     };
-    Change::Put(Resource::new(Key::new(ResourceType::Routes, TABLE), &table, []))
+    Resource::new(Key::new(ResourceType::Routes, TABLE), &table, []).into()
 }
 
 /// What is done with all requests.

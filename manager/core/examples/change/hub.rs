@@ -82,11 +82,7 @@ impl Hub {
     fn answer(&mut self, due: Vec<Response>) {
         let mut due = VecDeque::from(due);
         while let Some(response) = due.pop_front() {
-            self.bytes += response
-                .resources
-                .iter()
-                .map(|one| one.version.len() + one.body.len())
-                .sum::<usize>();
+            self.bytes += response.resources.iter().map(fairlead_xds::Wire::size).sum::<usize>();
             let ack = DeltaDiscoveryRequest {
                 type_url: response.kind.url().into(),
                 response_nonce: response.nonce,

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use fairlead_api::PortRange;
 use fairlead_api::claim::ClaimKey;
 use fairlead_api::condition::{Reason, Verdict};
 use fairlead_api::route::{IpFamily, Protocol};
+use fairlead_api::{PortRange, Uid};
 
 use super::{Ask, Spot};
 use crate::claims::{Claim, Holder, unspecified};
@@ -126,7 +126,7 @@ impl Ask<'_> {
                 listener: if listener.port == 0 { listener.name.clone() } else { Box::default() },
                 alone: self.wish.alone && matches!(holder, Holder::Route { .. }),
                 target: None,
-                object: Box::default(),
+                object: Uid::default(),
             };
             let service = self.pools.get(spot.pool).and_then(|pool| pool.service.as_ref());
             if let Some(service) = service {

@@ -1,8 +1,8 @@
 //! What is known of claims: what the watch shows, and what was answered to this process' own writes. Which of it is old
 //! news is the caller's to know (`versions.rs`).
 
-use fairlead_api::RouteId;
 use fairlead_api::claim::{ClaimKey, HostKey};
+use fairlead_api::{RouteId, Uid};
 
 use super::Engine;
 use crate::claims::{Claim, Leaving};
@@ -79,7 +79,7 @@ impl Engine {
         // What was only about to be claimed.
         let tentative = self.hosts.get(key).filter(|claim| claim.object.is_empty());
         let tentative = tentative.map(|claim| claim.tenant.clone());
-        self.hosts.remove(key, "");
+        self.hosts.remove(key, &Uid::default());
         let now = claim.as_ref().map(|claim| claim.tenant.clone());
         match claim {
             Some(claim) => self.host(claim),
@@ -91,7 +91,7 @@ impl Engine {
     }
 
     /// A host name's claim is gone: others may have it.
-    pub fn host_released(&mut self, key: &HostKey, object: &str) {
+    pub fn host_released(&mut self, key: &HostKey, object: &Uid) {
         if self.hosts.remove(key, object) {
             self.touch_hosts(key);
             // A name that overlaps may be free now.
@@ -131,8 +131,8 @@ impl Engine {
     }
 
     /// A claim's object was deleted, or was gone already.
-    pub fn released(&mut self, key: &ClaimKey, object: &str) {
-        if self.claims.get(key).is_some_and(|claim| *claim.object == *object) {
+    pub fn released(&mut self, key: &ClaimKey, object: &Uid) {
+        if self.claims.get(key).is_some_and(|claim| claim.object == *object) {
             self.claim_gone(key);
         }
     }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use fairlead_api::RouteId;
 use fairlead_api::claim::HostKey;
 use fairlead_api::condition::{Reason, Verdict};
 use fairlead_api::few::Few;
 use fairlead_api::http::ANY_HOST;
+use fairlead_api::{RouteId, Uid};
 
 use super::{Effects, Engine, Entry, Serving, binding};
 use crate::allocate::{Allocation, Ask, Place, usable};
@@ -20,7 +20,7 @@ use crate::model::{Listener, Wish};
 use crate::nodes::Nodes;
 use crate::publish::Owner;
 use crate::status::some;
-use crate::translate::{backend_name, members, resolve, translate, transport_socket};
+use crate::translate::{members, resolve, translate, transport_socket};
 
 impl Engine {
     pub(super) fn decide(&mut self, id: &RouteId, effects: &mut Effects) {
@@ -227,7 +227,7 @@ impl Engine {
             Some(Serving { wish, addresses }) if !is_http => {
                 let bind = |key| binding(&self.claims, &self.pools, &self.retired, key);
                 let unhealthy = |cluster: &str| self.health.unhealthy(cluster);
-                let translation = translate(id, wish, addresses, nodes, &bind, &unhealthy);
+                let translation = translate(wish, addresses, nodes, &bind, &unhealthy);
                 entry.resolved = Some(translation.resolved);
                 translation.resources
             }
@@ -267,7 +267,7 @@ impl Engine {
                 socket: transport_socket(&backend.upstream, None),
                 endpoints: members(backend, nodes).collect(),
             };
-            wanted.insert(backend_name(id, backend), one);
+            wanted.insert(backend.cluster.to_string(), one);
         }
         let Some(entry) = self.routes.get_mut(id) else { return };
         let now: Few<String> = wanted.keys().cloned().collect();
@@ -383,7 +383,7 @@ impl Engine {
                 Standing::Held => drop(hosts.insert(key.hostname.clone())),
                 Standing::Free if self.leads => {
                     let (key, tenant) = (key.clone(), id.tenant.clone());
-                    let claim = HostClaim { key, tenant, object: Box::default() };
+                    let claim = HostClaim { key, tenant, object: Uid::default() };
                     self.hosts.insert(claim.clone());
                     effects.claim_hosts.push(claim);
                 }
@@ -440,7 +440,7 @@ fn with_ports(wish: &Arc<Wish>, ports: &[u16]) -> Arc<Wish> {
 }
 
 /// The part of what was served that is held at all addresses; `None` when that is nothing.
-fn reduced(id: &RouteId, uid: &str, before: Serving, claims: &Claims) -> Option<Serving> {
+fn reduced(id: &RouteId, uid: &Uid, before: Serving, claims: &Claims) -> Option<Serving> {
     let Serving { wish, addresses } = before;
     let held =
         |address: &IpAddr| wish.listeners.iter().any(|one| usable(claims, id, uid, *address, one));

@@ -1,6 +1,7 @@
 //! One rule of a host → routes of a `VirtualHost`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
@@ -41,7 +42,7 @@ const PER_FILTER: u32 = 13;
 /// What a rule needs to know of its surroundings.
 pub(crate) struct Context<'a> {
     /// The cluster of a backend.
-    pub(crate) clusters: &'a BTreeMap<&'a str, String>,
+    pub(crate) clusters: &'a BTreeMap<&'a str, Arc<str>>,
     /// The users of a Secret; `None` while it is missing or broken.
     pub(crate) users: &'a dyn Fn(&str) -> Option<String>,
 }
@@ -213,12 +214,12 @@ fn forward(rule: &HttpRule, one: &HttpMatch, context: &Context<'_>) -> Option<Ro
         .collect();
     let cluster = match weights.as_slice() {
         [] => return None,
-        [(cluster, _)] => ClusterSpecifier::Cluster((*cluster).clone()),
+        [(cluster, _)] => ClusterSpecifier::Cluster(cluster.to_string()),
         _ => ClusterSpecifier::WeightedClusters(WeightedCluster {
             clusters: weights
                 .into_iter()
                 .map(|(cluster, weight)| weighted_cluster::ClusterWeight {
-                    name: cluster.clone(),
+                    name: cluster.to_string(),
                     weight: number(weight),
                     ..weighted_cluster::ClusterWeight::default()
                 })

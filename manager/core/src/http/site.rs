@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
@@ -28,7 +29,6 @@ use prost::Message;
 use super::filters::{Parts, SCOPE};
 use super::rule::{self, Context};
 use super::secrets::SecretId;
-use super::upstream;
 use crate::model::{Backend, HTTP_PORT, HTTPS_PORT, Wish};
 use crate::pb::{append, exactly, header, number};
 use crate::translate::cluster_keys;
@@ -61,7 +61,7 @@ pub(crate) enum Chain {
     /// At the fleet, with this certificate.
     Terminate(SecretId),
     /// At this Cluster.
-    Passthrough(String),
+    Passthrough(Arc<str>),
 }
 
 /// What of the Secrets is known.
@@ -137,7 +137,7 @@ fn chain(member: &Member<'_>, tenant: &TenantId, secrets: &dyn Secrets) -> Optio
         TlsMode::Passthrough => {
             let first = member.host.rules.iter().flat_map(|rule| &rule.backends).next()?;
             let backend = member.wish.backends.iter().find(|one| *one.name == *first.name)?;
-            Some(Chain::Passthrough(upstream::name(member.route, member.namespace, backend)))
+            Some(Chain::Passthrough(backend.cluster.clone()))
         }
     }
 }
@@ -147,14 +147,12 @@ fn clusters<'a>(
     member: &Member<'a>,
     tenant: &TenantId,
     secrets: &dyn Secrets,
-) -> BTreeMap<&'a str, String> {
+) -> BTreeMap<&'a str, Arc<str>> {
     let usable = |backend: &&'a Backend| {
         let ca = backend.upstream.tls.as_ref().and_then(|tls| tls.ca.as_deref());
         ca.is_none_or(|name| secrets.has_ca(&SecretId::new(tenant, member.namespace, name)))
     };
-    let named = |backend: &'a Backend| {
-        (&*backend.name, upstream::name(member.route, member.namespace, backend))
-    };
+    let named = |backend: &'a Backend| (&*backend.name, backend.cluster.clone());
     used(member).filter(usable).map(named).collect()
 }
 
@@ -171,9 +169,8 @@ fn backends(rule: &HttpRule) -> impl Iterator<Item = &str> {
     rule.backends.iter().map(|backend| backend.name.as_str()).chain(asked)
 }
 
-fn needs(clusters: &[BTreeMap<&str, String>]) -> Vec<Key> {
-    let all: BTreeSet<&str> =
-        clusters.iter().flat_map(|m| m.values()).map(String::as_str).collect();
+fn needs(clusters: &[BTreeMap<&str, Arc<str>>]) -> Arc<[Key]> {
+    let all: BTreeSet<&Arc<str>> = clusters.iter().flat_map(BTreeMap::values).collect();
     all.into_iter().flat_map(cluster_keys).collect()
 }
 
@@ -307,7 +304,7 @@ fn publish(
     port: u16,
     tenant: Option<&TenantId>,
     routes: &[Vec<u8>],
-    needs: &[Key],
+    needs: &Arc<[Key]>,
 ) -> Vec<Resource> {
     let name = format!("{}{}", prefix(key.address, port, tenant), key.hostname);
     let fragment = Fragment { r#type: Some(fragment::Type::StringKey(name.clone())) };
@@ -318,9 +315,10 @@ fn publish(
         ..ScopedRouteConfiguration::default()
     };
     let body = configuration(&name, routes);
+    let shared: Arc<str> = name.into();
     vec![
-        Resource::new(Key::new(ResourceType::ScopedRoutes, name.as_str()), &scope, needs),
-        Resource::of_bytes(Key::new(ResourceType::Routes, name.as_str()), &body, needs),
+        Resource::new(Key::new(ResourceType::ScopedRoutes, shared.clone()), &scope, needs.clone()),
+        Resource::of_bytes(Key::new(ResourceType::Routes, shared), body, needs.clone()),
     ]
 }
 

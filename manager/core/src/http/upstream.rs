@@ -20,9 +20,9 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
     AutoHttpConfig, ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config,
 };
+use fairlead_api::TenantId;
 use fairlead_api::http::{Upstream, UpstreamProtocol, UpstreamTls};
-use fairlead_api::{RouteId, TenantId};
-use fairlead_xds::{Key, Resource, ResourceType};
+use fairlead_xds::Resource;
 
 use super::secrets;
 use crate::model::Backend;
@@ -37,9 +37,9 @@ const MAX_HEADERS: u32 = 200;
 /// The name of a backend's Cluster: `<tenant>/<namespace>/<service>:<port>@<node port>`, and a hash of
 /// how it is spoken to where that is not as usual. The node port tells a Service's own from that of its
 /// shadow, and a new one from an old one: routes lead to the one that they were made for.
-pub(crate) fn name(route: &RouteId, namespace: &str, backend: &Backend) -> String {
-    let Backend { name, node_port, nodes: _, slots: _, family: _, upstream } = backend;
-    let usual = format!("{}/{namespace}/{name}@{node_port}", route.tenant);
+pub(crate) fn name(tenant: &TenantId, namespace: &str, backend: &Backend) -> String {
+    let Backend { name, cluster: _, node_port, nodes: _, slots: _, family: _, upstream } = backend;
+    let usual = format!("{tenant}/{namespace}/{name}@{node_port}");
     if *upstream == Upstream::default() {
         return usual;
     }
@@ -50,12 +50,12 @@ pub(crate) fn name(route: &RouteId, namespace: &str, backend: &Backend) -> Strin
 
 /// The Cluster and its endpoints.
 pub(crate) fn translate(
-    name: &str,
     tenant: &TenantId,
     namespace: &str,
     backend: &Backend,
     nodes: &Nodes,
 ) -> [Resource; 2] {
+    let name = &backend.cluster;
     let Upstream { protocol, tls, balancing, .. } = &backend.upstream;
     let options = options(*protocol, tls.as_ref());
     let cluster = Cluster {
@@ -72,11 +72,10 @@ pub(crate) fn translate(
         .into(),
         ..translate::cluster(name, &backend.upstream)
     };
-    let endpoints = Key::new(ResourceType::Endpoints, name);
-    let key = Key::new(ResourceType::Cluster, name);
+    let [key, endpoints] = translate::cluster_keys(name);
     [
         Resource::new(key, &cluster, []).renewing(endpoints),
-        translate::endpoints(name, backend, nodes, &BTreeSet::new()),
+        translate::endpoints(backend, nodes, &BTreeSet::new()),
     ]
 }
 

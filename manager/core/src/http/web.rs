@@ -46,7 +46,7 @@ pub(crate) struct Web {
     served: BTreeMap<RouteId, Served>,
     seats: BTreeMap<IpAddr, Seats>,
     sites: BTreeMap<SiteKey, Box<Site>>,
-    upstreams: BTreeMap<String, Box<Shared>>,
+    upstreams: BTreeMap<Arc<str>, Box<Shared>>,
     fronts: BTreeMap<IpAddr, Published>,
     secrets: BTreeMap<SecretId, Stored>,
     /// Addresses that have, or had, a host that is found only where no other is: to take the filters
@@ -58,7 +58,7 @@ pub(crate) struct Web {
     /// Which sites name a Secret.
     named_by: BTreeMap<SecretId, Few<SiteKey>>,
     dirty_sites: BTreeSet<SiteKey>,
-    dirty_upstreams: BTreeSet<String>,
+    dirty_upstreams: BTreeSet<Arc<str>>,
     dirty_fronts: BTreeSet<IpAddr>,
 }
 
@@ -86,9 +86,9 @@ struct Site {
     secrets: Few<SecretId>,
     shadowed: Vec<(RouteId, String)>,
     /// The last routes that an Envoy took.
-    good: Vec<Resource>,
+    good: Vec<Arc<Resource>>,
     /// The routes as they are published.
-    current: Vec<Resource>,
+    current: Vec<Arc<Resource>>,
     /// Routes that an Envoy refused, in its words.
     rejected: BTreeMap<Key, (u64, Arc<str>)>,
 }
@@ -193,11 +193,10 @@ impl Web {
             self.leave_site(id, old, hostname);
         }
         for backend in &old.wish.backends {
-            let name = upstream::name(id, &old.namespace, backend);
-            if let Some(shared) = self.upstreams.get_mut(&name) {
+            if let Some(shared) = self.upstreams.get_mut(&backend.cluster) {
                 shared.users.remove(id);
             }
-            self.dirty_upstreams.insert(name);
+            self.dirty_upstreams.insert(backend.cluster.clone());
         }
     }
 
@@ -209,8 +208,7 @@ impl Web {
             self.enter_site(id, new, hostname);
         }
         for backend in &new.wish.backends {
-            let name = upstream::name(id, &new.namespace, backend);
-            let shared = self.upstreams.entry(name.clone()).or_insert_with(|| {
+            let shared = self.upstreams.entry(backend.cluster.clone()).or_insert_with(|| {
                 Box::new(Shared {
                     tenant: id.tenant.clone(),
                     namespace: new.namespace.clone(),
@@ -222,7 +220,7 @@ impl Web {
             // Where Routes differ for a moment, the one that was told last knows best.
             shared.backend = backend.clone();
             shared.users.insert(id.clone());
-            self.dirty_upstreams.insert(name);
+            self.dirty_upstreams.insert(backend.cluster.clone());
         }
     }
 
@@ -246,9 +244,7 @@ impl Web {
     /// Nodes may have changed.
     fn touch_upstreams(&mut self, id: &RouteId) {
         let Some(served) = self.served.get(id) else { return };
-        let names =
-            served.wish.backends.iter().map(|one| upstream::name(id, &served.namespace, one));
-        self.dirty_upstreams.extend(names);
+        self.dirty_upstreams.extend(served.wish.backends.iter().map(|one| one.cluster.clone()));
     }
 
     /// All addresses may be wanted differently: a pool changed.
@@ -325,18 +321,23 @@ impl Web {
         touched
     }
 
-    fn translate_upstream(&mut self, name: String, around: &Surroundings<'_>, to: &mut Publisher) {
+    fn translate_upstream(
+        &mut self,
+        name: Arc<str>,
+        around: &Surroundings<'_>,
+        to: &mut Publisher,
+    ) {
         let Some(shared) = self.upstreams.get_mut(&name) else { return };
         let none = Nodes::default();
         // Envoy takes no other Cluster while one waits for its Secret: it goes out once that is there.
         let waits = shared.authority().is_some_and(|id| !self.secrets.has_ca(&id));
-        let unused = shared.users.is_empty() && !self.pinned.contains_key(name.as_str());
+        let unused = shared.users.is_empty() && !self.pinned.contains_key(&name);
         let resources = if unused || waits {
             Vec::new()
         } else {
             let nodes = around.nodes.get(&shared.tenant).unwrap_or(&none);
             let (tenant, namespace) = (&shared.tenant, &shared.namespace);
-            upstream::translate(&name, tenant, namespace, &shared.backend, nodes).into()
+            upstream::translate(tenant, namespace, &shared.backend, nodes).into()
         };
         to.replace(&Owner::Upstream(name.clone()), &mut shared.published, resources);
         if unused {
@@ -463,7 +464,7 @@ impl Web {
                 sites.remove(key);
                 if sites.is_empty() {
                     self.pinned.remove(name);
-                    self.dirty_upstreams.insert(name.to_string());
+                    self.dirty_upstreams.insert(name.clone());
                 }
             }
         }
@@ -479,8 +480,7 @@ impl Web {
     pub(crate) fn published(&self, id: &RouteId) -> Published {
         let Some(served) = self.served.get(id) else { return Vec::new() };
         let sites = self.sites_of(served).flat_map(|(_, site)| &site.published);
-        let shared =
-            |backend: &Arc<_>| self.upstreams.get(&upstream::name(id, &served.namespace, backend));
+        let shared = |backend: &Arc<Backend>| self.upstreams.get(&backend.cluster);
         let upstreams =
             served.wish.backends.iter().filter_map(shared).flat_map(|shared| &shared.published);
         let front = self.fronts.get(&served.address).into_iter().flatten();
@@ -547,7 +547,7 @@ impl Site {
 
     /// An Envoy took routes. True if they are what is published.
     fn took(&mut self, key: &Key, version: u64) -> bool {
-        let is_this = |one: &&Resource| one.key == *key && one.version == version;
+        let is_this = |one: &&Arc<Resource>| one.key == *key && one.version == version;
         let Some(current) = self.current.iter().find(is_this).cloned() else { return false };
         match self.good.iter_mut().find(|one| one.key == *key) {
             Some(good) => *good = current,
@@ -560,12 +560,12 @@ impl Site {
     }
 
     /// Routes that an Envoy refused are replaced by the last that one took.
-    fn keep_good(&mut self, resources: Vec<Resource>) -> Vec<Resource> {
+    fn keep_good(&mut self, resources: Vec<Resource>) -> Vec<Arc<Resource>> {
         let mut kept = Vec::with_capacity(resources.len());
         let mut refused = BTreeMap::new();
         for resource in resources {
             if resource.key.kind != ResourceType::Routes {
-                kept.push(resource);
+                kept.push(resource.into());
                 continue;
             }
             let old = self.rejected.remove(&resource.key).filter(|old| old.0 == resource.version);
@@ -575,7 +575,7 @@ impl Site {
             }
             kept.push(match self.good.iter().find(|one| one.key == resource.key) {
                 Some(good) if is_refused => good.clone(),
-                _ => resource,
+                _ => resource.into(),
             });
         }
         let routes = kept.iter().filter(|one| one.key.kind == ResourceType::Routes);

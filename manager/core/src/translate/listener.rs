@@ -1,6 +1,7 @@
 //! The Listeners of layer 4.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::socket_address::Protocol as Transport;
 use envoy_types::pb::envoy::config::core::v3::socket_option::{self, SocketState};
@@ -54,7 +55,7 @@ pub(super) fn tcp(
     ip: IpAddr,
     port: u16,
     binding: &Binding,
-    cluster: &str,
+    cluster: &Arc<str>,
     clients: &Clients,
 ) -> Resource {
     let Clients { source_ranges, idle_millis, source_affinity } = clients;
@@ -66,7 +67,7 @@ pub(super) fn tcp(
     };
     let proxy = TcpProxy {
         stat_prefix: name.clone(),
-        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_string())),
         max_connect_attempts: number(CONNECT_ATTEMPTS),
         idle_timeout: millis(idle_millis.unwrap_or(TCP_IDLE_MILLIS)),
         hash_policy: source_affinity.then_some(by_source).into_iter().collect(),
@@ -124,7 +125,7 @@ pub(super) fn udp(
     ip: IpAddr,
     port: u16,
     binding: &Binding,
-    cluster: &str,
+    cluster: &Arc<str>,
     clients: &Clients,
 ) -> Resource {
     let Clients { source_ranges, idle_millis, source_affinity } = clients;
@@ -207,6 +208,6 @@ fn extension(name: &str, config: envoy_types::pb::google::protobuf::Any) -> Type
     TypedExtensionConfig { name: name.to_owned(), typed_config: Some(config) }
 }
 
-fn needing(name: &str, listener: &Listener, cluster: &str) -> Resource {
+fn needing(name: &str, listener: &Listener, cluster: &Arc<str>) -> Resource {
     Resource::new(Key::new(ResourceType::Listener, name), listener, cluster_keys(cluster))
 }
