@@ -49,6 +49,9 @@ pub(super) struct Session {
     reported: HashMap<RouteName, Arc<Record>>,
     /// Deletions whose outcome the agent waits for.
     deleting: HashSet<Item>,
+    /// What the hub has of items that it asked for, until the agent says something of them: an agent that has just begun
+    /// may not know yet that they are the same.
+    asked: HashMap<Item, Arc<Record>>,
 }
 
 /// The hash of what the agent wants of each item.
@@ -94,6 +97,7 @@ impl Session {
             wanted: Wanted::default(),
             reported: HashMap::new(),
             deleting: HashSet::new(),
+            asked: HashMap::new(),
         }
     }
 
@@ -115,11 +119,12 @@ impl Session {
             From::Put(_) | From::Delete(_) if !self.complete => {
                 Err(Status::invalid_argument("Put or Delete before the inventory was complete"))
             }
-            From::Put(put) => Ok(vec![self.put(put)]),
+            From::Put(put) => Ok(self.put(put)),
             From::Delete(v1::Delete { key }) => {
                 let item =
                     convert::item(&key.unwrap_or_default()).map_err(Status::invalid_argument)?;
                 self.wanted.remove(&item);
+                self.asked.remove(&item);
                 if let Item::Route(name) = &item {
                     self.reported.remove(name);
                 }
@@ -182,6 +187,9 @@ impl Session {
             }
             room -= usize::from(new);
             keys.push(convert::key(&item));
+            if let Some(record) = there.get(&item) {
+                self.asked.insert(item, record.clone());
+            }
         }
         let chunks = keys.chunks(MAX_ITEMS).map(<[v1::Key]>::to_vec);
         actions.extend(chunks.map(|keys| Action::Send(To::Want(v1::Want { keys }))));
@@ -205,16 +213,31 @@ impl Session {
         )
     }
 
-    fn put(&mut self, put: v1::Put) -> Action {
+    fn put(&mut self, put: v1::Put) -> Vec<Action> {
         let v1::Put { key, hash, object } = put;
         let key = key.unwrap_or_default();
         match self.read_put(&key, &hash, object) {
-            Ok((item, upload)) => Action::Store(item, upload),
+            Ok((item, upload)) => match self.there_already(&item) {
+                Some(record) => {
+                    let stored = To::Stored(v1::Stored { key: Some(key), hash });
+                    let told = self.on_record(&item, Some(&record));
+                    [Action::Send(stored)].into_iter().chain(told).collect()
+                }
+                None => vec![Action::Store(item, upload)],
+            },
             Err((reason, message)) => {
                 let reason = reason.to_owned();
-                Action::Send(To::Refused(v1::Refused { key: Some(key), hash, reason, message }))
+                let refused = v1::Refused { key: Some(key), hash, reason, message };
+                vec![Action::Send(To::Refused(refused))]
             }
         }
+    }
+
+    /// What the hub has of an item, where that is what the agent wants. Only for the first word of an item after it was
+    /// asked for: then no write of it is under way.
+    fn there_already(&mut self, item: &Item) -> Option<Arc<Record>> {
+        let record = self.asked.remove(item)?;
+        (self.wanted.all.get(item) == Some(&record.hash)).then_some(record)
     }
 
     fn read_put(
@@ -258,6 +281,11 @@ impl Session {
     ) -> Option<Action> {
         if !self.complete {
             return None;
+        }
+        match (self.asked.get_mut(item), record) {
+            (Some(there), Some(record)) => there.clone_from(record),
+            (Some(_), None) => drop(self.asked.remove(item)),
+            (None, _) => {}
         }
         let Some(record) = record else {
             if let Item::Route(name) = item {

@@ -134,16 +134,47 @@ fn an_inventory_beyond_the_quota_keeps_what_the_hub_has() {
     assert_eq!(session.on_record(&web(), Some(&record("01", false))), None, "it is kept");
 }
 
+/// What the agent has of [`web`], with this hash.
+fn put(hash: u8) -> From {
+    let source = r#"{"kind": "Service", "namespace": "a", "name": "b", "uid": "u"}"#;
+    let spec = format!(r#"{{"source": {source}, "contentHash": "", "listeners": []}}"#).into();
+    let object = Some(Object::Route(v1::Route { spec }));
+    From::Put(v1::Put { key: Some(convert::key(&web())), hash: vec![hash], object })
+}
+
+#[test]
+fn what_the_hub_has_is_not_written_again() {
+    let unplanned = |there: &Arc<Record>| {
+        let mut session = Session::new(10);
+        feed(&mut session, inventory(&[(&web(), 0)], true), &[(web(), there.clone())]);
+        session
+    };
+    let there = record("01", true);
+    let actions = feed(&mut unplanned(&there), put(1), &[]);
+    assert!(
+        matches!(&actions[..], [Action::Send(To::Stored(stored)), Action::Send(To::Status(status))]
+            if stored.hash == [1] && status.hash == [1] && status.addresses == ["10.0.0.1"]),
+        "{actions:?}"
+    );
+    let is_written = |actions: Vec<Action>| matches!(actions[..], [Action::Store(..)]);
+    assert!(is_written(feed(&mut unplanned(&there), put(2), &[])), "another content");
+    let mut session = unplanned(&there);
+    session.on_record(&web(), Some(&record("02", true)));
+    assert!(is_written(feed(&mut session, put(1), &[])), "somebody changed it meanwhile");
+    let mut session = unplanned(&there);
+    session.on_record(&web(), None);
+    assert!(is_written(feed(&mut session, put(1), &[])), "somebody deleted it meanwhile");
+    let mut session = unplanned(&there);
+    feed(&mut session, put(2), &[]);
+    assert!(is_written(feed(&mut session, put(1), &[])), "a write of another is under way");
+}
+
 #[test]
 fn what_is_deleted_and_put_again_unchanged_is_reported_again() {
     let mut session = Session::new(10);
     feed(&mut session, inventory(&[(&web(), 1)], true), &[(web(), record("01", true))]);
     feed(&mut session, From::Delete(v1::Delete { key: Some(convert::key(&web())) }), &[]);
-    let source = r#"{"kind": "Service", "namespace": "a", "name": "b", "uid": "u"}"#;
-    let spec = format!(r#"{{"source": {source}, "contentHash": "", "listeners": []}}"#).into();
-    let object = Some(Object::Route(v1::Route { spec }));
-    let put = v1::Put { key: Some(convert::key(&web())), hash: vec![1], object };
-    feed(&mut session, From::Put(put), &[]);
+    feed(&mut session, put(1), &[]);
     let told = session.on_record(&web(), Some(&record("01", true)));
     assert!(matches!(told, Some(Action::Send(To::Status(_)))));
 }
