@@ -4,10 +4,10 @@ use std::fmt;
 
 /// An object's `metadata.uid`: a UUID (RFC 9562), by 16 bytes instead of its 36 characters. What is none is kept as it
 /// is.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Uid(Repr);
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 enum Repr {
     /// As its text has it, so that equal texts are equal here.
     Uuid([u8; 16]),
@@ -41,6 +41,12 @@ impl From<&str> for Uid {
 impl From<String> for Uid {
     fn from(text: String) -> Self {
         text.as_str().into()
+    }
+}
+
+impl fmt::Debug for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Uid({self})")
     }
 }
 

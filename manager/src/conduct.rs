@@ -31,7 +31,7 @@ use crate::hub::{Hub, Obstacle, pause_after_failure};
 use crate::identity::AllowList;
 use crate::queue::{Laned, Queue};
 use crate::records::{Existing, Item, Record, Records};
-use crate::watch::{KINDS, Kind, Observed};
+use crate::watch::{KINDS, Kind, Observed, uid};
 
 /// Writes to the apiserver under way at the same time.
 const WRITES: usize = 32;
@@ -335,11 +335,11 @@ impl Conductor {
                 records.items.put(item, Arc::new(record));
             }
         });
-        let created = route.metadata.creation_timestamp.map_or(0, |time| time.0.as_second());
+        let created = route.metadata.creation_timestamp.as_ref();
         let meta = Meta {
-            uid: route.metadata.uid.unwrap_or_default().into(),
+            uid: uid(&route),
             generation: route.metadata.generation.unwrap_or(0),
-            created,
+            created: created.map_or(0, |time| time.0.as_second()),
         };
         self.engine.route(id, meta, route.spec, route.status);
     }

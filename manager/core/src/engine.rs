@@ -14,7 +14,7 @@ use fairlead_api::{
     AddressPoolStatus, NodeSetSpec, NodeSetStatus, RouteId, RouteName, RouteSpec, RouteStatus,
     TenantId, Uid,
 };
-use fairlead_xds::{Change, Resource};
+use fairlead_xds::Change;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::claims::{Claim, Claims, Holder};
@@ -295,7 +295,12 @@ impl Engine {
             self.route_gone(&id);
         }
         let (source, wish) = match Wish::parse(&id, spec) {
-            Ok((source, wish)) => (source, Ok(Arc::new(wish))),
+            Ok((source, mut wish)) => {
+                if let Some(Ok(old)) = self.routes.get(&id).map(|entry| &entry.wish) {
+                    wish.share(old);
+                }
+                (source, Ok(Arc::new(wish)))
+            }
             Err((source, verdict)) => (source, Err(verdict)),
         };
         self.dirty.insert((meta.created, id.clone()));
@@ -357,11 +362,7 @@ impl Engine {
         }
         self.stale_hosts.extend(entry.wanted);
         self.web.serve(id, None);
-        self.publisher.replace(
-            &Owner::Route(id.clone()),
-            &mut entry.published,
-            Vec::<Resource>::new(),
-        );
+        self.publisher.withdraw(&Owner::Route(id.clone()), &mut entry.published);
     }
 
     /// A Secret as it is now; `None`: it is gone.

@@ -168,6 +168,20 @@ impl Wish {
         spare.then(|| Self { families, prefer_dual_stack: false, ..self.clone() })
     }
 
+    /// Takes over what an older wish of this Route has the same of backends: resources of theirs that stay share its text.
+    pub(crate) fn share(&mut self, old: &Self) {
+        for backend in &mut self.backends {
+            let Some(known) = old.backends.iter().find(|one| one.cluster == backend.cluster) else {
+                continue;
+            };
+            if known == backend {
+                backend.clone_from(known);
+            } else {
+                Arc::make_mut(backend).cluster = known.cluster.clone();
+            }
+        }
+    }
+
     /// Gives back what lists have room for: those that were read from text have it for four, and of Routes there are
     /// thousands.
     fn tighten(&mut self) {
@@ -263,14 +277,6 @@ fn read(id: &RouteId, spec: RouteSpec) -> Result<Wish, String> {
     let (asked, unresolved): (Vec<_>, Vec<_>) =
         unresolved.into_iter().partition(|one| one.reason == "InvalidAnnotation");
     invalid.extend(asked.into_iter().map(|one| one.message));
-    for backend in &mut backends {
-        let name = if http {
-            upstream::name(&id.tenant, &source.namespace, backend)
-        } else {
-            backend_name(id, backend)
-        };
-        backend.cluster = name.into();
-    }
     let mut wish = Wish {
         pool,
         ips,
@@ -279,7 +285,7 @@ fn read(id: &RouteId, spec: RouteSpec) -> Result<Wish, String> {
         families,
         prefer_dual_stack,
         listeners,
-        backends: backends.into_iter().map(Arc::new).collect(),
+        backends: backends.into_iter().map(|one| named(id, &source, http, one)).collect(),
         hosts,
         invalid,
         clients,
@@ -378,6 +384,17 @@ fn leads_to(
     place.ok_or("its rule names no backend")
 }
 
+/// Names a backend's Cluster: how it is spoken to is a part of that.
+fn named(id: &RouteId, source: &Source, http: bool, mut backend: Backend) -> Arc<Backend> {
+    let name = if http {
+        upstream::name(&id.tenant, &source.namespace, &backend)
+    } else {
+        backend_name(id, &backend)
+    };
+    backend.cluster = name.into();
+    Arc::new(backend)
+}
+
 fn backend(backend: fairlead_api::route::Backend) -> Backend {
     let fairlead_api::route::Backend { name, node_port, nodes, slots, family, upstream } = backend;
     let nodes = match nodes.policy {
@@ -386,7 +403,7 @@ fn backend(backend: fairlead_api::route::Backend) -> Backend {
     };
     let slot = |slot: Slot| (slot.node_port, slot.nodes.into_iter().map(Into::into).collect());
     let slots = slots.into_iter().map(slot).collect();
-    // Named once it is known how it is spoken to.
+    // See `named`.
     let cluster = Arc::default();
     Backend { name: name.into(), cluster, node_port, nodes, slots, family, upstream }
 }

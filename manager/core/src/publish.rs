@@ -1,6 +1,7 @@
 //! Which resource belongs to what, so that what differs is published and what Envoy says finds the
 //! Routes that it is about.
 
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
@@ -58,15 +59,16 @@ impl Publisher {
         &mut self,
         owner: &Owner,
         published: &mut Published,
-        resources: Vec<impl Into<Arc<Resource>>>,
+        resources: Vec<impl Borrow<Resource> + Into<Arc<Resource>>>,
     ) {
-        let resources: Vec<Arc<Resource>> = resources.into_iter().map(Into::into).collect();
-        let new: Published = resources.iter().map(|r| (r.key.clone(), r.version)).collect();
+        let version = |one: &Resource| (one.key.clone(), one.version);
+        let new: Published = resources.iter().map(|one| version(one.borrow())).collect();
         let old = std::mem::replace(published, new);
         let mut shared = None;
         for resource in resources {
-            let needs = digest(&resource.needs);
-            let there = self.owned.get(&resource.key);
+            let Resource { key, version, needs, .. } = resource.borrow();
+            let needs = digest(needs);
+            let there = self.owned.get(key);
             let same_needs = there.map_or(0, |owned| owned.needs) == needs;
             if !same_needs || there.is_none_or(|owned| *owned.owner != *owner) {
                 let shared = shared.get_or_insert_with(|| {
@@ -74,10 +76,10 @@ impl Publisher {
                     there.cloned().unwrap_or_else(|| Arc::new(owner.clone()))
                 });
                 let owned = Owned { owner: shared.clone(), needs };
-                self.owned.insert(resource.key.clone(), owned);
+                self.owned.insert(key.clone(), owned);
             }
-            if !same_needs || !old.contains(&(resource.key.clone(), resource.version)) {
-                self.changes.push(Change::Put(resource));
+            if !same_needs || !old.contains(&(key.clone(), *version)) {
+                self.changes.push(Change::Put(resource.into()));
             }
         }
         for (key, _) in old {
@@ -86,6 +88,11 @@ impl Publisher {
                 self.withdrawn.insert(key);
             }
         }
+    }
+
+    /// `owner` has nothing any more.
+    pub(crate) fn withdraw(&mut self, owner: &Owner, published: &mut Published) {
+        self.replace(owner, published, Vec::<Resource>::new());
     }
 
     /// The owner of a resource, if it is this one.

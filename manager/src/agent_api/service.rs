@@ -382,10 +382,13 @@ impl Stream {
 
     #[allow(clippy::result_large_err)] // tonic's own error type
     fn take(&mut self, message: From) -> Result<Vec<Action>, Status> {
-        let Self { api, tenant, session, .. } = self;
+        let Self { api, tenant, session, cursor, .. } = self;
         let taken = api.records.read(tenant, |records| {
-            let mut all = records.items.iter().map(|(item, record)| (item.clone(), record.clone()));
-            session.on_message(message, &mut all)
+            if session.inventoried().is_none() {
+                // With an inventory all is compared as it is now; changes count from here.
+                *cursor = records.items.cursor();
+            }
+            session.on_message(message, &records.items)
         });
         taken.unwrap_or_else(|| Ok(Vec::new()))
     }

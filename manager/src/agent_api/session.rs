@@ -11,6 +11,7 @@ use fairlead_proto::v1::agent_message::Message as From;
 use fairlead_proto::v1::hub_message::Message as To;
 use fairlead_proto::v1::put::Object;
 use fairlead_proto::{MAX_ITEMS, v1};
+use fairlead_xds::ChangeLog;
 use prost::Message;
 use tonic::Status;
 
@@ -49,9 +50,12 @@ pub(super) struct Session {
     reported: HashMap<RouteName, Arc<Record>>,
     /// Deletions whose outcome the agent waits for.
     deleting: HashSet<Item>,
-    /// What the hub has of items that it asked for, until the agent says something of them: an agent that has just begun
-    /// may not know yet that they are the same.
-    asked: HashMap<Item, Arc<Record>>,
+    /// What the hub has of another content and asked for, until the agent says something of it: an agent that has just
+    /// begun may not know yet that it is the same.
+    asked: HashSet<Item>,
+    /// What was found to be the same, and so was not written on this stream. Should a write of an earlier stream change it
+    /// after that, it is asked for again.
+    kept: HashSet<Item>,
 }
 
 /// The hash of what the agent wants of each item.
@@ -97,7 +101,8 @@ impl Session {
             wanted: Wanted::default(),
             reported: HashMap::new(),
             deleting: HashSet::new(),
-            asked: HashMap::new(),
+            asked: HashSet::new(),
+            kept: HashSet::new(),
         }
     }
 
@@ -106,12 +111,12 @@ impl Session {
         self.complete.then_some(self.wanted.all.len())
     }
 
-    /// Takes a message in. `record` looks up what the hub has.
+    /// Takes a message in. `records`: what the hub has.
     #[allow(clippy::result_large_err)] // tonic's own error type
     pub(super) fn on_message(
         &mut self,
         message: From,
-        records: &mut dyn Iterator<Item = (Item, Arc<Record>)>,
+        records: &ChangeLog<Item, Arc<Record>>,
     ) -> Result<Vec<Action>, Status> {
         match message {
             From::Hello(_) => Err(Status::invalid_argument("a second Hello")),
@@ -119,12 +124,13 @@ impl Session {
             From::Put(_) | From::Delete(_) if !self.complete => {
                 Err(Status::invalid_argument("Put or Delete before the inventory was complete"))
             }
-            From::Put(put) => Ok(self.put(put)),
+            From::Put(put) => Ok(self.put(put, records)),
             From::Delete(v1::Delete { key }) => {
                 let item =
                     convert::item(&key.unwrap_or_default()).map_err(Status::invalid_argument)?;
                 self.wanted.remove(&item);
                 self.asked.remove(&item);
+                self.kept.remove(&item);
                 if let Item::Route(name) = &item {
                     self.reported.remove(name);
                 }
@@ -138,7 +144,7 @@ impl Session {
     fn inventory(
         &mut self,
         inventory: v1::Inventory,
-        records: &mut dyn Iterator<Item = (Item, Arc<Record>)>,
+        records: &ChangeLog<Item, Arc<Record>>,
     ) -> Result<Vec<Action>, Status> {
         if self.complete {
             return Err(Status::invalid_argument("an inventory after the complete one"));
@@ -160,8 +166,7 @@ impl Session {
     }
 
     /// The inventory against what the hub has.
-    fn compare(&mut self, records: &mut dyn Iterator<Item = (Item, Arc<Record>)>) -> Vec<Action> {
-        let there: HashMap<Item, Arc<Record>> = records.collect();
+    fn compare(&mut self, there: &ChangeLog<Item, Arc<Record>>) -> Vec<Action> {
         let missing =
             |item: &Item, hash: &str| there.get(item).is_none_or(|record| *record.hash != *hash);
         let mut lacking: Vec<_> = self
@@ -176,25 +181,27 @@ impl Session {
         let lacking: Vec<Item> = lacking.into_iter().cloned().collect();
         // What the hub has is kept; of the rest, what the quota has room for.
         let is_route = |item: &&Item| matches!(item, Item::Route(_));
-        let kept = there.keys().filter(is_route).filter(|item| self.wanted.all.contains_key(*item));
+        let all = there.iter().map(|(item, _)| item).filter(is_route);
+        let kept = all.filter(|item| self.wanted.all.contains_key(*item));
         let mut room = self.max_routes.saturating_sub(kept.count());
         let (mut keys, mut actions) = (Vec::new(), Vec::new());
         for item in lacking {
-            let new = is_route(&&item) && !there.contains_key(&item);
+            let is_there = there.get(&item).is_some();
+            let new = is_route(&&item) && !is_there;
             if new && room == 0 {
                 actions.extend(self.refuse(&item));
                 continue;
             }
             room -= usize::from(new);
             keys.push(convert::key(&item));
-            if let Some(record) = there.get(&item) {
-                self.asked.insert(item, record.clone());
+            if is_there {
+                self.asked.insert(item);
             }
         }
         let chunks = keys.chunks(MAX_ITEMS).map(<[v1::Key]>::to_vec);
         actions.extend(chunks.map(|keys| Action::Send(To::Want(v1::Want { keys }))));
-        for (item, record) in there {
-            actions.extend(self.on_record(&item, Some(&record)));
+        for (item, record) in there.iter() {
+            actions.extend(self.on_record(item, Some(record)));
         }
         actions
     }
@@ -213,17 +220,17 @@ impl Session {
         )
     }
 
-    fn put(&mut self, put: v1::Put) -> Vec<Action> {
+    fn put(&mut self, put: v1::Put, records: &ChangeLog<Item, Arc<Record>>) -> Vec<Action> {
         let v1::Put { key, hash, object } = put;
         let key = key.unwrap_or_default();
         match self.read_put(&key, &hash, object) {
-            Ok((item, upload)) => match self.there_already(&item) {
-                Some(record) => {
+            Ok((item, upload)) => match records.get(&item) {
+                Some(record) if self.is_there_already(&item, record) => {
                     let stored = To::Stored(v1::Stored { key: Some(key), hash });
-                    let told = self.on_record(&item, Some(&record));
+                    let told = self.on_record(&item, Some(record));
                     [Action::Send(stored)].into_iter().chain(told).collect()
                 }
-                None => vec![Action::Store(item, upload)],
+                _ => vec![Action::Store(item, upload)],
             },
             Err((reason, message)) => {
                 let reason = reason.to_owned();
@@ -233,11 +240,17 @@ impl Session {
         }
     }
 
-    /// What the hub has of an item, where that is what the agent wants. Only for the first word of an item after it was
-    /// asked for: then no write of it is under way.
-    fn there_already(&mut self, item: &Item) -> Option<Arc<Record>> {
-        let record = self.asked.remove(item)?;
-        (self.wanted.all.get(item) == Some(&record.hash)).then_some(record)
+    /// Whether the hub has what the agent wants of an item. Only for the first word of it after it was asked for: then this
+    /// stream has no write of it under way, after which the hub would have something else.
+    fn is_there_already(&mut self, item: &Item, record: &Record) -> bool {
+        let same = self.wanted.all.get(item) == Some(&record.hash);
+        let kept = self.asked.remove(item) && same;
+        if kept {
+            self.kept.insert(item.clone());
+        } else {
+            self.kept.remove(item);
+        }
+        kept
     }
 
     fn read_put(
@@ -282,24 +295,22 @@ impl Session {
         if !self.complete {
             return None;
         }
-        match (self.asked.get_mut(item), record) {
-            (Some(there), Some(record)) => there.clone_from(record),
-            (Some(_), None) => drop(self.asked.remove(item)),
-            (None, _) => {}
-        }
+        let want = || Action::Send(To::Want(v1::Want { keys: vec![convert::key(item)] }));
         let Some(record) = record else {
             if let Item::Route(name) = item {
                 self.reported.remove(name);
             }
             // Somebody else deleted it: the agent still wants it.
-            let want = To::Want(v1::Want { keys: vec![convert::key(item)] });
-            return self.wanted.all.contains_key(item).then_some(Action::Send(want));
+            return self.wanted.all.contains_key(item).then(want);
         };
         let Some(hash) = self.wanted.all.get(item) else {
             // The agent waits for the deletion that is under way: another must not take its place.
             let gone = || Action::Store(item.clone(), Upload::Gone { told: false });
             return (!self.deleting.contains(item)).then(gone);
         };
+        if record.hash != *hash && self.kept.remove(item) {
+            return Some(want());
+        }
         let (Item::Route(name), Some(report)) = (item, &record.report) else { return None };
         if record.hash != *hash || self.reported.get(name).is_some_and(|old| old == record) {
             return None;
@@ -343,7 +354,7 @@ pub fn fuzz_stream(mut bytes: &[u8]) {
     let mut session = Session::new(10);
     while let Ok(message) = v1::AgentMessage::decode_length_delimited(&mut bytes) {
         let Some(message) = message.message else { continue };
-        if session.on_message(message, &mut std::iter::empty()).is_err() {
+        if session.on_message(message, &ChangeLog::default()).is_err() {
             return;
         }
     }

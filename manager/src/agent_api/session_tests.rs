@@ -22,8 +22,14 @@ fn inventory(items: &[(&Item, u8)], last: bool) -> From {
     From::Inventory(v1::Inventory { items: items.collect(), last })
 }
 
+fn records(there: &[(Item, Arc<Record>)]) -> ChangeLog<Item, Arc<Record>> {
+    let mut records = ChangeLog::default();
+    there.iter().cloned().for_each(|(item, record)| records.put(item, record));
+    records
+}
+
 fn feed(session: &mut Session, message: From, there: &[(Item, Arc<Record>)]) -> Vec<Action> {
-    session.on_message(message, &mut there.iter().cloned()).unwrap()
+    session.on_message(message, &records(there)).unwrap()
 }
 
 #[test]
@@ -102,13 +108,11 @@ fn what_somebody_deletes_on_the_hub_is_asked_for_again() {
 fn messages_out_of_order_end_the_stream() {
     let put = || From::Put(v1::Put { key: Some(convert::key(&web())), ..v1::Put::default() });
     let mut session = Session::new(10);
-    assert!(session.on_message(put(), &mut std::iter::empty()).is_err());
+    assert!(session.on_message(put(), &ChangeLog::default()).is_err());
     feed(&mut session, inventory(&[], true), &[]);
-    let again = session.on_message(inventory(&[], true), &mut std::iter::empty());
+    let again = session.on_message(inventory(&[], true), &ChangeLog::default());
     assert!(again.is_err());
-    assert!(
-        session.on_message(From::Hello(v1::Hello::default()), &mut std::iter::empty()).is_err()
-    );
+    assert!(session.on_message(From::Hello(v1::Hello::default()), &ChangeLog::default()).is_err());
 }
 
 #[test]
@@ -144,29 +148,38 @@ fn put(hash: u8) -> From {
 
 #[test]
 fn what_the_hub_has_is_not_written_again() {
-    let unplanned = |there: &Arc<Record>| {
+    let unplanned = || {
         let mut session = Session::new(10);
-        feed(&mut session, inventory(&[(&web(), 0)], true), &[(web(), there.clone())]);
+        feed(&mut session, inventory(&[(&web(), 0)], true), &[(web(), record("01", true))]);
         session
     };
-    let there = record("01", true);
-    let actions = feed(&mut unplanned(&there), put(1), &[]);
+    let there = [(web(), record("01", true))];
+    let actions = feed(&mut unplanned(), put(1), &there);
     assert!(
         matches!(&actions[..], [Action::Send(To::Stored(stored)), Action::Send(To::Status(status))]
             if stored.hash == [1] && status.hash == [1] && status.addresses == ["10.0.0.1"]),
         "{actions:?}"
     );
     let is_written = |actions: Vec<Action>| matches!(actions[..], [Action::Store(..)]);
-    assert!(is_written(feed(&mut unplanned(&there), put(2), &[])), "another content");
-    let mut session = unplanned(&there);
-    session.on_record(&web(), Some(&record("02", true)));
-    assert!(is_written(feed(&mut session, put(1), &[])), "somebody changed it meanwhile");
-    let mut session = unplanned(&there);
-    session.on_record(&web(), None);
-    assert!(is_written(feed(&mut session, put(1), &[])), "somebody deleted it meanwhile");
-    let mut session = unplanned(&there);
-    feed(&mut session, put(2), &[]);
-    assert!(is_written(feed(&mut session, put(1), &[])), "a write of another is under way");
+    assert!(is_written(feed(&mut unplanned(), put(2), &there)), "another content");
+    let changed = [(web(), record("02", true))];
+    assert!(is_written(feed(&mut unplanned(), put(1), &changed)), "somebody changed it meanwhile");
+    assert!(is_written(feed(&mut unplanned(), put(1), &[])), "somebody deleted it meanwhile");
+    let mut session = unplanned();
+    feed(&mut session, put(2), &there);
+    assert!(is_written(feed(&mut session, put(1), &there)), "a write of another is under way");
+}
+
+#[test]
+fn what_was_not_written_and_changes_after_that_is_asked_for() {
+    let mut session = Session::new(10);
+    let there = [(web(), record("01", true))];
+    feed(&mut session, inventory(&[(&web(), 0)], true), &there);
+    feed(&mut session, put(1), &there);
+    let want = Action::Send(To::Want(v1::Want { keys: vec![convert::key(&web())] }));
+    let late = record("02", false);
+    assert_eq!(session.on_record(&web(), Some(&late)), Some(want), "an earlier stream's write");
+    assert_eq!(session.on_record(&web(), Some(&late)), None, "once");
 }
 
 #[test]
@@ -198,11 +211,11 @@ proptest::proptest! {
     fn any_bytes_are_survived(messages in proptest::collection::vec(proptest::collection::vec(0_u8.., 0..64), 0..8)) {
         use prost::Message;
         let mut session = Session::new(2);
-        let _ = session.on_message(inventory(&[], true), &mut std::iter::empty());
+        let _ = session.on_message(inventory(&[], true), &ChangeLog::default());
         for bytes in messages {
             let Ok(message) = v1::AgentMessage::decode(bytes.as_slice()) else { continue };
             let Some(message) = message.message else { continue };
-            let _ = session.on_message(message, &mut std::iter::empty());
+            let _ = session.on_message(message, &ChangeLog::default());
             proptest::prop_assert!(session.wanted.all.len() <= 3);
         }
     }

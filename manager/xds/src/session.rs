@@ -292,7 +292,7 @@ impl Session {
             let Some(version) = Version::parse(version) else { continue };
             let name = state.shared(kind, name);
             let now = state.of(kind).get(&*name).filter(|now| now.version == version.own);
-            let needs = now.map_or_else(|| Arc::from([]), |now| now.needs.clone());
+            let needs = now.map_or_else(Arc::default, |now| now.needs.clone());
             if let Some(Key { kind, name }) = now.and_then(|now| now.renews.as_ref()) {
                 let renewed = self.types[*kind as usize].known.entry(name.clone()).or_default();
                 renewed.with = NonZeroU64::new(version.own);

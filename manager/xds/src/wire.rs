@@ -1,4 +1,4 @@
-//! Responses on the wire: pre-encoded resources are joined, not encoded again.
+//! Responses on the wire: messages that are encoded already are joined, not encoded again.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::{Resource, ResourceType};
 pub struct Wire {
     /// As this client is told.
     pub version: String,
-    /// All else: encoded once, and shared by all clients.
+    /// Its message, encoded once, is shared by all clients.
     pub resource: Arc<Resource>,
 }
 

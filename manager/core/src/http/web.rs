@@ -575,7 +575,11 @@ impl Site {
             }
             kept.push(match self.good.iter().find(|one| one.key == resource.key) {
                 Some(good) if is_refused => good.clone(),
-                _ => resource.into(),
+                // As it is published already, there is one of it.
+                _ => match self.current.iter().find(|one| ***one == resource) {
+                    Some(same) => same.clone(),
+                    None => resource.into(),
+                },
             });
         }
         let routes = kept.iter().filter(|one| one.key.kind == ResourceType::Routes);
