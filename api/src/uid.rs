@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use uuid::Uuid;
+
 /// An object's `metadata.uid`: a UUID (RFC 9562), by 16 bytes instead of its 36 characters. What is none is kept as it
 /// is.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -9,8 +11,7 @@ pub struct Uid(Repr);
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Repr {
-    /// As its text has it, so that equal texts are equal here.
-    Uuid([u8; 16]),
+    Uuid(Uuid),
     Text(Box<str>),
 }
 
@@ -29,12 +30,11 @@ impl Default for Uid {
 
 impl From<&str> for Uid {
     fn from(text: &str) -> Self {
-        let number = u128::from_str_radix(&text.replace('-', ""), 16);
-        let uuid = number.map(|number| Self(Repr::Uuid(number.to_be_bytes())));
         // Only what is written as it was read: neither capitals nor dashes elsewhere.
-        uuid.ok()
-            .filter(|uuid| uuid.to_string() == text)
-            .unwrap_or_else(|| Self(Repr::Text(text.into())))
+        let is_so =
+            |uuid: &Uuid| *uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == *text;
+        let uuid = Uuid::try_parse(text).ok().filter(is_so);
+        Self(uuid.map_or_else(|| Repr::Text(text.into()), Repr::Uuid))
     }
 }
 
@@ -54,11 +54,7 @@ impl fmt::Display for Uid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Repr::Text(text) => f.write_str(text),
-            Repr::Uuid(bytes) => {
-                let digits = format!("{:032x}", u128::from_be_bytes(*bytes));
-                let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &digits[part]);
-                f.write_str(&parts.join("-"))
-            }
+            Repr::Uuid(uuid) => uuid.fmt(f),
         }
     }
 }

@@ -225,10 +225,9 @@ impl Session {
         let key = key.unwrap_or_default();
         match self.read_put(&key, &hash, object) {
             Ok((item, upload)) => match records.get(&item) {
-                Some(record) if self.is_there_already(&item, record) => {
-                    let stored = To::Stored(v1::Stored { key: Some(key), hash });
-                    let told = self.on_record(&item, Some(record));
-                    [Action::Send(stored)].into_iter().chain(told).collect()
+                Some(record) if self.keep(&item, record) => {
+                    let stored = self.on_stored(&item, upload, None).map(Action::Send);
+                    stored.into_iter().chain(self.on_record(&item, Some(record))).collect()
                 }
                 _ => vec![Action::Store(item, upload)],
             },
@@ -240,9 +239,9 @@ impl Session {
         }
     }
 
-    /// Whether the hub has what the agent wants of an item. Only for the first word of it after it was asked for: then this
-    /// stream has no write of it under way, after which the hub would have something else.
-    fn is_there_already(&mut self, item: &Item, record: &Record) -> bool {
+    /// Keeps what the hub has of an item, if that is what the agent wants. Only at the first word of it after it was asked
+    /// for: then this stream has no write of it under way, after which the hub would have something else.
+    fn keep(&mut self, item: &Item, record: &Record) -> bool {
         let same = self.wanted.all.get(item) == Some(&record.hash);
         let kept = self.asked.remove(item) && same;
         if kept {
