@@ -4,6 +4,7 @@
 //! two holders, even with two leaders for a moment.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -107,7 +108,7 @@ pub struct HostnameClaimSpec {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostKey {
     /// `shop.example.com`, `*.example.com`, or `*`.
-    pub hostname: Box<str>,
+    pub hostname: Arc<str>,
     /// Set for `*` only.
     pub address: Option<IpAddr>,
 }

@@ -1,18 +1,20 @@
 //! A set that has one element, or a few, most of the time.
 
 use std::borrow::Borrow;
-use std::collections::{BTreeSet, btree_set};
-use std::iter::Chain;
-use std::{slice, vec};
+use std::collections::BTreeSet;
+use std::iter::{Chain, Flatten};
+use std::{mem, option, slice, vec};
 
 /// A sorted set in one piece of memory, of exactly the size that it needs, while it is small; a tree once it is not. A
 /// `BTreeSet`'s first element brings room for ten others, and of some sets there are several for each Route; yet one
 /// Service, or one certificate, may be that of thousands.
 #[derive(Debug, Clone)]
-pub struct Few<T> {
-    few: Vec<T>,
-    /// Everything, where it is more.
-    many: BTreeSet<T>,
+pub struct Few<T>(Kept<T>);
+
+#[derive(Debug, Clone)]
+enum Kept<T> {
+    Few(Vec<T>),
+    Many(Box<BTreeSet<T>>),
 }
 
 /// Up to here it has no room that it does not need.
@@ -22,42 +24,47 @@ const MANY: usize = 32;
 
 impl<T> Default for Few<T> {
     fn default() -> Self {
-        Self { few: Vec::new(), many: BTreeSet::new() }
+        Self(Kept::Few(Vec::new()))
     }
 }
 
 impl<T: Ord> Few<T> {
     /// True if it was not there.
     pub fn insert(&mut self, element: T) -> bool {
-        if !self.many.is_empty() {
-            return self.many.insert(element);
+        let few = match &mut self.0 {
+            Kept::Few(few) => few,
+            Kept::Many(many) => return many.insert(element),
+        };
+        let Err(place) = few.binary_search(&element) else { return false };
+        if few.len() < EXACT {
+            few.reserve_exact(1);
         }
-        let Err(place) = self.few.binary_search(&element) else { return false };
-        if self.few.len() < EXACT {
-            self.few.reserve_exact(1);
-        }
-        self.few.insert(place, element);
-        if self.few.len() > MANY {
-            self.many = std::mem::take(&mut self.few).into_iter().collect();
+        few.insert(place, element);
+        if few.len() > MANY {
+            self.0 = Kept::Many(Box::new(mem::take(few).into_iter().collect()));
         }
         true
     }
 
     /// True if it was there.
     pub fn remove(&mut self, element: &T) -> bool {
-        if !self.many.is_empty() {
-            let was_there = self.many.remove(element);
-            // Not at once: one that comes and goes would have everything moved each time.
-            if self.many.len() <= MANY / 2 {
-                self.few = std::mem::take(&mut self.many).into_iter().collect();
+        match &mut self.0 {
+            Kept::Few(few) => {
+                let place = few.binary_search(element);
+                place.is_ok_and(|place| {
+                    few.remove(place);
+                    true
+                })
             }
-            return was_there;
+            Kept::Many(many) => {
+                let was_there = many.remove(element);
+                // Not at once: one that comes and goes would have everything moved each time.
+                if many.len() <= MANY / 2 {
+                    self.0 = Kept::Few(mem::take(&mut **many).into_iter().collect());
+                }
+                was_there
+            }
         }
-        let place = self.few.binary_search(element);
-        place.is_ok_and(|place| {
-            self.few.remove(place);
-            true
-        })
     }
 
     /// Whether it is there.
@@ -65,14 +72,18 @@ impl<T: Ord> Few<T> {
     where
         T: Borrow<Q>,
     {
-        self.few.binary_search_by(|one| one.borrow().cmp(element)).is_ok()
-            || self.many.contains(element)
+        match &self.0 {
+            Kept::Few(few) => few.binary_search_by(|one| one.borrow().cmp(element)).is_ok(),
+            Kept::Many(many) => many.contains(element),
+        }
     }
 
     /// The last that is not greater.
     pub fn up_to(&self, bound: &T) -> Option<&T> {
-        let few = &self.few[..self.few.partition_point(|one| one <= bound)];
-        few.last().or_else(|| self.many.range(..=bound).next_back())
+        match &self.0 {
+            Kept::Few(few) => few[..few.partition_point(|one| one <= bound)].last(),
+            Kept::Many(many) => many.range(..=bound).next_back(),
+        }
     }
 
     /// What is here and not there.
@@ -81,21 +92,30 @@ impl<T: Ord> Few<T> {
     }
 
     /// Keeps what is to be kept.
-    pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
-        self.few.retain(&mut keep);
-        self.many.retain(keep);
+    pub fn retain(&mut self, keep: impl FnMut(&T) -> bool) {
+        match &mut self.0 {
+            Kept::Few(few) => few.retain(keep),
+            Kept::Many(many) => many.retain(keep),
+        }
     }
 }
 
 impl<T> Few<T> {
     /// All of it, in order.
     pub fn iter(&self) -> Iter<'_, T> {
-        self.few.iter().chain(&self.many)
+        let (few, many) = match &self.0 {
+            Kept::Few(few) => (few.as_slice(), None),
+            Kept::Many(many) => (&[][..], Some(&**many)),
+        };
+        few.iter().chain(many.into_iter().flatten())
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.few.len() + self.many.len()
+        match &self.0 {
+            Kept::Few(few) => few.len(),
+            Kept::Many(many) => many.len(),
+        }
     }
 
     /// Whether there is none.
@@ -105,7 +125,7 @@ impl<T> Few<T> {
 }
 
 /// What [`Few::iter`] goes through.
-pub type Iter<'a, T> = Chain<slice::Iter<'a, T>, btree_set::Iter<'a, T>>;
+pub type Iter<'a, T> = Chain<slice::Iter<'a, T>, Flatten<option::IntoIter<&'a BTreeSet<T>>>>;
 
 impl<T: PartialEq> PartialEq for Few<T> {
     fn eq(&self, other: &Self) -> bool {
@@ -121,10 +141,10 @@ impl<T: Ord> FromIterator<T> for Few<T> {
         few.sort_unstable();
         few.dedup();
         if few.len() > MANY {
-            return Self { few: Vec::new(), many: few.into_iter().collect() };
+            return Self(Kept::Many(Box::new(few.into_iter().collect())));
         }
         few.shrink_to_fit();
-        Self { few, many: BTreeSet::new() }
+        Self(Kept::Few(few))
     }
 }
 
@@ -138,10 +158,14 @@ impl<T: Ord> Extend<T> for Few<T> {
 
 impl<T> IntoIterator for Few<T> {
     type Item = T;
-    type IntoIter = Chain<vec::IntoIter<T>, btree_set::IntoIter<T>>;
+    type IntoIter = Chain<vec::IntoIter<T>, Flatten<option::IntoIter<BTreeSet<T>>>>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.few.into_iter().chain(self.many)
+        let (few, many) = match self.0 {
+            Kept::Few(few) => (few, None),
+            Kept::Many(many) => (Vec::new(), Some(*many)),
+        };
+        few.into_iter().chain(many.into_iter().flatten())
     }
 }
 
@@ -190,12 +214,17 @@ mod tests {
 
     #[test]
     fn while_it_is_small_it_has_no_more_room_than_it_needs() {
-        let mut few = Few::default();
-        few.insert(2);
-        assert_eq!(few.few.capacity(), 1);
-        few.insert(1);
-        assert_eq!(few.few.capacity(), 2);
-        few.extend(0..100);
-        assert_eq!((few.few.capacity(), few.len()), (0, 100));
+        let room = |set: &Few<i32>| match &set.0 {
+            Kept::Few(few) => Some(few.capacity()),
+            Kept::Many(_) => None,
+        };
+        let mut set = Few::default();
+        set.insert(2);
+        assert_eq!(room(&set), Some(1));
+        set.insert(1);
+        assert_eq!(room(&set), Some(2));
+        set.extend(0..100);
+        assert_eq!((room(&set), set.len()), (None, 100));
+        assert_eq!(mem::size_of_val(&set), mem::size_of::<Vec<i32>>());
     }
 }

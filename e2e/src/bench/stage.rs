@@ -8,11 +8,12 @@ use std::fmt::Write;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use k8s_openapi::jiff::{Timestamp, Unit};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use serde_json::json;
 
 use super::figures::Resync;
@@ -103,12 +104,22 @@ impl Stage {
         Ok(())
     }
 
+    /// Whether the agent that was started still runs.
+    pub fn has_agent(&self) -> Result<()> {
+        let pid = self.agent.context("no agent was started")?;
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
+        match waitpid(pid, Some(WaitPidFlag::WNOHANG))? {
+            WaitStatus::StillAlive => Ok(()),
+            ended => bail!("the agent has ended ({ended:?}); its log tells why"),
+        }
+    }
+
     /// Ends the agent; what it published stays.
     pub fn stop_agent(&mut self) -> Result<()> {
         let Some(pid) = self.agent.take() else { return Ok(()) };
         let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
-        nix::sys::wait::waitpid(pid, None)?;
+        waitpid(pid, None)?;
         Ok(())
     }
 

@@ -14,6 +14,7 @@
 //!
 //! Source of the rules: <https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol>.
 
+mod body;
 #[cfg(feature = "server")]
 mod cache;
 mod changes;
@@ -27,6 +28,7 @@ mod session;
 mod state;
 mod wire;
 
+pub use body::Example;
 #[cfg(feature = "server")]
 pub use cache::Cache;
 pub use changes::ChangeLog;

@@ -8,6 +8,8 @@ use bytes::BufMut;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
+use crate::body::{Body, Example};
+
 /// The types that are served, in the order in which a client is brought up to date: what is needed
 /// comes before what needs it (Envoy, "Eventual consistency considerations").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,7 +103,7 @@ impl fmt::Display for Key {
 }
 
 /// A resource, encoded once.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Resource {
     /// Which one.
     pub key: Key,
@@ -112,9 +114,18 @@ pub struct Resource {
     /// What is sent again whenever this is: a Cluster that is replaced warms with a new answer
     /// for its endpoints, even where these did not change.
     pub renews: Option<Key>,
-    /// The message, encoded.
-    value: Box<[u8]>,
+    message: Body,
 }
+
+/// Equal versions are equal content.
+impl PartialEq for Resource {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { key, version, needs, renews, message: _ } = self;
+        (key, version, needs, renews) == (&other.key, &other.version, &other.needs, &other.renews)
+    }
+}
+
+impl Eq for Resource {}
 
 impl Resource {
     /// Encodes `message` as resource `key`. Maps with more than one entry encode in random order:
@@ -128,7 +139,14 @@ impl Resource {
         let needs: Arc<[Key]> = needs.into();
         // Of nothing there is one for all.
         let needs = if needs.is_empty() { Arc::default() } else { needs };
-        Self { version: hash(&value), key, needs, renews: None, value: value.into() }
+        Self { version: hash(&value), key, needs, renews: None, message: value.into() }
+    }
+
+    /// Keeps of the message what it has besides `example`, where that is less. Clients are sent the same.
+    #[must_use]
+    pub fn like(mut self, example: &'static Example) -> Self {
+        self.message.pack(example);
+        self
     }
 
     /// Names what is to be sent again with it.
@@ -144,7 +162,7 @@ impl Resource {
 
     /// The message's own bytes, for tests and dumps.
     pub fn decode<M: Message + Default>(&self) -> Result<M, prost::DecodeError> {
-        M::decode(&*self.value)
+        M::decode(&*self.message.read())
     }
 
     /// `Resource { name = 3, resource = 2: Any { type_url = 1, value = 2 } }`. What says which resource it is, is
@@ -153,12 +171,12 @@ impl Resource {
         encode_key(2, WireType::LengthDelimited, out);
         encode_varint(self.any_len() as u64, out);
         put_field(out, 1, self.key.kind.url().as_bytes());
-        put_field(out, 2, &self.value);
+        put_field(out, 2, &self.message.read());
         put_field(out, 3, self.key.name.as_bytes());
     }
 
     fn any_len(&self) -> usize {
-        field_len(1, self.key.kind.url().len()) + field_len(2, self.value.len())
+        field_len(1, self.key.kind.url().len()) + field_len(2, self.message.len())
     }
 }
 

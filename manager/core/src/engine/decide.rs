@@ -316,7 +316,7 @@ impl Engine {
         id: &RouteId,
         serving: Option<&Serving>,
         effects: &mut Effects,
-    ) -> Option<Served> {
+    ) -> Option<Box<Served>> {
         let http = serving.filter(|serving| serving.wish.is_http());
         let http = http.and_then(|serving| Some((&serving.wish, serving.addresses.first()?)));
         let keys: Few<HostKey> = http
@@ -362,7 +362,7 @@ impl Engine {
         entry.conflicts = conflicts;
         // What the tenant says of its own objects' age counts among these only.
         let created = entry.source.created;
-        Some(Served { created, namespace, wish: wish.clone(), address: *address, hosts })
+        Some(Box::new(Served { created, namespace, wish: wish.clone(), address: *address, hosts }))
     }
 
     /// The host names that are the tenant's, claiming those that are free; and what is in the way of
@@ -372,7 +372,7 @@ impl Engine {
         id: &RouteId,
         keys: &Few<HostKey>,
         effects: &mut Effects,
-    ) -> (Few<Box<str>>, Vec<(Reason, String)>) {
+    ) -> (Few<Arc<str>>, Vec<(Reason, String)>) {
         let (mut hosts, mut conflicts) = (Few::default(), Vec::new());
         for key in keys {
             if let Some(refused) = self.host_refused(&id.tenant, key) {

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::{
@@ -71,7 +72,7 @@ const FETCH: Duration = Duration::from_secs(5);
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Front {
     /// Host names by how TLS for them ends, and whose they are.
-    pub(crate) chains: BTreeMap<(TenantId, Chain), BTreeSet<Box<str>>>,
+    pub(crate) chains: BTreeMap<(TenantId, Chain), BTreeSet<Arc<str>>>,
     /// Plain HTTP is served.
     pub(crate) plain: bool,
     /// There is a wildcard host, or one for all others.

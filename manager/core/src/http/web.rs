@@ -29,7 +29,7 @@ pub(crate) struct Served {
     pub(crate) wish: Arc<Wish>,
     pub(crate) address: IpAddr,
     /// The host names that are the tenant's.
-    pub(crate) hosts: Few<Box<str>>,
+    pub(crate) hosts: Few<Arc<str>>,
 }
 
 /// What surrounds layer 7 and decides on it.
@@ -43,7 +43,7 @@ pub(crate) struct Surroundings<'a> {
 
 #[derive(Debug, Default)]
 pub(crate) struct Web {
-    served: BTreeMap<RouteId, Served>,
+    served: BTreeMap<RouteId, Box<Served>>,
     seats: BTreeMap<IpAddr, Seats>,
     sites: BTreeMap<SiteKey, Box<Site>>,
     upstreams: BTreeMap<Arc<str>, Box<Shared>>,
@@ -52,9 +52,6 @@ pub(crate) struct Web {
     /// Addresses that have, or had, a host that is found only where no other is: to take the filters
     /// for that away again would cost connections.
     wild: BTreeSet<IpAddr>,
-    /// Clusters that the last good routes of sites lead to: they stay until better ones are taken.
-    pinned: BTreeMap<Arc<str>, Few<SiteKey>>,
-    pins: BTreeMap<SiteKey, Few<Arc<str>>>,
     /// Which sites name a Secret.
     named_by: BTreeMap<SecretId, Few<SiteKey>>,
     dirty_sites: BTreeSet<SiteKey>,
@@ -87,6 +84,8 @@ struct Site {
     shadowed: Vec<(RouteId, String)>,
     /// The last routes that an Envoy took.
     good: Vec<Arc<Resource>>,
+    /// Clusters that these lead to: they stay until better routes are taken.
+    pins: Few<Arc<str>>,
     /// The routes as they are published.
     current: Vec<Arc<Resource>>,
     /// Routes that an Envoy refused, in its words.
@@ -99,6 +98,8 @@ struct Shared {
     namespace: Box<str>,
     backend: Arc<Backend>,
     users: Few<RouteId>,
+    /// Sites whose last good routes lead here.
+    pinned: Few<SiteKey>,
     published: Published,
 }
 
@@ -142,7 +143,7 @@ impl Secrets for BTreeMap<SecretId, Stored> {
 
 impl Web {
     /// A Route is served like this now; `None`: no more.
-    pub(crate) fn serve(&mut self, id: &RouteId, served: Option<Served>) {
+    pub(crate) fn serve(&mut self, id: &RouteId, served: Option<Box<Served>>) {
         if self.served.get(id) == served.as_ref() {
             return self.touch_upstreams(id);
         }
@@ -214,6 +215,7 @@ impl Web {
                     namespace: new.namespace.clone(),
                     backend: backend.clone(),
                     users: Few::default(),
+                    pinned: Few::default(),
                     published: Vec::new(),
                 })
             });
@@ -224,16 +226,16 @@ impl Web {
         }
     }
 
-    fn leave_site(&mut self, id: &RouteId, old: &Served, hostname: &str) {
-        let key = SiteKey { address: old.address, hostname: hostname.into() };
+    fn leave_site(&mut self, id: &RouteId, old: &Served, hostname: &Arc<str>) {
+        let key = SiteKey { address: old.address, hostname: hostname.clone() };
         if let Some(site) = self.sites.get_mut(&key) {
             site.members.remove(&(old.created, id.clone()));
         }
         self.dirty_sites.insert(key);
     }
 
-    fn enter_site(&mut self, id: &RouteId, new: &Served, hostname: &str) {
-        let key = SiteKey { address: new.address, hostname: hostname.into() };
+    fn enter_site(&mut self, id: &RouteId, new: &Served, hostname: &Arc<str>) {
+        let key = SiteKey { address: new.address, hostname: hostname.clone() };
         let site = self.sites.entry(key.clone()).or_insert_with(|| Box::new(Site::new(&id.tenant)));
         // The name may have been another tenant's until now.
         site.tenant = id.tenant.clone();
@@ -331,7 +333,7 @@ impl Web {
         let none = Nodes::default();
         // Envoy takes no other Cluster while one waits for its Secret: it goes out once that is there.
         let waits = shared.authority().is_some_and(|id| !self.secrets.has_ca(&id));
-        let unused = shared.users.is_empty() && !self.pinned.contains_key(&name);
+        let unused = shared.users.is_empty() && shared.pinned.is_empty();
         let resources = if unused || waits {
             Vec::new()
         } else {
@@ -380,8 +382,8 @@ impl Web {
             self.named_by.entry(id).or_default().insert(key.clone());
         }
         if gone {
-            self.sites.remove(&key);
             self.pin(&key, Few::default());
+            self.sites.remove(&key);
         }
     }
 
@@ -430,8 +432,8 @@ impl Web {
         match outcome {
             Outcome::Acked(version) => {
                 if site.took(resource, *version) {
-                    let pins = site.pins();
-                    self.pin(key, pins);
+                    let clusters = site.good_clusters();
+                    self.pin(key, clusters);
                 }
             }
             Outcome::Rejected(version, text) => {
@@ -458,22 +460,20 @@ impl Web {
 
     /// These Clusters are what the last good routes of a site lead to.
     fn pin(&mut self, key: &SiteKey, clusters: Few<Arc<str>>) {
-        let old = self.pins.remove(key).unwrap_or_default();
-        for name in old.difference(&clusters) {
-            if let Some(sites) = self.pinned.get_mut(name) {
-                sites.remove(key);
-                if sites.is_empty() {
-                    self.pinned.remove(name);
-                    self.dirty_upstreams.insert(name.clone());
-                }
+        let Some(site) = self.sites.get_mut(key) else { return };
+        for name in site.pins.difference(&clusters) {
+            let Some(shared) = self.upstreams.get_mut(name) else { continue };
+            shared.pinned.remove(key);
+            if shared.pinned.is_empty() {
+                self.dirty_upstreams.insert(name.clone());
             }
         }
-        for name in clusters.difference(&old) {
-            self.pinned.entry(name.clone()).or_default().insert(key.clone());
+        for name in clusters.difference(&site.pins) {
+            if let Some(shared) = self.upstreams.get_mut(name) {
+                shared.pinned.insert(key.clone());
+            }
         }
-        if !clusters.is_empty() {
-            self.pins.insert(key.clone(), clusters);
-        }
+        site.pins = clusters;
     }
 
     /// All that must be acknowledged for a Route to be programmed.
@@ -533,13 +533,14 @@ impl Site {
             secrets: Few::default(),
             shadowed: Vec::new(),
             good: Vec::new(),
+            pins: Few::default(),
             current: Vec::new(),
             rejected: BTreeMap::new(),
         }
     }
 
     /// The Clusters that the last good routes lead to.
-    fn pins(&self) -> Few<Arc<str>> {
+    fn good_clusters(&self) -> Few<Arc<str>> {
         let needs = self.good.iter().flat_map(|good| good.needs.iter());
         let clusters = needs.filter(|key| key.kind == ResourceType::Cluster);
         clusters.map(|key| key.name.clone()).collect()
