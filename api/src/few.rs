@@ -14,6 +14,8 @@ pub struct Few<T>(Kept<T>);
 #[derive(Debug, Clone)]
 enum Kept<T> {
     Few(Vec<T>),
+    // In a box the whole is no larger than a `Vec`.
+    #[expect(clippy::box_collection)]
     Many(Box<BTreeSet<T>>),
 }
 
