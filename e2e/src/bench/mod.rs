@@ -201,7 +201,7 @@ async fn load(stage: &mut Stage, objects: &mut Objects, size: usize) -> Result<(
         if start.elapsed() > Duration::from_secs(600) {
             bail!("{} of {wanted} clusters after 10 min", clusters()?);
         }
-        stage.has_agent()?;
+        stage.expect_agent()?;
         // To be asked costs them something, too.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

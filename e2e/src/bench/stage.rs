@@ -104,13 +104,16 @@ impl Stage {
         Ok(())
     }
 
-    /// Whether the agent that was started still runs.
-    pub fn has_agent(&self) -> Result<()> {
+    /// Fails once the agent that was started has ended.
+    pub fn expect_agent(&mut self) -> Result<()> {
         let pid = self.agent.context("no agent was started")?;
         let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
         match waitpid(pid, Some(WaitPidFlag::WNOHANG))? {
             WaitStatus::StillAlive => Ok(()),
-            ended => bail!("the agent has ended ({ended:?}); its log tells why"),
+            ended => {
+                self.agent = None;
+                bail!("the agent has ended ({ended:?}); its log tells why")
+            }
         }
     }
 

@@ -11,6 +11,7 @@
 pub mod allocate;
 pub mod claims;
 pub mod engine;
+mod examples;
 pub mod fleet;
 pub mod health;
 pub mod hosts;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use fairlead_api::RouteId;
 use fairlead_xds::{Change, Key, KeyMap, Resource};
 
+use crate::examples;
 use crate::http::{SecretId, SiteKey};
 
 /// What a resource was made of.
@@ -79,7 +80,12 @@ impl Publisher {
                 self.owned.insert(key.clone(), owned);
             }
             if !same_needs || !old.contains(&(key.clone(), *version)) {
-                self.changes.push(Change::Put(resource.into()));
+                let mut resource = resource.into();
+                // One that others have, too, is packed already.
+                if let Some(new) = Arc::get_mut(&mut resource) {
+                    examples::pack(new);
+                }
+                self.changes.push(Change::Put(resource));
             }
         }
         for (key, _) in old {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
@@ -32,9 +32,8 @@ use fairlead_api::condition::{Reason, Verdict};
 use fairlead_api::few::Few;
 use fairlead_api::http::{Balancing, ProxyProtocol, Upstream};
 use fairlead_api::route::{IpFamily, Protocol};
-use fairlead_xds::{Example, Key, Resource, ResourceType};
+use fairlead_xds::{Key, Resource, ResourceType};
 use ipnet::IpNet;
-use prost::Message;
 
 use crate::model::{Backend, Wish};
 use crate::nodes::Nodes;
@@ -233,24 +232,11 @@ pub(crate) fn cluster(name: &str, upstream: &Upstream) -> Cluster {
 }
 
 /// The Cluster of a backend of layer 4.
-fn transport_cluster(
-    Backend { cluster: name, upstream, .. }: &Backend,
-    affinity: bool,
-) -> Resource {
-    let [key, endpoints] = cluster_keys(name);
-    let cluster = of_layer4(name, upstream, affinity);
-    Resource::new(key, &cluster, []).renewing(endpoints).like(&TYPICAL)
-}
-
-/// The Cluster of a backend as most are.
-static TYPICAL: LazyLock<Example> = LazyLock::new(|| {
-    of_layer4("tenant/service/default/web/http", &Upstream::default(), false).encode_to_vec().into()
-});
-
-fn of_layer4(name: &str, upstream: &Upstream, source_affinity: bool) -> Cluster {
+fn transport_cluster(backend: &Backend, source_affinity: bool) -> Resource {
+    let Backend { cluster: name, upstream, .. } = backend;
     let Upstream { protocol: _, tls: _, balancing, .. } = upstream;
     let balancing = if source_affinity { Balancing::Maglev } else { *balancing };
-    Cluster {
+    let cluster = Cluster {
         lb_policy: policy(balancing).into(),
         outlier_detection: Some(outlier_detection()),
         transport_socket: transport_socket(upstream, None),
@@ -260,7 +246,9 @@ fn of_layer4(name: &str, upstream: &Upstream, source_affinity: bool) -> Cluster 
             ..CommonLbConfig::default()
         }),
         ..cluster(name, upstream)
-    }
+    };
+    let [key, endpoints] = cluster_keys(name);
+    Resource::new(key, &cluster, []).renewing(endpoints)
 }
 
 /// A node that does not answer is left out for a while.

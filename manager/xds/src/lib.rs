@@ -5,7 +5,8 @@
 //!   does no I/O and is tested without a socket.
 //! * [`Server`] is the thin tonic shell around both.
 //!
-//! Invariants: a resource's message is encoded once, whatever the number of clients; a wake-up costs what
+//! Invariants: a resource's message is encoded once, whatever the number of clients (and unpacked for each, where it is
+//! kept as what it has besides an [`Example`]); a wake-up costs what
 //! changed, not what exists; a resource is sent only when the client has acknowledged all that it
 //! needs, and is taken away only when nothing that the client has needs it; a version is derived
 //! from content, so a client that reconnects is sent nothing that it has.

@@ -114,13 +114,13 @@ pub struct Resource {
     /// What is sent again whenever this is: a Cluster that is replaced warms with a new answer
     /// for its endpoints, even where these did not change.
     pub renews: Option<Key>,
-    message: Body,
+    pub(crate) body: Body,
 }
 
 /// Equal versions are equal content.
 impl PartialEq for Resource {
     fn eq(&self, other: &Self) -> bool {
-        let Self { key, version, needs, renews, message: _ } = self;
+        let Self { key, version, needs, renews, body: _ } = self;
         (key, version, needs, renews) == (&other.key, &other.version, &other.needs, &other.renews)
     }
 }
@@ -139,14 +139,12 @@ impl Resource {
         let needs: Arc<[Key]> = needs.into();
         // Of nothing there is one for all.
         let needs = if needs.is_empty() { Arc::default() } else { needs };
-        Self { version: hash(&value), key, needs, renews: None, message: value.into() }
+        Self { version: hash(&value), key, needs, renews: None, body: value.into() }
     }
 
-    /// Keeps of the message what it has besides `example`, where that is less. Clients are sent the same.
-    #[must_use]
-    pub fn like(mut self, example: &'static Example) -> Self {
-        self.message.pack(example);
-        self
+    /// Keeps of the message what it has besides `example`, where that is much less. Clients are sent the same.
+    pub fn pack(&mut self, example: &'static Example) {
+        self.body.pack(example);
     }
 
     /// Names what is to be sent again with it.
@@ -160,23 +158,23 @@ impl Resource {
         field_len(2, self.any_len()) + field_len(3, self.key.name.len())
     }
 
-    /// The message's own bytes, for tests and dumps.
+    /// The message, for tests and dumps.
     pub fn decode<M: Message + Default>(&self) -> Result<M, prost::DecodeError> {
-        M::decode(&*self.message.read())
+        M::decode(self.body.read(&mut Vec::new()))
     }
 
     /// `Resource { name = 3, resource = 2: Any { type_url = 1, value = 2 } }`. What says which resource it is, is
-    /// written for each client anew: kept with each resource it would be a third of it.
-    pub(crate) fn encode(&self, out: &mut impl BufMut) {
+    /// written for each client anew: kept with each resource it would be a third of it. `scratch`: where it is unpacked.
+    pub(crate) fn encode(&self, scratch: &mut Vec<u8>, out: &mut impl BufMut) {
         encode_key(2, WireType::LengthDelimited, out);
         encode_varint(self.any_len() as u64, out);
         put_field(out, 1, self.key.kind.url().as_bytes());
-        put_field(out, 2, &self.message.read());
+        put_field(out, 2, self.body.read(scratch));
         put_field(out, 3, self.key.name.as_bytes());
     }
 
     fn any_len(&self) -> usize {
-        field_len(1, self.key.kind.url().len()) + field_len(2, self.message.len())
+        field_len(1, self.key.kind.url().len()) + field_len(2, self.body.len())
     }
 }
 
@@ -224,24 +222,40 @@ impl Version {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use envoy_types::pb::envoy::config::cluster::v3::Cluster;
     use envoy_types::pb::envoy::service::discovery::v3::Resource as Proto;
 
     use super::*;
 
+    fn cluster(name: &str) -> Cluster {
+        Cluster { name: name.into(), alt_stat_name: "x".repeat(300), ..Default::default() }
+    }
+
+    static EXAMPLE: LazyLock<Example> = LazyLock::new(|| {
+        let other = Key::new(ResourceType::Cluster, "red");
+        [Resource::new(other, &cluster("red"), [])].iter().collect()
+    });
+
     #[test]
-    fn the_hand_written_encoding_is_the_generated_one() {
-        let cluster =
-            Cluster { name: "blue".into(), alt_stat_name: "x".repeat(300), ..Default::default() };
+    fn the_hand_written_encoding_is_the_generated_one_packed_or_not() {
+        let cluster = cluster("blue");
         let key = Key::new(ResourceType::Cluster, "blue");
         let resource = Resource::new(key, &cluster, []);
-        let mut body = Vec::new();
-        resource.encode(&mut body);
-        let wire = Proto::decode(&*body).unwrap();
-        assert_eq!(wire.name, "blue");
-        assert_eq!(wire.resource.as_ref().unwrap().type_url, ResourceType::Cluster.url());
-        assert_eq!((wire.encode_to_vec(), body.len()), (body.clone(), resource.size()));
-        assert_eq!(resource.decode::<Cluster>().unwrap(), cluster);
+        let mut packed = resource.clone();
+        packed.pack(&EXAMPLE);
+        assert!(packed.body.kept() * 2 < resource.body.kept(), "it is packed");
+        assert_eq!(packed, resource);
+        for one in [resource, packed] {
+            let mut body = Vec::new();
+            one.encode(&mut Vec::new(), &mut body);
+            let wire = Proto::decode(&*body).unwrap();
+            assert_eq!(wire.name, "blue");
+            assert_eq!(wire.resource.as_ref().unwrap().type_url, ResourceType::Cluster.url());
+            assert_eq!((wire.encode_to_vec(), body.len()), (body.clone(), one.size()));
+            assert_eq!(one.decode::<Cluster>().unwrap(), cluster);
+        }
     }
 
     #[test]

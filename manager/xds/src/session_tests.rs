@@ -94,7 +94,7 @@ impl Client {
         let (mut bad, mut noted) = (Vec::new(), Vec::new());
         for sent in &response.resources {
             let mut bytes = Vec::new();
-            sent.resource.encode(&mut bytes);
+            sent.resource.encode(&mut Vec::new(), &mut bytes);
             let wire = Proto::decode(&*bytes).unwrap();
             let version = Version::parse(&sent.version).unwrap();
             let key = Key::new(kind, wire.name.as_str());

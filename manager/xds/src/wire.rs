@@ -1,4 +1,5 @@
-//! Responses on the wire: messages that are encoded already are joined, not encoded again.
+//! Responses on the wire: messages that are encoded already are joined, not encoded again. Those that are kept packed are
+//! unpacked on the way.
 
 use std::sync::Arc;
 
@@ -19,11 +20,11 @@ pub struct Wire {
 
 impl Wire {
     /// As field `tag`: `Resource { version = 1, … }`.
-    fn encode(&self, tag: u32, out: &mut impl BufMut) {
+    fn encode(&self, tag: u32, scratch: &mut Vec<u8>, out: &mut impl BufMut) {
         encode_key(tag, WireType::LengthDelimited, out);
         encode_varint(self.size() as u64, out);
         put_field(out, 1, self.version.as_bytes());
-        self.resource.encode(out);
+        self.resource.encode(scratch, out);
     }
 
     /// Size on the wire, in bytes.
@@ -46,11 +47,12 @@ pub struct Response {
 }
 
 impl Response {
-    #[cfg_attr(not(any(test, feature = "server")), expect(dead_code))]
-    pub(crate) fn encode(&self, out: &mut impl BufMut) {
+    /// Writes the message as it is sent, without gRPC's frame.
+    pub fn encode(&self, out: &mut impl BufMut) {
+        let mut scratch = Vec::new();
         // DeltaDiscoveryResponse: resources = 2, type_url = 4, nonce = 5, removed_resources = 6.
         for resource in &self.resources {
-            resource.encode(2, out);
+            resource.encode(2, &mut scratch, out);
         }
         put_field(out, 4, self.kind.url().as_bytes());
         put_field(out, 5, self.nonce.as_bytes());

@@ -21,8 +21,10 @@ pub struct Hub {
     engine: Engine,
     state: State,
     session: Session,
-    /// What the client was sent.
+    /// How much of resources the client was sent.
     pub bytes: usize,
+    /// The response that it was sent last.
+    wire: Vec<u8>,
 }
 
 fn hub() -> Hub {
@@ -47,7 +49,7 @@ fn hub() -> Hub {
     engine.complete();
     let mut state = State::default();
     state.complete();
-    let mut hub = Hub { engine, state, session: Session::default(), bytes: 0 };
+    let mut hub = Hub { engine, state, session: Session::default(), bytes: 0, wire: Vec::new() };
     for kind in ResourceType::ALL {
         let request = DeltaDiscoveryRequest { type_url: kind.url().into(), ..Default::default() };
         hub.ask(request);
@@ -83,6 +85,8 @@ impl Hub {
         let mut due = VecDeque::from(due);
         while let Some(response) = due.pop_front() {
             self.bytes += response.resources.iter().map(fairlead_xds::Wire::size).sum::<usize>();
+            self.wire.clear();
+            response.encode(&mut self.wire);
             let ack = DeltaDiscoveryRequest {
                 type_url: response.kind.url().into(),
                 response_nonce: response.nonce,

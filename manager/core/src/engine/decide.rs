@@ -319,11 +319,17 @@ impl Engine {
     ) -> Option<Box<Served>> {
         let http = serving.filter(|serving| serving.wish.is_http());
         let http = http.and_then(|serving| Some((&serving.wish, serving.addresses.first()?)));
+        let entry = self.routes.get_mut(id)?;
+        // What it wanted before keeps its text, which others share.
+        let known = |key: HostKey| match entry.wanted.up_to(&key) {
+            Some(known) if *known == key => known.clone(),
+            _ => key,
+        };
         let keys: Few<HostKey> = http
             .into_iter()
             .flat_map(|(wish, ip)| wish.hosts.iter().map(|one| HostKey::new(&one.hostname, *ip)))
+            .map(known)
             .collect();
-        let entry = self.routes.get_mut(id)?;
         let mut wanted = keys.clone();
         if let (Ok(wish), true) = (&entry.wish, self.tenants.contains_key(&id.tenant)) {
             // What a Route without an address holds by name, it keeps until it has one.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
@@ -20,10 +20,10 @@ use envoy_types::pb::envoy::config::route::v3::{
     DirectResponseAction, HeaderMatcher, RedirectAction, Route, RouteConfiguration, RouteMatch,
     ScopedRouteConfiguration, VirtualHost, route_match::PathSpecifier, scoped_route_configuration,
 };
-use fairlead_api::http::{BackendRef, Host, HttpMatch, HttpRule, PathMatchType, TlsMode};
+use fairlead_api::http::{Host, HttpMatch, HttpRule, PathMatchType, TlsMode};
 use fairlead_api::route::Protocol;
 use fairlead_api::{RouteId, TenantId};
-use fairlead_xds::{Example, Key, Resource, ResourceType};
+use fairlead_xds::{Key, Resource, ResourceType};
 use prost::Message;
 
 use super::filters::{Parts, SCOPE};
@@ -318,21 +318,9 @@ fn publish(
     let shared: Arc<str> = name.into();
     vec![
         Resource::new(Key::new(ResourceType::ScopedRoutes, shared.clone()), &scope, needs.clone()),
-        Resource::of_bytes(Key::new(ResourceType::Routes, shared), body, needs.clone())
-            .like(&TYPICAL),
+        Resource::of_bytes(Key::new(ResourceType::Routes, shared), body, needs.clone()),
     ]
 }
-
-/// The routes of a host as most have them.
-static TYPICAL: LazyLock<Example> = LazyLock::new(|| {
-    let backends = vec![BackendRef { name: "web:80".into(), weight: 1 }];
-    let one = HttpMatch::default();
-    let rule = HttpRule { backends, ..HttpRule::default() };
-    let clusters = BTreeMap::from([("web:80", "tenant/default/web:80@30080".into())]);
-    let context = Context { clusters: &clusters, users: &|_| None };
-    let routes = [to_https(everything()), rule::route(&rule, &one, &context), nothing()];
-    configuration("192.0.2.1:80/www.example.com", &routes).into()
-});
 
 /// `RouteConfiguration { virtual_hosts = 2: { routes = 3 } }`, from routes that are encoded already.
 fn configuration(name: &str, routes: &[Vec<u8>]) -> Vec<u8> {

@@ -2,7 +2,6 @@
 //! Service's port; where they want it spoken to in different ways, there is one for each way.
 
 use std::collections::BTreeSet;
-use std::sync::LazyLock;
 
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, OutlierDetection};
 use envoy_types::pb::envoy::config::core::v3::{
@@ -23,8 +22,7 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_optio
 };
 use fairlead_api::TenantId;
 use fairlead_api::http::{Upstream, UpstreamProtocol, UpstreamTls};
-use fairlead_xds::{Example, Resource};
-use prost::Message;
+use fairlead_xds::Resource;
 
 use super::secrets;
 use crate::model::Backend;
@@ -57,33 +55,28 @@ pub(crate) fn translate(
     backend: &Backend,
     nodes: &Nodes,
 ) -> [Resource; 2] {
-    let tls = backend.upstream.tls.as_ref().map(|tls| transport(tls, tenant, namespace));
-    let cluster = cluster(&backend.cluster, &backend.upstream, tls);
-    let [key, endpoints] = translate::cluster_keys(&backend.cluster);
-    [
-        Resource::new(key, &cluster, []).renewing(endpoints).like(&TYPICAL),
-        translate::endpoints(backend, nodes, &BTreeSet::new()),
-    ]
-}
-
-/// The Cluster of a backend as most are.
-static TYPICAL: LazyLock<Example> = LazyLock::new(|| {
-    cluster("tenant/default/web:80@30080", &Upstream::default(), None).encode_to_vec().into()
-});
-
-fn cluster(name: &str, upstream: &Upstream, tls: Option<TransportSocket>) -> Cluster {
-    let options = options(upstream.protocol, upstream.tls.as_ref());
-    Cluster {
-        lb_policy: translate::policy(upstream.balancing).into(),
+    let name = &backend.cluster;
+    let Upstream { protocol, tls, balancing, .. } = &backend.upstream;
+    let options = options(*protocol, tls.as_ref());
+    let cluster = Cluster {
+        lb_policy: translate::policy(*balancing).into(),
         outlier_detection: Some(outlier_detection()),
-        transport_socket: translate::transport_socket(upstream, tls),
+        transport_socket: translate::transport_socket(
+            &backend.upstream,
+            tls.as_ref().map(|tls| transport(tls, tenant, namespace)),
+        ),
         typed_extension_protocol_options: [(
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),
             any(&options),
         )]
         .into(),
-        ..translate::cluster(name, upstream)
-    }
+        ..translate::cluster(name, &backend.upstream)
+    };
+    let [key, endpoints] = translate::cluster_keys(name);
+    [
+        Resource::new(key, &cluster, []).renewing(endpoints),
+        translate::endpoints(backend, nodes, &BTreeSet::new()),
+    ]
 }
 
 fn options(protocol: UpstreamProtocol, tls: Option<&UpstreamTls>) -> HttpProtocolOptions {

@@ -14,6 +14,7 @@ use super::listener::{self, Front};
 use super::secrets::{self, Secret, SecretId};
 use super::site::{self, Chain, Member, Secrets, SiteKey};
 use super::upstream;
+use crate::examples;
 use crate::model::{Backend, Wish};
 use crate::nodes::Nodes;
 use crate::publish::{Owner, Published, Publisher};
@@ -99,7 +100,7 @@ struct Shared {
     backend: Arc<Backend>,
     users: Few<RouteId>,
     /// Sites whose last good routes lead here.
-    pinned: Few<SiteKey>,
+    pinned_by: Few<SiteKey>,
     published: Published,
 }
 
@@ -215,7 +216,7 @@ impl Web {
                     namespace: new.namespace.clone(),
                     backend: backend.clone(),
                     users: Few::default(),
-                    pinned: Few::default(),
+                    pinned_by: Few::default(),
                     published: Vec::new(),
                 })
             });
@@ -333,7 +334,7 @@ impl Web {
         let none = Nodes::default();
         // Envoy takes no other Cluster while one waits for its Secret: it goes out once that is there.
         let waits = shared.authority().is_some_and(|id| !self.secrets.has_ca(&id));
-        let unused = shared.users.is_empty() && shared.pinned.is_empty();
+        let unused = shared.users.is_empty() && shared.pinned_by.is_empty();
         let resources = if unused || waits {
             Vec::new()
         } else {
@@ -459,18 +460,19 @@ impl Web {
     }
 
     /// These Clusters are what the last good routes of a site lead to.
-    fn pin(&mut self, key: &SiteKey, clusters: Few<Arc<str>>) {
+    fn pin(&mut self, key: &SiteKey, mut clusters: Few<Arc<str>>) {
+        clusters.retain(|name| self.upstreams.contains_key(name));
         let Some(site) = self.sites.get_mut(key) else { return };
         for name in site.pins.difference(&clusters) {
             let Some(shared) = self.upstreams.get_mut(name) else { continue };
-            shared.pinned.remove(key);
-            if shared.pinned.is_empty() {
+            shared.pinned_by.remove(key);
+            if shared.pinned_by.is_empty() {
                 self.dirty_upstreams.insert(name.clone());
             }
         }
         for name in clusters.difference(&site.pins) {
             if let Some(shared) = self.upstreams.get_mut(name) {
-                shared.pinned.insert(key.clone());
+                shared.pinned_by.insert(key.clone());
             }
         }
         site.pins = clusters;
@@ -579,7 +581,7 @@ impl Site {
                 // As it is published already, there is one of it.
                 _ => match self.current.iter().find(|one| ***one == resource) {
                     Some(same) => same.clone(),
-                    None => resource.into(),
+                    None => examples::packed(resource),
                 },
             });
         }

@@ -1,7 +1,7 @@
 //! The Listeners of layer 4.
 
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::socket_address::Protocol as Transport;
 use envoy_types::pb::envoy::config::core::v3::socket_option::{self, SocketState};
@@ -32,9 +32,8 @@ use envoy_types::pb::xds::r#type::matcher::v3::matcher::{
     MatcherList, MatcherType, OnMatch, on_match,
 };
 use fairlead_api::route::Protocol;
-use fairlead_xds::{Example, Key, Resource, ResourceType};
+use fairlead_xds::{Key, Resource, ResourceType};
 use ipnet::IpNet;
-use prost::Message;
 
 use super::{Binding, cluster_keys, listener, listener_name};
 use crate::model::Clients;
@@ -59,27 +58,16 @@ pub(super) fn tcp(
     cluster: &Arc<str>,
     clients: &Clients,
 ) -> Resource {
-    let name = listener_name(Protocol::Tcp, ip, port);
-    needing(&name, &of_tcp(&name, binding, cluster, clients), cluster).like(&TYPICAL)
-}
-
-/// A Listener as most are.
-static TYPICAL: LazyLock<Example> = LazyLock::new(|| {
-    let binding = Binding { address: IpAddr::from([0; 4]), port: 80, proxies: Vec::new() };
-    let listener = of_tcp("TCP/192.0.2.1:80", &binding, "tenant/service", &Clients::default());
-    listener.encode_to_vec().into()
-});
-
-fn of_tcp(name: &str, binding: &Binding, cluster: &str, clients: &Clients) -> Listener {
     let Clients { source_ranges, idle_millis, source_affinity } = clients;
+    let name = listener_name(Protocol::Tcp, ip, port);
     let by_source = HashPolicy {
         policy_specifier: Some(hash_policy::PolicySpecifier::SourceIp(
             hash_policy::SourceIp::default(),
         )),
     };
     let proxy = TcpProxy {
-        stat_prefix: name.to_owned(),
-        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+        stat_prefix: name.clone(),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_string())),
         max_connect_attempts: number(CONNECT_ATTEMPTS),
         idle_timeout: millis(idle_millis.unwrap_or(TCP_IDLE_MILLIS)),
         hash_policy: source_affinity.then_some(by_source).into_iter().collect(),
@@ -95,12 +83,13 @@ fn of_tcp(name: &str, binding: &Binding, cluster: &str, clients: &Clients) -> Li
         ..FilterChain::default()
     };
     let address = socket(binding.address, binding.port, Transport::Tcp);
-    Listener {
+    let listener = Listener {
         filter_chains: vec![chain],
         listener_filters: proxy_protocol(binding).into_iter().collect(),
         listener_filters_timeout: header_timeout(binding),
-        ..listener(name, address)
-    }
+        ..listener(&name, address)
+    };
+    needing(&name, &listener, cluster)
 }
 
 /// What reads who the client is, where balancers in front say so.
