@@ -75,15 +75,26 @@ impl<T: Ord> Few<T> {
         }
     }
 
+    /// The one that is there and equal: where it is shared text, whoever keeps it shares it.
+    pub fn get<Q: Ord + ?Sized>(&self, element: &Q) -> Option<&T>
+    where
+        T: Borrow<Q>,
+    {
+        match &self.0 {
+            Kept::Few(few) => {
+                let place = few.binary_search_by(|one| one.borrow().cmp(element));
+                place.ok().map(|place| &few[place])
+            }
+            Kept::Many(many) => many.get(element),
+        }
+    }
+
     /// Whether it is there.
     pub fn contains<Q: Ord + ?Sized>(&self, element: &Q) -> bool
     where
         T: Borrow<Q>,
     {
-        match &self.0 {
-            Kept::Few(few) => few.binary_search_by(|one| one.borrow().cmp(element)).is_ok(),
-            Kept::Many(many) => many.contains(element),
-        }
+        self.get(element).is_some()
     }
 
     /// The last that is not greater.
@@ -209,6 +220,7 @@ mod tests {
                     prop_assert_eq!(few.remove(&one), tree.remove(&one));
                 }
                 prop_assert_eq!(few.contains(&one), tree.contains(&one));
+                prop_assert_eq!(few.get(&one), tree.get(&one));
                 prop_assert_eq!(few.len(), tree.len());
                 prop_assert_eq!(few.up_to(&one), tree.range(..=one).next_back());
             }

@@ -14,6 +14,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use super::figures::Resync;
@@ -42,7 +43,7 @@ const HUB: &str = "172.18.0.11:30843";
 pub struct Stage {
     tenant: Cluster,
     token: String,
-    agent: Option<u32>,
+    agent: Option<Pid>,
     /// Workers of each Envoy.
     pub workers: u64,
 }
@@ -100,14 +101,14 @@ impl Stage {
             ("FAIRLEAD_LOG", "info"),
             ("POD_NAME", "bench"),
         ];
-        self.agent = Some(Local.daemon(host, &program, &variables)?);
+        let pid = Local.daemon(host, &program, &variables)?;
+        self.agent = Some(Pid::from_raw(i32::try_from(pid)?));
         Ok(())
     }
 
     /// Fails once the agent that was started has ended.
     pub fn expect_agent(&mut self) -> Result<()> {
         let pid = self.agent.context("no agent was started")?;
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
         match waitpid(pid, Some(WaitPidFlag::WNOHANG))? {
             WaitStatus::StillAlive => Ok(()),
             ended => {
@@ -120,7 +121,6 @@ impl Stage {
     /// Ends the agent; what it published stays.
     pub fn stop_agent(&mut self) -> Result<()> {
         let Some(pid) = self.agent.take() else { return Ok(()) };
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
         waitpid(pid, None)?;
         Ok(())

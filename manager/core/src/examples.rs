@@ -16,9 +16,21 @@ use crate::model::Wish;
 use crate::nodes::Nodes;
 use crate::translate::{Binding, translate};
 
-static CLUSTERS: LazyLock<Example> = LazyLock::new(|| of(ResourceType::Cluster));
-static LISTENERS: LazyLock<Example> = LazyLock::new(|| of(ResourceType::Listener));
-static ROUTES: LazyLock<Example> = LazyLock::new(|| of(ResourceType::Routes));
+struct Examples {
+    clusters: Example,
+    listeners: Example,
+    routes: Example,
+}
+
+static EXAMPLES: LazyLock<Examples> = LazyLock::new(|| {
+    let usual = usual().unwrap_or_default();
+    let of = |kind| usual.iter().filter(|one| one.key.kind == kind).collect();
+    Examples {
+        clusters: of(ResourceType::Cluster),
+        listeners: of(ResourceType::Listener),
+        routes: of(ResourceType::Routes),
+    }
+});
 
 /// A resource as it is kept.
 pub(crate) fn packed(mut resource: Resource) -> Arc<Resource> {
@@ -29,16 +41,12 @@ pub(crate) fn packed(mut resource: Resource) -> Arc<Resource> {
 /// Packs a resource with what it is like.
 pub(crate) fn pack(resource: &mut Resource) {
     match resource.key.kind {
-        ResourceType::Cluster => resource.pack(&CLUSTERS),
-        ResourceType::Listener => resource.pack(&LISTENERS),
-        ResourceType::Routes => resource.pack(&ROUTES),
+        ResourceType::Cluster => resource.pack(&EXAMPLES.clusters),
+        ResourceType::Listener => resource.pack(&EXAMPLES.listeners),
+        ResourceType::Routes => resource.pack(&EXAMPLES.routes),
         // Hardly more than their names, or what nobody else has.
         ResourceType::Endpoints | ResourceType::ScopedRoutes | ResourceType::Secret => {}
     }
-}
-
-fn of(kind: ResourceType) -> Example {
-    usual().iter().flatten().filter(|one| one.key.kind == kind).collect()
 }
 
 /// The resources of a Service and of an Ingress as most are.

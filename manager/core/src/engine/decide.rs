@@ -321,10 +321,7 @@ impl Engine {
         let http = http.and_then(|serving| Some((&serving.wish, serving.addresses.first()?)));
         let entry = self.routes.get_mut(id)?;
         // What it wanted before keeps its text, which others share.
-        let known = |key: HostKey| match entry.wanted.up_to(&key) {
-            Some(known) if *known == key => known.clone(),
-            _ => key,
-        };
+        let known = |key: HostKey| entry.wanted.get(&key).cloned().unwrap_or(key);
         let keys: Few<HostKey> = http
             .into_iter()
             .flat_map(|(wish, ip)| wish.hosts.iter().map(|one| HostKey::new(&one.hostname, *ip)))

@@ -461,18 +461,17 @@ impl Web {
 
     /// These Clusters are what the last good routes of a site lead to.
     fn pin(&mut self, key: &SiteKey, mut clusters: Few<Arc<str>>) {
-        clusters.retain(|name| self.upstreams.contains_key(name));
-        let Some(site) = self.sites.get_mut(key) else { return };
+        let Self { sites, upstreams, dirty_upstreams, .. } = self;
+        let Some(site) = sites.get_mut(key) else { return };
+        clusters.retain(|name| {
+            let shared = upstreams.get_mut(name);
+            shared.map(|shared| shared.pinned_by.insert(key.clone())).is_some()
+        });
         for name in site.pins.difference(&clusters) {
-            let Some(shared) = self.upstreams.get_mut(name) else { continue };
+            let Some(shared) = upstreams.get_mut(name) else { continue };
             shared.pinned_by.remove(key);
             if shared.pinned_by.is_empty() {
-                self.dirty_upstreams.insert(name.clone());
-            }
-        }
-        for name in clusters.difference(&site.pins) {
-            if let Some(shared) = self.upstreams.get_mut(name) {
-                shared.pinned_by.insert(key.clone());
+                dirty_upstreams.insert(name.clone());
             }
         }
         site.pins = clusters;
